@@ -1,0 +1,15 @@
+//! Sluice: one node agent for a sidecarless service mesh.
+//!
+//! The rooms, in the order a request walks through them:
+//!
+//! - [`capture`]: eBPF and netlink; turns a pod's `connect()` into an accepted socket.
+//! - [`proxy`]: decides per connection who, where and how; owns no protocol.
+//! - [`http`]: HTTP/1.1 and HTTP/2, request by request.
+//! - [`tunnel`]: HBONE between nodes.
+//! - [`identity`]: SPIFFE certificates and the TLS configurations made of them.
+//! - [`mesh`]: the immutable [`mesh::Snapshot`] everything above reads.
+//! - [`config`]: the sources that write a `Snapshot`.
+//! - [`telemetry`]: spans and metrics on their way off the node.
+//! - [`admin`]: health, statistics and status for people and probes.
+
+pub mod mesh;

@@ -1,0 +1,17 @@
+//! What the mesh looks like right now: workloads, services and who they are.
+//!
+//! Enters: the objects a source read ([`crate::config`]). Leaves: an immutable
+//! [`Snapshot`], swapped whole. Types here carry the rules of the names they hold and
+//! know no sockets, no eBPF and no TLS.
+
+mod principal;
+mod service;
+mod snapshot;
+mod store;
+mod workload;
+
+pub use principal::{InvalidPrincipal, Principal, TrustDomain};
+pub use service::{AppProtocol, Endpoint, Service, ServicePort};
+pub use snapshot::{Destination, Snapshot, SnapshotBuilder};
+pub use store::SnapshotStore;
+pub use workload::{Owner, PodUid, Workload};

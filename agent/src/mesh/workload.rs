@@ -1,0 +1,98 @@
+//! One pod as the mesh sees it.
+
+use std::{collections::BTreeMap, fmt, net::IpAddr, path::PathBuf, sync::Arc};
+
+use super::Principal;
+
+/// The UID the API server gave a pod; the name of the pod's enrolment everywhere.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PodUid(Arc<str>);
+
+impl PodUid {
+    /// Accepts letters, digits and `-`, at most 64 characters: the UID becomes a file name
+    /// under bpffs, so it must not be able to name anything else.
+    pub fn new(text: &str) -> Option<Self> {
+        let legal = |c: char| c.is_ascii_alphanumeric() || c == '-';
+        (!text.is_empty() && text.len() <= 64 && text.chars().all(legal)).then(|| Self(text.into()))
+    }
+
+    /// The UID as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for PodUid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// The controller a pod belongs to, after folding `ReplicaSet` into `Deployment`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Owner {
+    /// `Deployment`, `StatefulSet`, `DaemonSet`, `Job`, `CronJob`, `ReplicaSet` or `Pod`.
+    pub kind: String,
+    /// The controller's name; the pod's own where it has none.
+    pub name: String,
+}
+
+/// One pod: where it is, who it is and how its telemetry is labelled.
+#[derive(Debug)]
+pub struct Workload {
+    /// The pod's UID.
+    pub uid: PodUid,
+    /// The pod's name.
+    pub name: String,
+    /// The pod's namespace.
+    pub namespace: String,
+    /// The controller that made the pod.
+    pub owner: Owner,
+    /// `spec.nodeName`; empty while unscheduled.
+    pub node: String,
+    /// Every address of the pod, IPv4 and IPv6.
+    pub ips: Vec<IpAddr>,
+    /// The pod's labels.
+    pub labels: BTreeMap<String, String>,
+    /// Who the pod is to its peers.
+    pub principal: Principal,
+    /// Whether namespace and pod labels ask for the mesh (`istio.io/dataplane-mode`), and the
+    /// pod does not use the host's network.
+    pub meshed: bool,
+    /// Where a static source says the pod's network namespace is; other sources find it
+    /// themselves and leave this empty.
+    pub netns: Option<PathBuf>,
+    /// The pod's `resource.opentelemetry.io/*` annotations, prefix cut: attributes its owner
+    /// wants on every span recorded on its behalf.
+    pub resource_attributes: BTreeMap<String, String>,
+}
+
+impl Workload {
+    /// `app` for metrics: label `app`, else `unknown` as Istio writes it.
+    pub fn app(&self) -> &str {
+        self.labels.get("app").map_or("unknown", String::as_str)
+    }
+
+    /// `version` for metrics: label `version`, else `unknown`.
+    pub fn version(&self) -> &str {
+        self.labels.get("version").map_or("unknown", String::as_str)
+    }
+
+    /// Istio's canonical service: `service.istio.io/canonical-name`, else
+    /// `app.kubernetes.io/name`, else `app`, else the owner's name.
+    pub fn canonical_service(&self) -> &str {
+        ["service.istio.io/canonical-name", "app.kubernetes.io/name", "app"]
+            .iter()
+            .find_map(|key| self.labels.get(*key))
+            .map_or(&self.owner.name, String::as_str)
+    }
+
+    /// Istio's canonical revision: `service.istio.io/canonical-revision`, else
+    /// `app.kubernetes.io/version`, else `version`, else `latest`.
+    pub fn canonical_revision(&self) -> &str {
+        ["service.istio.io/canonical-revision", "app.kubernetes.io/version", "version"]
+            .iter()
+            .find_map(|key| self.labels.get(*key))
+            .map_or("latest", String::as_str)
+    }
+}
