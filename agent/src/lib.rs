@@ -12,4 +12,5 @@
 //! - [`telemetry`]: spans and metrics on their way off the node.
 //! - [`admin`]: health, statistics and status for people and probes.
 
+pub mod http;
 pub mod mesh;

@@ -1,0 +1,22 @@
+//! HTTP/1.1 and HTTP/2, request by request.
+//!
+//! Enters: a byte stream whose first bytes are HTTP, and a [`Handler`] that answers
+//! requests. Leaves: requests on pooled upstream connections, bodies streamed and
+//! counted, upgrades relayed. It knows no mesh, no eBPF and no TLS: where a request
+//! goes is the [`Handler`]'s business.
+
+mod body;
+mod fields;
+mod pool;
+mod prefixed;
+mod serve;
+mod sniff;
+#[cfg(test)]
+mod tests;
+
+pub use body::{Body, Tap};
+pub use fields::forwardable;
+pub use pool::{Pool, PoolKey, SendError, Stream};
+pub use prefixed::Prefixed;
+pub use serve::{Handler, Upgraded, plain, serve};
+pub use sniff::{LONGEST_REQUEST_LINE, Protocol, Sniff, sniff};

@@ -1,0 +1,305 @@
+//! Upstream connections, kept open and used again.
+
+use std::{
+    fmt,
+    future::Future,
+    net::{IpAddr, SocketAddr},
+    sync::{Arc, Mutex, PoisonError, Weak},
+    time::{Duration, Instant},
+};
+
+use http::{Request, Response, Version};
+use hyper::{
+    body::Incoming,
+    client::conn::{http1, http2},
+};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use super::{Body, Protocol, Tap};
+
+/// Idle connections to one server beyond this are closed.
+const MOST_IDLE: usize = 256;
+/// How long a connection may sit idle. Shorter than the 60 s many servers allow, so that ours
+/// closes first and no request meets a closing connection.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(50);
+/// Flow-control windows for HTTP/2 towards a server: large enough for 1 Gbit/s at 10 ms.
+pub(super) const H2_STREAM_WINDOW: u32 = 1 << 20;
+pub(super) const H2_CONNECTION_WINDOW: u32 = 4 << 20;
+/// The most decoded header bytes one message may carry.
+pub(super) const MOST_HEADER_BYTES: u32 = 64 << 10;
+
+/// What makes two requests able to share a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct PoolKey {
+    /// The address the server sees; a connection is never shared between clients.
+    pub client: IpAddr,
+    /// The server.
+    pub server: SocketAddr,
+    /// Whether the connection speaks HTTP/2.
+    pub http2: bool,
+}
+
+impl PoolKey {
+    /// The key for a request of this HTTP version.
+    pub fn new(client: IpAddr, server: SocketAddr, version: Version) -> Self {
+        Self { client, server, http2: version == Version::HTTP_2 }
+    }
+
+    /// The key for a connection that was recognised as `protocol`.
+    pub fn speaking(client: IpAddr, server: SocketAddr, protocol: Protocol) -> Self {
+        Self { client, server, http2: protocol == Protocol::Http2 }
+    }
+}
+
+/// Why a request got no response.
+#[derive(Debug)]
+pub enum SendError<E> {
+    /// No connection could be made.
+    Connect(E),
+    /// The connection broke or the server's answer was not HTTP.
+    Exchange(hyper::Error),
+}
+
+impl<E: fmt::Display> fmt::Display for SendError<E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            SendError::Connect(error) => error.fmt(f),
+            // hyper's own text names the step, its source the cause.
+            SendError::Exchange(error) => match std::error::Error::source(error) {
+                Some(cause) => write!(f, "{error}: {cause}"),
+                None => error.fmt(f),
+            },
+        }
+    }
+}
+
+/// What HTTP can run on.
+pub trait Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static {}
+impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Stream for S {}
+
+/// Connections by [`PoolKey`]. Dropping the pool closes what is idle.
+#[derive(Debug)]
+pub struct Pool {
+    servers: Arc<Servers>,
+}
+
+type Servers = papaya::HashMap<PoolKey, Arc<Server>>;
+
+/// The connections to one server for one client.
+#[derive(Debug, Default)]
+struct Server {
+    idle: Mutex<Vec<Idle>>,
+    http2: tokio::sync::Mutex<Option<http2::SendRequest<Body>>>,
+}
+
+#[derive(Debug)]
+struct Idle {
+    sender: http1::SendRequest<Body>,
+    since: Instant,
+}
+
+impl Default for Pool {
+    fn default() -> Self {
+        let servers = Arc::new(Servers::new());
+        tokio::spawn(close_idle(Arc::downgrade(&servers)));
+        Self { servers }
+    }
+}
+
+impl Pool {
+    /// Sends `request` on a pooled connection, or on a new one made by `dial`.
+    ///
+    /// A pooled connection that turns out to be closed before a byte of the request was
+    /// written is replaced once.
+    ///
+    /// # Errors
+    /// [`SendError::Connect`] carries `dial`'s error; [`SendError::Exchange`] means that the
+    /// request may have reached the server.
+    pub async fn send<S, E, Dialling>(
+        &self,
+        key: PoolKey,
+        request: Request<Body>,
+        dial: impl FnOnce() -> Dialling,
+    ) -> Result<Response<Body>, SendError<E>>
+    where
+        Dialling: Future<Output = Result<S, E>>,
+        S: Stream,
+    {
+        let server = self.server(key);
+        if key.http2 {
+            return server.send_http2(request, dial).await;
+        }
+        server.send_http1(request, dial).await
+    }
+
+    /// Puts a connection that was opened before its protocol was known to use.
+    ///
+    /// # Errors
+    /// When the HTTP/2 handshake fails.
+    pub async fn adopt(&self, key: PoolKey, io: impl Stream) -> Result<(), hyper::Error> {
+        let server = self.server(key);
+        if key.http2 {
+            *server.http2.lock().await = Some(connect_http2(io).await?);
+        } else {
+            server.put_back(connect_http1(io).await?);
+        }
+        Ok(())
+    }
+
+    fn server(&self, key: PoolKey) -> Arc<Server> {
+        self.servers.pin().get_or_insert_with(key, Arc::default).clone()
+    }
+}
+
+impl Server {
+    async fn send_http1<S, E, Dialling>(
+        self: Arc<Self>,
+        mut request: Request<Body>,
+        dial: impl FnOnce() -> Dialling,
+    ) -> Result<Response<Body>, SendError<E>>
+    where
+        Dialling: Future<Output = Result<S, E>>,
+        S: Stream,
+    {
+        while let Some(mut sender) = self.take_idle() {
+            match sender.try_send_request(request).await {
+                Ok(response) => return Ok(self.lend(sender, response)),
+                Err(mut error) => match error.take_message() {
+                    Some(unsent) => request = unsent,
+                    None => return Err(SendError::Exchange(error.into_error())),
+                },
+            }
+        }
+        let io = dial().await.map_err(SendError::Connect)?;
+        let mut sender = connect_http1(io).await.map_err(SendError::Exchange)?;
+        let response = sender.send_request(request).await.map_err(SendError::Exchange)?;
+        Ok(self.lend(sender, response))
+    }
+
+    async fn send_http2<S, E, Dialling>(
+        &self,
+        request: Request<Body>,
+        dial: impl FnOnce() -> Dialling,
+    ) -> Result<Response<Body>, SendError<E>>
+    where
+        Dialling: Future<Output = Result<S, E>>,
+        S: Stream,
+    {
+        // Requests that come while the connection is being made wait for it here.
+        let mut sender = {
+            let mut shared = self.http2.lock().await;
+            match &*shared {
+                Some(sender) if !sender.is_closed() => sender.clone(),
+                _ => {
+                    let io = dial().await.map_err(SendError::Connect)?;
+                    let sender = connect_http2(io).await.map_err(SendError::Exchange)?;
+                    shared.insert(sender).clone()
+                }
+            }
+        };
+        let response = sender.send_request(request).await.map_err(SendError::Exchange)?;
+        Ok(response.map(Body::from))
+    }
+
+    fn take_idle(&self) -> Option<http1::SendRequest<Body>> {
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        // The most recently used is the least likely to have been closed by the server.
+        std::iter::from_fn(|| idle.pop()).map(|idle| idle.sender).find(|sender| sender.is_ready())
+    }
+
+    fn put_back(&self, sender: http1::SendRequest<Body>) {
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        if idle.len() < MOST_IDLE && !sender.is_closed() {
+            idle.push(Idle { sender, since: Instant::now() });
+        }
+    }
+
+    /// Hands out the response; its connection comes back when the body is through.
+    fn lend(
+        self: Arc<Self>,
+        sender: http1::SendRequest<Body>,
+        response: Response<Incoming>,
+    ) -> Response<Body> {
+        response.map(|body| Body::from(body).tapped(Lent { server: self, sender: Some(sender) }))
+    }
+}
+
+/// Returns a connection to its server once the response body is complete.
+struct Lent {
+    server: Arc<Server>,
+    sender: Option<http1::SendRequest<Body>>,
+}
+
+impl Tap for Lent {
+    fn data(&mut self, _bytes: usize) {}
+
+    fn trailers(&mut self, _trailers: &http::HeaderMap) {
+        self.complete();
+    }
+
+    fn complete(&mut self) {
+        let Some(mut sender) = self.sender.take() else { return };
+        if sender.is_ready() {
+            return self.server.put_back(sender);
+        }
+        // The connection's task has yet to notice the end, or is still sending the request.
+        let server = Arc::downgrade(&self.server);
+        tokio::spawn(async move {
+            if sender.ready().await.is_ok()
+                && let Some(server) = server.upgrade()
+            {
+                server.put_back(sender);
+            }
+        });
+    }
+}
+
+async fn connect_http1(io: impl Stream) -> Result<http1::SendRequest<Body>, hyper::Error> {
+    let (sender, connection) = http1::Builder::new()
+        .preserve_header_case(true)
+        .max_header_size(MOST_HEADER_BYTES as usize)
+        .handshake(TokioIo::new(io))
+        .await?;
+    tokio::spawn(async move {
+        if let Err(error) = connection.with_upgrades().await {
+            tracing::debug!(%error, "upstream HTTP/1 connection ended");
+        }
+    });
+    Ok(sender)
+}
+
+async fn connect_http2(io: impl Stream) -> Result<http2::SendRequest<Body>, hyper::Error> {
+    let (sender, connection) = http2::Builder::new(TokioExecutor::new())
+        .timer(TokioTimer::new())
+        .initial_stream_window_size(H2_STREAM_WINDOW)
+        .initial_connection_window_size(H2_CONNECTION_WINDOW)
+        .max_header_list_size(MOST_HEADER_BYTES)
+        .keep_alive_interval(Duration::from_secs(30))
+        .handshake(TokioIo::new(io))
+        .await?;
+    tokio::spawn(async move {
+        if let Err(error) = connection.await {
+            tracing::debug!(%error, "upstream HTTP/2 connection ended");
+        }
+    });
+    Ok(sender)
+}
+
+/// Closes what sat idle too long, until the pool is gone.
+async fn close_idle(servers: Weak<Servers>) {
+    let mut tick = tokio::time::interval(IDLE_TIMEOUT / 4);
+    loop {
+        tick.tick().await;
+        let Some(servers) = servers.upgrade() else { return };
+        servers.pin().retain(|_, server| {
+            let mut idle = server.idle.lock().unwrap_or_else(PoisonError::into_inner);
+            idle.retain(|idle| idle.since.elapsed() < IDLE_TIMEOUT && !idle.sender.is_closed());
+            let http2 = server
+                .http2
+                .try_lock()
+                .map_or(true, |sender| sender.as_ref().is_some_and(|sender| !sender.is_closed()));
+            !idle.is_empty() || http2 || Arc::strong_count(server) > 1
+        });
+    }
+}

@@ -1,0 +1,152 @@
+//! The server's side of a connection: requests in, responses out, upgrades relayed.
+
+use std::{
+    convert::Infallible,
+    future::Future,
+    io,
+    pin::pin,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use http::{Method, Request, Response, StatusCode, header};
+use hyper::{body::Incoming, upgrade::OnUpgrade};
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+    server::conn::auto,
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    Body, Stream,
+    pool::{H2_CONNECTION_WINDOW, H2_STREAM_WINDOW, MOST_HEADER_BYTES},
+};
+
+/// How long a client may take over the header of a request (slow-loris).
+const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
+/// Requests one client may have open on one HTTP/2 connection.
+const MOST_STREAMS: u32 = 1000;
+
+/// Answers the requests of one connection.
+pub trait Handler: Send + Sync + 'static {
+    /// Answers one request. Dropped when the client gives up on it.
+    fn handle(&self, request: Request<Body>) -> impl Future<Output = Response<Body>> + Send;
+}
+
+/// Told how much a connection carried after it was upgraded. A response that upgrades carries
+/// one in its extensions for each side that wants to know.
+#[derive(Clone, Default)]
+pub struct Upgraded(Arc<Mutex<Vec<WhenDone>>>);
+
+type WhenDone = Box<dyn FnOnce(&io::Result<(u64, u64)>) + Send>;
+
+impl Upgraded {
+    /// Calls `done` with the bytes sent by the client and by the server once both are through.
+    pub fn when_done(
+        response: &mut Response<Body>,
+        done: impl FnOnce(&io::Result<(u64, u64)>) + Send + 'static,
+    ) {
+        let watchers: &Self = response.extensions_mut().get_or_insert_default();
+        watchers.0.lock().unwrap_or_else(PoisonError::into_inner).push(Box::new(done));
+    }
+}
+
+/// Serves HTTP/1 or HTTP/2, whichever the client starts with, until the client is done or
+/// `drain` is cancelled and the requests under way are answered.
+///
+/// # Errors
+/// When the connection breaks or the client's bytes are not HTTP; the client has then been
+/// answered 400 where that was still possible.
+pub async fn serve<S, H>(
+    stream: S,
+    handler: Arc<H>,
+    drain: &CancellationToken,
+) -> Result<(), Box<dyn std::error::Error + Send + Sync>>
+where
+    S: Stream,
+    H: Handler,
+{
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_TIMEOUT)
+        .half_close(true)
+        .preserve_header_case(true)
+        .auto_date_header(false)
+        .max_buf_size(MOST_HEADER_BYTES as usize)
+        .http2()
+        .timer(TokioTimer::new())
+        .auto_date_header(false)
+        .initial_stream_window_size(H2_STREAM_WINDOW)
+        .initial_connection_window_size(H2_CONNECTION_WINDOW)
+        .max_concurrent_streams(MOST_STREAMS)
+        .max_header_list_size(MOST_HEADER_BYTES)
+        .keep_alive_interval(Duration::from_secs(30));
+    let service = hyper::service::service_fn(move |request| {
+        let handler = handler.clone();
+        async move { Ok::<_, Infallible>(answer(&*handler, request).await) }
+    });
+    let mut connection =
+        pin!(builder.serve_connection_with_upgrades(TokioIo::new(stream), service));
+    tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = drain.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    }
+}
+
+async fn answer(handler: &impl Handler, mut request: Request<Incoming>) -> Response<Body> {
+    if let Err(reason) = safe(&request) {
+        return plain(StatusCode::BAD_REQUEST, reason);
+    }
+    let from_client = hyper::upgrade::on(&mut request);
+    let connects = request.method() == Method::CONNECT;
+    let mut response = handler.handle(request.map(Body::from)).await;
+    let upgraded = response.status() == StatusCode::SWITCHING_PROTOCOLS
+        || connects && response.status().is_success();
+    if upgraded && let Some(to_server) = response.extensions_mut().remove::<OnUpgrade>() {
+        let watchers = response.extensions_mut().remove::<Upgraded>().unwrap_or_default();
+        tokio::spawn(relay_upgraded(from_client, to_server, watchers));
+    }
+    response
+}
+
+/// Refuses what two parsers might read in two ways.
+fn safe<B>(request: &Request<B>) -> Result<(), &'static str> {
+    let hosts = request.headers().get_all(header::HOST).iter().count();
+    if hosts > 1 {
+        return Err("more than one Host header\n");
+    }
+    let names_host = hosts == 1 || request.uri().authority().is_some();
+    if !names_host && request.version() == http::Version::HTTP_11 {
+        return Err("an HTTP/1.1 request needs a Host header\n");
+    }
+    Ok(())
+}
+
+async fn relay_upgraded(from_client: OnUpgrade, to_server: OnUpgrade, watchers: Upgraded) {
+    let moved = async {
+        let (client, server) =
+            tokio::try_join!(from_client, to_server).map_err(io::Error::other)?;
+        let (mut client, mut server) = (TokioIo::new(client), TokioIo::new(server));
+        tokio::io::copy_bidirectional(&mut client, &mut server).await
+    }
+    .await;
+    let watchers = std::mem::take(&mut *watchers.0.lock().unwrap_or_else(PoisonError::into_inner));
+    for done in watchers {
+        done(&moved);
+    }
+}
+
+/// A response of the agent's own, in plain text.
+pub fn plain(status: StatusCode, text: impl Into<bytes::Bytes>) -> Response<Body> {
+    let mut response = Response::new(Body::full(text));
+    *response.status_mut() = status;
+    response
+        .headers_mut()
+        .insert(header::CONTENT_TYPE, http::HeaderValue::from_static("text/plain; charset=utf-8"));
+    response
+}

@@ -1,0 +1,128 @@
+//! Telling HTTP from everything else by the first bytes a client sends.
+
+/// The start of every HTTP/2 connection (RFC 9113 §3.4).
+const H2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// The longest request line looked at; a longer first line is not taken for HTTP.
+pub const LONGEST_REQUEST_LINE: usize = 16 * 1024;
+
+/// The longest method that is taken for one. The IANA registry's longest has 17 characters.
+const LONGEST_METHOD: usize = 24;
+
+/// What a connection speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    /// HTTP/1.0 or HTTP/1.1.
+    Http1,
+    /// HTTP/2 with prior knowledge.
+    Http2,
+    /// Anything else.
+    Opaque,
+}
+
+/// The verdict on the bytes seen so far.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sniff {
+    /// More bytes cannot change this.
+    Is(Protocol),
+    /// The bytes fit HTTP so far; more are needed to be sure.
+    Undecided,
+}
+
+/// Judges the first bytes of a client.
+///
+/// HTTP/1 is recognised by its whole request line, version included, so that a text
+/// protocol whose command happens to be `GET` stays opaque.
+pub fn sniff(bytes: &[u8]) -> Sniff {
+    if bytes.len() >= H2_PREFACE.len() && bytes.starts_with(H2_PREFACE) {
+        return Sniff::Is(Protocol::Http2);
+    }
+    if H2_PREFACE.starts_with(bytes) {
+        return Sniff::Undecided;
+    }
+    let line = match bytes.iter().position(|byte| *byte == b'\n') {
+        Some(end) => &bytes[..end],
+        None if bytes.len() < LONGEST_REQUEST_LINE && may_become_request_line(bytes) => {
+            return Sniff::Undecided;
+        }
+        None => return Sniff::Is(Protocol::Opaque),
+    };
+    let line = line.strip_suffix(b"\r").unwrap_or(line);
+    let is_http = may_become_request_line(line)
+        && [&b" HTTP/1.1"[..], b" HTTP/1.0"].iter().any(|version| line.ends_with(version));
+    Sniff::Is(if is_http { Protocol::Http1 } else { Protocol::Opaque })
+}
+
+/// Whether `line` starts as `METHOD SP target` does.
+fn may_become_request_line(line: &[u8]) -> bool {
+    let method_ends = line.iter().position(|byte| *byte == b' ');
+    let method = &line[..method_ends.unwrap_or(line.len())];
+    let token = |byte: &u8| byte.is_ascii_uppercase() || matches!(byte, b'-' | b'_');
+    let rest = method_ends.map_or(&[][..], |end| &line[end + 1..]);
+    !method.is_empty()
+        && method.len() <= LONGEST_METHOD
+        && method.iter().all(token)
+        && rest.iter().all(|byte| *byte >= b' ' && *byte != 0x7f || *byte == b'\r')
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn a_request_line_is_http_1_and_a_preface_is_http_2() {
+        assert_eq!(sniff(b"GET / HTTP/1.1\r\nhost: a\r\n"), Sniff::Is(Protocol::Http1));
+        assert_eq!(sniff(b"M-SEARCH * HTTP/1.0\n"), Sniff::Is(Protocol::Http1));
+        assert_eq!(sniff(H2_PREFACE), Sniff::Is(Protocol::Http2));
+    }
+
+    #[test]
+    fn text_protocols_with_http_like_commands_stay_opaque() {
+        for bytes in [
+            &b"GET key\r\n"[..],
+            b"get key\r\n",
+            b"EHLO mail.example\r\n",
+            b"*1\r\n$4\r\nPING\r\n",
+            b"\x16\x03\x01\x02\x00",
+            b"\x00\x00\x00\x08\x04\xd2\x16\x2f",
+            b" GET / HTTP/1.1\r\n",
+            b"SSH-2.0-OpenSSH_9.2\r\n",
+            b"PRI * HTTP/2.0\r\n\r\nSN",
+        ] {
+            assert_eq!(sniff(bytes), Sniff::Is(Protocol::Opaque), "{bytes:?}");
+        }
+    }
+
+    #[test]
+    fn a_line_that_never_ends_is_opaque() {
+        let line = [b"GET /".as_slice(), &[b'a'; LONGEST_REQUEST_LINE]].concat();
+        assert_eq!(sniff(&line), Sniff::Is(Protocol::Opaque));
+    }
+
+    proptest! {
+        #[test]
+        fn every_prefix_of_a_request_is_undecided_until_its_line_ends(
+            method in "[A-Z]{1,12}", target in "/[!-~]{0,40}",
+        ) {
+            let line = format!("{method} {target} HTTP/1.1\r\n");
+            for end in 0..line.len() {
+                prop_assert_eq!(sniff(&line.as_bytes()[..end]), Sniff::Undecided);
+            }
+            prop_assert_eq!(sniff(line.as_bytes()), Sniff::Is(Protocol::Http1));
+        }
+
+        #[test]
+        fn a_verdict_never_changes_with_more_bytes(bytes in proptest::collection::vec(any::<u8>(), 0..64)) {
+            let mut verdict = Sniff::Undecided;
+            for end in 0..=bytes.len() {
+                let next = sniff(&bytes[..end]);
+                if let Sniff::Is(_) = verdict {
+                    prop_assert_eq!(next, verdict);
+                }
+                verdict = next;
+            }
+        }
+    }
+}

@@ -1,0 +1,234 @@
+//! Requests through [`serve`] and [`Pool`] together, byte for byte on both ends.
+
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use http::{Request, Response, StatusCode};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
+use tokio_util::sync::CancellationToken;
+
+use super::{Body, Handler, Pool, PoolKey, forwardable, plain, serve};
+
+/// Passes every request to one server, whose ends of the connections a test plays.
+struct Forward {
+    pool: Pool,
+    connections: tokio::sync::mpsc::UnboundedSender<DuplexStream>,
+    dialled: Arc<AtomicUsize>,
+}
+
+impl Handler for Forward {
+    async fn handle(&self, mut request: Request<Body>) -> Response<Body> {
+        let server = SocketAddr::from((Ipv4Addr::LOCALHOST, 80));
+        let key = PoolKey::new(Ipv4Addr::LOCALHOST.into(), server, request.version());
+        forwardable(request.headers_mut());
+        let dial = || async {
+            self.dialled.fetch_add(1, Ordering::Relaxed);
+            let (ours, theirs) = duplex(64 << 10);
+            self.connections.send(theirs).map_err(|_| "the test is over")?;
+            Ok::<_, &str>(ours)
+        };
+        match self.pool.send(key, request, dial).await {
+            Ok(mut response) => {
+                forwardable(response.headers_mut());
+                response
+            }
+            Err(error) => plain(StatusCode::BAD_GATEWAY, error.to_string()),
+        }
+    }
+}
+
+/// A client's end, and the servers' ends as they are dialled.
+struct Bench {
+    client: DuplexStream,
+    servers: tokio::sync::mpsc::UnboundedReceiver<DuplexStream>,
+    dialled: Arc<AtomicUsize>,
+    drain: CancellationToken,
+}
+
+fn bench() -> Bench {
+    let (connections, servers) = tokio::sync::mpsc::unbounded_channel();
+    let dialled = Arc::new(AtomicUsize::new(0));
+    let forward = Forward { pool: Pool::default(), connections, dialled: dialled.clone() };
+    let (client, agent) = duplex(64 << 10);
+    let drain = CancellationToken::new();
+    let asked = drain.clone();
+    tokio::spawn(async move { serve(agent, Arc::new(forward), &asked).await });
+    Bench { client, servers, dialled, drain }
+}
+
+impl Bench {
+    async fn say(&mut self, bytes: &str) {
+        self.client.write_all(bytes.as_bytes()).await.unwrap();
+    }
+
+    /// Everything up to and including `end`.
+    async fn hear(&mut self, end: &str) -> String {
+        read_until(&mut self.client, end).await
+    }
+
+    async fn server(&mut self) -> DuplexStream {
+        self.servers.recv().await.unwrap()
+    }
+}
+
+async fn read_until(stream: &mut DuplexStream, end: &str) -> String {
+    let mut text = String::new();
+    while !text.ends_with(end) {
+        match stream.read_u8().await {
+            Ok(byte) => text.push(byte.into()),
+            Err(error) => panic!("{error} after {text:?}, wanted {end:?}"),
+        }
+    }
+    text
+}
+
+#[tokio::test]
+async fn pipelined_requests_are_answered_in_order_on_one_upstream_connection() {
+    let mut bench = bench();
+    bench.say("GET /a HTTP/1.1\r\nhost: a\r\n\r\nGET /b HTTP/1.1\r\nhost: a\r\n\r\n").await;
+    let mut server = bench.server().await;
+    for path in ["/a", "/b"] {
+        let request = read_until(&mut server, "\r\n\r\n").await;
+        assert!(request.starts_with(&format!("GET {path} HTTP/1.1\r\n")), "{request}");
+        let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{path}");
+        server.write_all(answer.as_bytes()).await.unwrap();
+        assert!(bench.hear(path).await.starts_with("HTTP/1.1 200 OK\r\n"));
+    }
+    assert_eq!(bench.dialled.load(Ordering::Relaxed), 1);
+}
+
+#[tokio::test]
+async fn header_names_keep_their_case() {
+    let mut bench = bench();
+    bench.say("GET / HTTP/1.1\r\nHost: a\r\nX-Odd-CASE: 1\r\n\r\n").await;
+    let request = read_until(&mut bench.server().await, "\r\n\r\n").await;
+    assert!(request.contains("X-Odd-CASE: 1\r\n"), "{request}");
+}
+
+#[tokio::test]
+async fn a_client_that_expects_100_is_told_to_continue() {
+    let mut bench = bench();
+    bench
+        .say("POST / HTTP/1.1\r\nhost: a\r\nexpect: 100-continue\r\ncontent-length: 3\r\n\r\n")
+        .await;
+    assert_eq!(bench.hear("\r\n\r\n").await, "HTTP/1.1 100 Continue\r\n\r\n");
+    bench.say("abc").await;
+    let mut server = bench.server().await;
+    assert!(read_until(&mut server, "abc").await.starts_with("POST / HTTP/1.1\r\n"));
+}
+
+#[tokio::test]
+async fn chunked_bodies_and_their_trailers_pass() {
+    let mut bench = bench();
+    bench.say("GET / HTTP/1.1\r\nhost: a\r\nte: trailers\r\nconnection: te\r\n\r\n").await;
+    let mut server = bench.server().await;
+    let request = read_until(&mut server, "\r\n\r\n").await;
+    assert!(request.contains("te: trailers"), "{request}");
+    let answer = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\ntrailer: x-sum\r\n\r\n\
+                  3\r\nabc\r\n0\r\nx-sum: 9\r\n\r\n";
+    server.write_all(answer.as_bytes()).await.unwrap();
+    let response = bench.hear("x-sum: 9\r\n\r\n").await;
+    assert!(response.contains("3\r\nabc\r\n0\r\n"), "{response}");
+}
+
+#[tokio::test]
+async fn an_upgraded_connection_carries_bytes_both_ways() {
+    let mut bench = bench();
+    bench
+        .say("GET / HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n")
+        .await;
+    let mut server = bench.server().await;
+    let request = read_until(&mut server, "\r\n\r\n").await;
+    assert!(request.contains("upgrade: websocket"), "{request}");
+    let answer =
+        "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n";
+    server.write_all(answer.as_bytes()).await.unwrap();
+    assert!(bench.hear("\r\n\r\n").await.starts_with("HTTP/1.1 101 "));
+    bench.say("ping").await;
+    assert_eq!(read_until(&mut server, "ping").await, "ping");
+    server.write_all(b"pong").await.unwrap();
+    assert_eq!(bench.hear("pong").await, "pong");
+}
+
+#[tokio::test]
+async fn a_request_that_two_parsers_could_read_in_two_ways_gets_400() {
+    for request in [
+        "GET / HTTP/1.1\r\nhost: a\r\nhost: b\r\n\r\n",
+        "GET / HTTP/1.1\r\n\r\n",
+        "POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 3\r\ncontent-length: 4\r\n\r\n",
+        "POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked, gzip\r\n\r\n",
+        "GET / HTTP/1.1\r\nhost: a\r\n folded: b\r\n\r\n",
+        "GET / HTTP/1.1\r\nhost : a\r\n\r\n",
+        "GET  / HTTP/1.1\r\nhost: a\r\n\r\n",
+        "GET / HTTP/1.1\r\nhost: a\0b\r\n\r\n",
+    ] {
+        let mut bench = bench();
+        bench.say(request).await;
+        let status = bench.hear("\r\n").await;
+        assert_eq!(status, "HTTP/1.1 400 Bad Request\r\n", "{request:?}");
+        assert_eq!(bench.dialled.load(Ordering::Relaxed), 0, "{request:?} went upstream");
+    }
+}
+
+#[tokio::test]
+async fn length_and_chunked_together_go_upstream_as_chunked_only_and_end_the_connection() {
+    let mut bench = bench();
+    bench
+        .say(
+            "POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 3\r\ntransfer-encoding: chunked\r\n\r\n\
+         0\r\n\r\nGET /smuggled HTTP/1.1\r\nhost: a\r\n\r\n",
+        )
+        .await;
+    let mut server = bench.server().await;
+    let request = read_until(&mut server, "0\r\n\r\n").await;
+    assert!(!request.contains("content-length"), "{request}");
+    server.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await.unwrap();
+    let mut rest = String::new();
+    bench.client.read_to_string(&mut rest).await.unwrap();
+    assert_eq!(rest.matches("HTTP/1.1 200").count(), 1, "{rest:?}");
+}
+
+#[tokio::test]
+async fn a_server_that_closed_its_idle_connection_is_dialled_again() {
+    let mut bench = bench();
+    for turn in 1..=2 {
+        bench.say("GET / HTTP/1.1\r\nhost: a\r\n\r\n").await;
+        let mut server = bench.server().await;
+        read_until(&mut server, "\r\n\r\n").await;
+        server.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await.unwrap();
+        assert!(bench.hear("ok").await.starts_with("HTTP/1.1 200"));
+        drop(server);
+        assert_eq!(bench.dialled.load(Ordering::Relaxed), turn);
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_breaks_off_mid_body_breaks_the_client_s_connection_too() {
+    let mut bench = bench();
+    bench.say("GET / HTTP/1.1\r\nhost: a\r\n\r\n").await;
+    let mut server = bench.server().await;
+    read_until(&mut server, "\r\n\r\n").await;
+    server.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nabc").await.unwrap();
+    bench.hear("abc").await;
+    drop(server);
+    let mut rest = Vec::new();
+    assert_eq!(bench.client.read_to_end(&mut rest).await.unwrap(), 0);
+}
+
+#[tokio::test]
+async fn draining_closes_an_idle_connection_and_lets_a_request_under_way_finish() {
+    let mut bench = bench();
+    bench.say("GET / HTTP/1.1\r\nhost: a\r\n\r\n").await;
+    let mut server = bench.server().await;
+    read_until(&mut server, "\r\n\r\n").await;
+    bench.drain.cancel();
+    server.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await.unwrap();
+    let mut answer = String::new();
+    bench.client.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.contains("connection: close") && answer.ends_with("ok"), "{answer}");
+}
