@@ -1,2 +1,103 @@
-#![no_std]
 //! Types shared by the eBPF programs and the agent that loads them.
+//!
+//! Everything here crosses the kernel boundary as plain bytes: fixed layout, no padding, no
+//! pointers. A change of layout or meaning is a change of [`ABI`].
+#![no_std]
+
+/// Version of the maps' layout; pins of another version are never reused.
+pub const ABI: u32 = 1;
+
+/// The mark that sends a packet to `lo`, by the rule in its pod's netns.
+pub const MARK: u32 = 0x0539_0000;
+/// The routing table in the pod's netns that the rule leads to.
+pub const TABLE: u32 = 0x539;
+
+/// Most pods one agent can enrol. Kubernetes nodes are limited to a few hundred.
+pub const MAX_PODS: u32 = 4096;
+/// Most addresses all of them may have together.
+pub const MAX_POD_IPS: u32 = 4 * MAX_PODS;
+
+/// An address as the programs compare it: IPv4 as IPv4-mapped IPv6, network byte order.
+pub type Address = [u8; 16];
+
+/// A dial of the agent's own towards an application: its SYN belongs to the application.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Dial {
+    /// The client's address, which the agent dials from.
+    pub client: Address,
+    /// The application's address.
+    pub app: Address,
+    /// The client's port, host byte order.
+    pub client_port: u16,
+    /// The application's port, host byte order.
+    pub app_port: u16,
+}
+
+/// What the programs need to know that is the same for every pod.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Config {
+    /// Cookie of the agent's own netns, which is never a pod's.
+    pub host_netns: u64,
+    /// 1: connections from a netns that is not enrolled are refused.
+    pub deny_unknown: u32,
+    /// Keeps the size a multiple of eight without padding.
+    pub reserved: u32,
+}
+
+/// The slot in the listeners' map where the listener for connections *from* a pod is.
+pub const fn outbound_slot(pod: u32) -> u32 {
+    2 * pod
+}
+
+/// The slot in the listeners' map where the listener for connections *to* a pod is.
+pub const fn inbound_slot(pod: u32) -> u32 {
+    2 * pod + 1
+}
+
+/// What the programs count, as indices of the counters' map.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Counter {
+    /// `connect()` of an enrolled pod marked for capture.
+    Marked,
+    /// `connect()` refused because the mark could not be set.
+    MarkFailed,
+    /// `connect()` refused because its netns is not enrolled.
+    Denied,
+    /// `connect()` of the agent itself, left alone.
+    Own,
+    /// SYNs from a pod handed to the agent.
+    SteeredOut,
+    /// SYNs to a pod handed to the agent.
+    SteeredIn,
+    /// SYNs from a pod refused because no agent listens.
+    DroppedOut,
+    /// SYNs to a pod refused because no agent listens.
+    DroppedIn,
+}
+
+impl Counter {
+    /// Every counter with its name.
+    pub const ALL: [(Counter, &'static str); 8] = [
+        (Counter::Marked, "marked"),
+        (Counter::MarkFailed, "mark_failed"),
+        (Counter::Denied, "denied"),
+        (Counter::Own, "own"),
+        (Counter::SteeredOut, "steered_out"),
+        (Counter::SteeredIn, "steered_in"),
+        (Counter::DroppedOut, "dropped_out"),
+        (Counter::DroppedIn, "dropped_in"),
+    ];
+}
+
+#[cfg(feature = "user")]
+mod pod {
+    //! Proof to aya that the types may be copied to and from the kernel.
+
+    // SAFETY: `repr(C)`, only integers and byte arrays, no padding (16 + 16 + 2 + 2).
+    unsafe impl aya::Pod for super::Dial {}
+    // SAFETY: `repr(C)`, only integers, no padding (8 + 4 + 4).
+    unsafe impl aya::Pod for super::Config {}
+}

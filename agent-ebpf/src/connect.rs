@@ -1,0 +1,106 @@
+//! `connect()` on the agent's cgroup: marks what an enrolled pod dials.
+//!
+//! The destination is never rewritten. The mark makes the pod's own routing send the SYN to
+//! `lo`, where `steer` finds it. Attaches to the cgroup2 root, so it also sees everything that
+//! is not a pod, and gets out of its way after one or two map look-ups.
+
+use agent_common::{Address, Counter, MARK};
+use aya_ebpf::{
+    bindings::bpf_sock_addr,
+    helpers::{bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_setsockopt},
+    macros::cgroup_sock_addr,
+    programs::SockAddrContext,
+};
+use aya_log_ebpf::debug;
+
+use crate::{
+    address,
+    maps::{CONFIG, OWN, PODS, count},
+};
+
+const ALLOW: i32 = 1;
+/// The application sees EPERM.
+const DENY: i32 = 0;
+
+const SOCK_STREAM: u32 = 1;
+const IPPROTO_TCP: u32 = 6;
+const IPPROTO_MPTCP: u32 = 262;
+const SOL_SOCKET: i32 = 1;
+const SO_MARK: i32 = 36;
+
+#[cgroup_sock_addr(connect4)]
+pub fn sluice_connect4(ctx: SockAddrContext) -> i32 {
+    // SAFETY: the kernel passes a valid context.
+    let destination = address::v4(unsafe { (&raw const (*ctx.sock_addr).user_ip4).read_volatile() });
+    connect(&ctx, destination)
+}
+
+#[cgroup_sock_addr(connect6)]
+pub fn sluice_connect6(ctx: SockAddrContext) -> i32 {
+    // SAFETY: the kernel passes a valid context; `user_ip6` is four words.
+    let destination = unsafe { address::v6((&raw const (*ctx.sock_addr).user_ip6).cast()) };
+    connect(&ctx, destination)
+}
+
+#[inline(always)]
+fn connect(ctx: &SockAddrContext, destination: Address) -> i32 {
+    let context: *mut bpf_sock_addr = ctx.sock_addr;
+    // SAFETY: both helpers only read the context the kernel passed.
+    let (netns, socket) = unsafe {
+        (bpf_get_netns_cookie(context.cast()), bpf_get_socket_cookie(context.cast()))
+    };
+    if let Some(seen_in) = OWN.get_ptr_mut(socket) {
+        // SAFETY: map memory stays valid while the program runs. Only this socket's own
+        // connect() writes here.
+        unsafe { *seen_in = netns };
+        count(Counter::Own);
+        return ALLOW;
+    }
+    // SAFETY: reads of the context's own fields.
+    let (kind, protocol) = unsafe {
+        (
+            (&raw const (*context).type_).read_volatile(),
+            (&raw const (*context).protocol).read_volatile(),
+        )
+    };
+    let tcp = kind == SOCK_STREAM && (protocol == IPPROTO_TCP || protocol == IPPROTO_MPTCP);
+    if !tcp || address::is_loopback(&destination) {
+        return ALLOW;
+    }
+    // SAFETY: nothing holds a reference into the map across an update of this element.
+    if unsafe { PODS.get(netns) }.is_none() {
+        return unknown(ctx, netns, &destination);
+    }
+    let mut mark = MARK;
+    // SAFETY: `mark` is four bytes, as SO_MARK wants.
+    let failed = unsafe {
+        bpf_setsockopt(
+            context.cast(),
+            SOL_SOCKET,
+            SO_MARK,
+            (&raw mut mark).cast(),
+            size_of::<u32>() as i32,
+        )
+    };
+    if failed != 0 {
+        // Unmarked it would leave the node in plaintext.
+        count(Counter::MarkFailed);
+        return DENY;
+    }
+    count(Counter::Marked);
+    debug!(ctx, "marked: connect to {:i}", destination);
+    ALLOW
+}
+
+/// A netns that is not enrolled: the host's, another agent's pod, or a pod nobody enrolled yet.
+#[inline(always)]
+fn unknown(ctx: &SockAddrContext, netns: u64, destination: &Address) -> i32 {
+    match CONFIG.get(0) {
+        Some(config) if config.deny_unknown != 0 && netns != config.host_netns => {
+            count(Counter::Denied);
+            debug!(ctx, "denied: connect to {:i} from an unknown pod", *destination);
+            DENY
+        }
+        _ => ALLOW,
+    }
+}

@@ -1,0 +1,103 @@
+//! The first SYN of every connection in a pod's netns: hands it to the agent's listener.
+//!
+//! Runs once a connection, in place of the kernel's search for a listening socket. What it
+//! passes, the kernel looks up as ever.
+
+use agent_common::{Address, Counter, Dial, inbound_slot, outbound_slot};
+use aya_ebpf::{
+    bindings::{bpf_sk_lookup, sk_action},
+    macros::sk_lookup,
+    programs::SkLookupContext,
+};
+use aya_log_ebpf::debug;
+
+use crate::{
+    address,
+    maps::{DIALS, LISTENERS, POD_IPS, count},
+};
+
+const PASS: u32 = sk_action::SK_PASS;
+const DROP: u32 = sk_action::SK_DROP;
+
+const AF_INET: u32 = 2;
+const IPPROTO_TCP: u32 = 6;
+
+/// The four-tuple of a SYN, as its receiver sees it. Ports in host byte order.
+struct Tuple {
+    local: Address,
+    local_port: u16,
+    remote: Address,
+    remote_port: u16,
+}
+
+#[sk_lookup]
+pub fn sluice_steer(ctx: SkLookupContext) -> u32 {
+    // SAFETY: a read of the context's own field.
+    if unsafe { (&raw const (*ctx.lookup).protocol).read_volatile() } != IPPROTO_TCP {
+        return PASS;
+    }
+    let Tuple { local, local_port, remote, remote_port } = tuple(ctx.lookup);
+    // SAFETY: nothing holds a reference into the map across an update of this element.
+    if let Some(pod) = unsafe { POD_IPS.get(local) } {
+        if local == remote {
+            // The application dialled itself.
+            return PASS;
+        }
+        let dial = Dial { client: remote, app: local, client_port: remote_port, app_port: local_port };
+        // SAFETY: as above.
+        if unsafe { DIALS.get(dial) }.is_some() {
+            return PASS;
+        }
+        debug!(&ctx, "steer in: {:i} to port {}", remote, local_port);
+        return hand_over(&ctx, inbound_slot(*pod), Counter::SteeredIn, Counter::DroppedIn);
+    }
+    // SAFETY: as above.
+    if let Some(pod) = unsafe { POD_IPS.get(remote) } {
+        if address::is_loopback(&local) {
+            return PASS;
+        }
+        debug!(&ctx, "steer out: to {:i} port {}", local, local_port);
+        return hand_over(&ctx, outbound_slot(*pod), Counter::SteeredOut, Counter::DroppedOut);
+    }
+    PASS
+}
+
+/// Gives the SYN to the listener in `slot`. Where no agent listens it is refused: passing it on
+/// could hand it to the application, past identity and policy.
+#[inline(always)]
+fn hand_over(ctx: &SkLookupContext, slot: u32, handed: Counter, dropped: Counter) -> u32 {
+    if LISTENERS.redirect_sk_lookup(ctx, slot, 0).is_ok() {
+        count(handed);
+        PASS
+    } else {
+        count(dropped);
+        DROP
+    }
+}
+
+#[inline(always)]
+fn tuple(context: *mut bpf_sk_lookup) -> Tuple {
+    // Addresses are read as volatile words, and the remote port as its two bytes: those are the
+    // accesses every kernel's verifier allows (`remote_port` was a word before 5.17).
+    // SAFETY: reads of the context's own fields; `*_ip6` are four words each.
+    unsafe {
+        let v4 = (&raw const (*context).family).read_volatile() == AF_INET;
+        let (local, remote) = if v4 {
+            (
+                address::v4((&raw const (*context).local_ip4).read_volatile()),
+                address::v4((&raw const (*context).remote_ip4).read_volatile()),
+            )
+        } else {
+            (
+                address::v6((&raw const (*context).local_ip6).cast()),
+                address::v6((&raw const (*context).remote_ip6).cast()),
+            )
+        };
+        Tuple {
+            local,
+            local_port: (&raw const (*context).local_port).read_volatile() as u16,
+            remote,
+            remote_port: u16::from_be((&raw const (*context).remote_port).cast::<u16>().read_volatile()),
+        }
+    }
+}

@@ -1,0 +1,12 @@
+//! What people, probes and scrapers ask the agent.
+//!
+//! Enters: plain HTTP on three addresses. Leaves: health (15021), metrics (15020) and status
+//! (15000, loopback only). It reads what other rooms publish and changes nothing.
+
+mod readiness;
+mod server;
+mod status;
+
+pub use readiness::Readiness;
+pub use server::{AdminError, serve};
+pub use status::{Certificate, Configuration, Pod, Status, ask};

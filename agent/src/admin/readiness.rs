@@ -1,0 +1,54 @@
+//! Whether the agent can take traffic, and what it is still waiting for.
+
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+/// Ready once nothing is pending. Clones share one state.
+#[derive(Clone, Debug)]
+pub struct Readiness {
+    pending: Arc<Mutex<BTreeSet<&'static str>>>,
+}
+
+impl Readiness {
+    /// Not ready until each of `conditions` has been [`met`](Self::met).
+    pub fn waiting_for(conditions: impl IntoIterator<Item = &'static str>) -> Self {
+        Self { pending: Arc::new(Mutex::new(conditions.into_iter().collect())) }
+    }
+
+    /// `condition` holds.
+    pub fn met(&self, condition: &'static str) {
+        self.lock().remove(condition);
+    }
+
+    /// Not ready from here on, because of `reason`.
+    pub fn lost(&self, reason: &'static str) {
+        self.lock().insert(reason);
+    }
+
+    /// What the agent waits for; empty when it is ready.
+    pub fn pending(&self) -> Vec<&'static str> {
+        self.lock().iter().copied().collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeSet<&'static str>> {
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ready_is_the_absence_of_anything_pending() {
+        let readiness = Readiness::waiting_for(["capture", "identity"]);
+        readiness.met("capture");
+        assert_eq!(readiness.pending(), ["identity"]);
+        readiness.met("identity");
+        assert!(readiness.pending().is_empty());
+        readiness.lost("shutting down");
+        assert_eq!(readiness.pending(), ["shutting down"]);
+    }
+}

@@ -1,0 +1,142 @@
+//! The agent's state as `sluice status` shows it.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    io::{Read, Write},
+    net::{IpAddr, SocketAddr, TcpStream},
+    time::Duration,
+};
+
+use anyhow::Context;
+use serde::{Deserialize, Serialize};
+
+/// Everything `sluice status` shows. Times are RFC 3339, UTC.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct Status {
+    /// The node's name.
+    pub node: String,
+    /// The agent's version.
+    pub version: String,
+    /// What the agent waits for before it is ready; empty when it is.
+    pub pending: Vec<String>,
+    /// The snapshot in force.
+    pub configuration: Configuration,
+    /// Pods of this node that belong to the mesh.
+    pub pods: Vec<Pod>,
+    /// Certificates held for them.
+    pub certificates: Vec<Certificate>,
+    /// Connections open now.
+    pub connections: usize,
+    /// Counters by name, e.g. `capture.steered_out`.
+    pub counters: BTreeMap<String, u64>,
+}
+
+/// The snapshot in force.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+pub struct Configuration {
+    /// Counts up with every change.
+    pub version: u64,
+    /// When it was read.
+    pub loaded_at: String,
+    /// Pods in the mesh's view, this node's and others'.
+    pub workloads: usize,
+    /// Services.
+    pub services: usize,
+    /// Why the newest change is not in force, if it is not.
+    pub error: Option<String>,
+}
+
+/// One pod of this node.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct Pod {
+    /// `namespace/name`.
+    pub name: String,
+    /// The pod's UID.
+    pub uid: String,
+    /// Its addresses.
+    pub ips: Vec<IpAddr>,
+    /// Its identity.
+    pub principal: String,
+    /// Why it is not captured; `None` when it is.
+    pub error: Option<String>,
+}
+
+/// One certificate.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct Certificate {
+    /// Whose it is.
+    pub principal: String,
+    /// Its serial number, hexadecimal.
+    pub serial: String,
+    /// When it expires.
+    pub expires: String,
+    /// When it will be renewed.
+    pub renewal: String,
+    /// Why the last renewal failed, if it did.
+    pub error: Option<String>,
+}
+
+impl fmt::Display for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = match self.pending.as_slice() {
+            [] => "ready".to_owned(),
+            pending => format!("not ready: waiting for {}", pending.join(", ")),
+        };
+        writeln!(f, "Node {} ({}), sluice {}", self.node, state, self.version)?;
+        let Configuration { version, loaded_at, workloads, services, error } = &self.configuration;
+        writeln!(
+            f,
+            "Snapshot {version} of {loaded_at}: {workloads} pods, {services} services; \
+             {} connections open",
+            self.connections
+        )?;
+        if let Some(error) = error {
+            writeln!(f, "  newest change not in force: {error}")?;
+        }
+        writeln!(f, "\nPods of this node")?;
+        for pod in &self.pods {
+            let ips: Vec<_> = pod.ips.iter().map(IpAddr::to_string).collect();
+            let state = pod.error.as_deref().unwrap_or("captured");
+            writeln!(f, "  {:<32} {:<40} {state}", pod.name, ips.join(","))?;
+        }
+        writeln!(f, "\nCertificates")?;
+        for certificate in &self.certificates {
+            let Certificate { principal, expires, renewal, error, .. } = certificate;
+            writeln!(f, "  {principal:<56} expires {expires}, renewal {renewal}")?;
+            if let Some(error) = error {
+                writeln!(f, "    last renewal failed: {error}")?;
+            }
+        }
+        writeln!(f, "\nCounters")?;
+        for (name, value) in &self.counters {
+            writeln!(f, "  {name:<40} {value}")?;
+        }
+        Ok(())
+    }
+}
+
+/// Asks the agent whose admin server listens on `address`.
+///
+/// # Errors
+/// When nothing answers there, or something else than an agent does.
+pub fn ask(address: SocketAddr) -> anyhow::Result<Status> {
+    const PATIENCE: Duration = Duration::from_secs(5);
+    let body = (|| {
+        let mut stream = TcpStream::connect_timeout(&address, PATIENCE)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.write_all(b"GET /status HTTP/1.0\r\n\r\n")?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        std::io::Result::Ok(answer)
+    })()
+    .with_context(|| {
+        format!(
+            "no agent answers on {address} (hint: is it running in this network namespace? \
+             --admin-addr names another address)"
+        )
+    })?;
+    let (_, json) = body.split_once("\r\n\r\n").context("the answer is not HTTP")?;
+    serde_json::from_str(json)
+        .with_context(|| format!("{address} does not answer as this version of the agent does"))
+}

@@ -1,0 +1,156 @@
+//! `sluice agent`: every option of the agent itself.
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use anyhow::Context;
+use clap::{Args, ValueEnum};
+use tracing_subscriber::EnvFilter;
+
+use crate::{capture::UnknownPods, mesh::TrustDomain, node};
+
+/// Run the agent of this node.
+///
+/// Telemetry goes where the OTEL_EXPORTER_OTLP_* environment variables say, as with any
+/// OpenTelemetry SDK; without OTEL_EXPORTER_OTLP_ENDPOINT no spans are recorded.
+#[derive(Args, Debug)]
+pub(super) struct Agent {
+    /// Directory of Kubernetes YAML that describes the mesh; changes are picked up
+    #[arg(long, env = "SLUICE_CONFIG_DIR", value_name = "DIR")]
+    config_dir: PathBuf,
+
+    /// This node's name: pods whose spec.nodeName is this are enrolled
+    #[arg(long, env = "NODE_NAME", value_name = "NAME", default_value_t = hostname())]
+    node_name: String,
+
+    /// Root of trust of local workloads
+    #[arg(long, env = "TRUST_DOMAIN", value_name = "DOMAIN", default_value = "cluster.local")]
+    trust_domain: TrustDomain,
+
+    /// Directory of the built-in CA, created when missing; agents that share it trust each other
+    #[arg(long, env = "SLUICE_CA_DIR", value_name = "DIR", default_value = "/var/lib/sluice/ca")]
+    ca_dir: PathBuf,
+
+    /// How long a workload certificate is valid; renewed at half of it
+    #[arg(long, env = "SECRET_TTL", value_name = "DURATION", default_value = "24h", value_parser = duration)]
+    certificate_lifetime: Duration,
+
+    /// cgroup2 directory whose processes are captured [default: the root of the hierarchy]
+    #[arg(long, env = "SLUICE_CGROUP", value_name = "DIR")]
+    cgroup: Option<PathBuf>,
+
+    /// Where programs, maps and links are pinned
+    #[arg(long, env = "SLUICE_BPFFS", value_name = "DIR", default_value = "/sys/fs/bpf/sluice")]
+    bpffs: PathBuf,
+
+    /// What happens to connections of pods that are not enrolled (yet)
+    #[arg(long, env = "SLUICE_UNKNOWN_PODS", value_enum, default_value_t = UnknownPods::Allow)]
+    unknown_pods: UnknownPods,
+
+    /// Use HBONE between pods of this node too, instead of handing over in the agent
+    #[arg(long, env = "SLUICE_FORCE_TUNNEL")]
+    force_tunnel: bool,
+
+    /// Share of new traces that are recorded, 0 to 1; a caller's decision is always kept
+    #[arg(long, env = "SLUICE_TRACE_SAMPLING", value_name = "RATIO", default_value = "0.01", value_parser = ratio)]
+    trace_sampling: f64,
+
+    /// Address of /healthz/live and /healthz/ready
+    #[arg(long, env = "SLUICE_READY_ADDR", value_name = "ADDR", default_value = "[::]:15021")]
+    ready_addr: SocketAddr,
+
+    /// Address of /stats/prometheus
+    #[arg(long, env = "SLUICE_STATS_ADDR", value_name = "ADDR", default_value = "[::]:15020")]
+    stats_addr: SocketAddr,
+
+    /// Address that `sluice status` asks; loopback only
+    #[arg(long, env = "SLUICE_ADMIN_ADDR", value_name = "ADDR", default_value = "127.0.0.1:15000", value_parser = loopback)]
+    admin_addr: SocketAddr,
+
+    /// How long connections may go on after SIGTERM
+    #[arg(long, env = "TERMINATION_GRACE_PERIOD_SECONDS", value_name = "DURATION", default_value = "15s", value_parser = duration)]
+    drain_timeout: Duration,
+
+    /// What to log: a level, or levels by module as in `info,sluice::capture=debug`
+    #[arg(long, env = "SLUICE_LOG", value_name = "FILTER", default_value = "info")]
+    log: String,
+
+    /// Form of the log lines
+    #[arg(long, env = "SLUICE_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
+    log_format: LogFormat,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum LogFormat {
+    Text,
+    Json,
+}
+
+impl Agent {
+    pub(super) fn run(self) -> anyhow::Result<()> {
+        log_to_stderr(&self.log, self.log_format)?;
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .enable_all()
+            .thread_name("sluice")
+            .build()
+            .context("could not start the agent's threads")?;
+        runtime.block_on(node::run(node::Options {
+            config_dir: self.config_dir,
+            node_name: self.node_name,
+            trust_domain: self.trust_domain,
+            ca_dir: self.ca_dir,
+            certificate_lifetime: self.certificate_lifetime,
+            cgroup: self.cgroup,
+            bpffs: self.bpffs,
+            unknown_pods: self.unknown_pods,
+            force_tunnel: self.force_tunnel,
+            trace_sampling: self.trace_sampling,
+            ready_addr: self.ready_addr,
+            stats_addr: self.stats_addr,
+            admin_addr: self.admin_addr,
+            drain_timeout: self.drain_timeout,
+        }))
+    }
+}
+
+fn log_to_stderr(filter: &str, format: LogFormat) -> anyhow::Result<()> {
+    let filter = EnvFilter::builder().parse(filter).with_context(|| {
+        format!("`{filter}` is no log filter (hint: `debug`, or `info,sluice::capture=debug`)")
+    })?;
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match format {
+        LogFormat::Text => log.with_ansi(false).init(),
+        LogFormat::Json => log.json().init(),
+    }
+    Ok(())
+}
+
+fn hostname() -> String {
+    nix::unistd::gethostname()
+        .ok()
+        .and_then(|name| name.into_string().ok())
+        .unwrap_or_default()
+}
+
+/// A duration with a unit, or seconds without one, as Kubernetes writes grace periods.
+fn duration(text: &str) -> Result<Duration, String> {
+    text.parse::<u64>().map(Duration::from_secs).or_else(|_| {
+        humantime::parse_duration(text).map_err(|error| format!("{error} (hint: `15s`, `24h`)"))
+    })
+}
+
+fn ratio(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(ratio) if (0.0..=1.0).contains(&ratio) => Ok(ratio),
+        _ => Err("not a number from 0 to 1 (hint: 0.1 records one trace in ten)".into()),
+    }
+}
+
+/// The admin address shows certificates and pods and has no authentication.
+fn loopback(text: &str) -> Result<SocketAddr, String> {
+    let address: SocketAddr =
+        text.parse().map_err(|error| format!("{error} (hint: `127.0.0.1:15000`)"))?;
+    if !address.ip().is_loopback() {
+        return Err("not a loopback address (hint: `127.0.0.1:15000`)".into());
+    }
+    Ok(address)
+}

@@ -1,0 +1,44 @@
+//! The command line: options in, one exit code out.
+//!
+//! Enters: arguments and environment. Leaves: a running [`crate::node`], or text on the
+//! terminal. An error is one line that says what was tried and a hint, never a backtrace.
+
+mod agent;
+mod status;
+mod uninstall;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// A node agent for a sidecarless service mesh: eBPF capture, mTLS between nodes, L4 and L7
+/// traces over OTLP.
+#[derive(Debug, Parser)]
+#[command(name = "sluice", version, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Agent(Box<agent::Agent>),
+    Status(status::Status),
+    Uninstall(uninstall::Uninstall),
+}
+
+/// Runs the command the arguments ask for.
+pub fn run() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Agent(agent) => agent.run(),
+        Command::Status(status) => status.run(),
+        Command::Uninstall(uninstall) => uninstall.run(),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

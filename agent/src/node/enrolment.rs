@@ -1,0 +1,187 @@
+//! Keeps the set of captured pods what the newest snapshot says it should be.
+
+use std::{
+    collections::{BTreeMap, HashSet},
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use tokio::time::sleep;
+
+use super::{CAPTURE, IDENTITY};
+use crate::{
+    admin::{self, Readiness},
+    capture::{Capture, EnrolledPod},
+    mesh::{PodUid, Workload},
+    proxy::{self, LocalPod, Proxy, Serving},
+    tunnel::{HbonePool, PoolOptions},
+};
+
+/// How long after a failed enrolment it is tried again: doubled each time, up to the second.
+const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
+
+/// Enrols and unenrols the pods of one node.
+pub(super) struct Enrolment {
+    node: String,
+    capture: Arc<Capture>,
+    proxy: Arc<Proxy>,
+    pods: Mutex<BTreeMap<PodUid, State>>,
+}
+
+/// One pod that belongs to the mesh.
+enum State {
+    Captured { pod: Arc<LocalPod>, netns: PathBuf, _serving: Serving },
+    Failed { workload: Arc<Workload>, error: String },
+}
+
+impl Enrolment {
+    pub(super) fn new(node: String, capture: Arc<Capture>, proxy: Arc<Proxy>) -> Arc<Self> {
+        Arc::new(Self { node, capture, proxy, pods: Mutex::default() })
+    }
+
+    /// Reconciles with every new snapshot, and again after a while where something failed.
+    pub(super) async fn follow(self: Arc<Self>, readiness: Readiness) {
+        let mut changed = self.proxy.snapshots.subscribe();
+        let mut retry = RETRY.0;
+        self.forget_former_pods();
+        loop {
+            changed.mark_unchanged();
+            let complete = self.reconcile().await;
+            readiness.met(CAPTURE);
+            readiness.met(IDENTITY);
+            if complete {
+                retry = RETRY.0;
+                let _ = changed.changed().await;
+            } else {
+                tokio::select! {
+                    _ = changed.changed() => retry = RETRY.0,
+                    () = sleep(retry) => retry = (retry * 2).min(RETRY.1),
+                }
+            }
+        }
+    }
+
+    /// The kernel-side counters of capture.
+    pub(super) fn capture(&self) -> &Capture {
+        &self.capture
+    }
+
+    /// The pods of this node that belong to the mesh, captured or not.
+    pub(super) fn status(&self) -> Vec<admin::Pod> {
+        let describe = |workload: &Workload, error: Option<&str>| admin::Pod {
+            name: format!("{}/{}", workload.namespace, workload.name),
+            uid: workload.uid.to_string(),
+            ips: workload.ips.clone(),
+            principal: workload.principal.to_string(),
+            error: error.map(str::to_owned),
+        };
+        let pods = self.pods.lock().unwrap_or_else(PoisonError::into_inner);
+        pods.values()
+            .map(|state| match state {
+                State::Captured { pod, .. } => describe(&pod.workload(), None),
+                State::Failed { workload, error } => describe(workload, Some(error)),
+            })
+            .collect()
+    }
+
+    /// What this node's pods should be, by the newest snapshot.
+    fn desired(&self) -> BTreeMap<PodUid, Arc<Workload>> {
+        let snapshot = self.proxy.snapshots.load();
+        let ours = snapshot.workloads().iter().filter(|w| w.meshed && w.node == self.node);
+        ours.map(|workload| (workload.uid.clone(), workload.clone())).collect()
+    }
+
+    /// Frees pods that a former agent of this node captured and that are gone since.
+    fn forget_former_pods(&self) {
+        let known: HashSet<_> = self.desired().into_keys().collect();
+        if let Err(error) = self.capture.forget_unknown(&known) {
+            tracing::warn!(%error, "could not free pods of a former agent");
+        }
+    }
+
+    /// Returns whether every pod is as it should be.
+    async fn reconcile(&self) -> bool {
+        let desired = self.desired();
+        self.release(|uid, pod, netns| {
+            desired.get(uid).is_none_or(|workload| {
+                workload.netns.as_ref() != Some(netns) || workload.ips != pod.workload().ips
+            })
+        });
+        let mut complete = true;
+        for (uid, workload) in &desired {
+            if self.refresh(uid, workload) {
+                continue;
+            }
+            let state = self.enroll(workload).await.unwrap_or_else(|error| {
+                let error = format!("{error:#}");
+                tracing::warn!(pod = %format!("{}/{}", workload.namespace, workload.name), error,
+                    "could not capture a pod");
+                State::Failed { workload: workload.clone(), error }
+            });
+            complete &= matches!(state, State::Captured { .. });
+            self.pods.lock().unwrap_or_else(PoisonError::into_inner).insert(uid.clone(), state);
+            self.publish();
+        }
+        self.publish();
+        let principals = desired.values().map(|workload| workload.principal.clone()).collect();
+        self.proxy.identity.retain(&principals);
+        complete
+    }
+
+    /// Passes a newer view of an already captured pod on. `false` when it is not captured.
+    fn refresh(&self, uid: &PodUid, workload: &Arc<Workload>) -> bool {
+        let pods = self.pods.lock().unwrap_or_else(PoisonError::into_inner);
+        match pods.get(uid) {
+            Some(State::Captured { pod, .. }) => {
+                pod.update(workload.clone());
+                true
+            }
+            _ => false,
+        }
+    }
+
+    async fn enroll(&self, workload: &Arc<Workload>) -> anyhow::Result<State> {
+        let netns = workload.netns.clone().ok_or_else(|| {
+            anyhow::anyhow!(
+                "the pod's network namespace is not known (hint: annotation sluice.dev/netns)"
+            )
+        })?;
+        // The certificate first: a captured pod without an identity could talk to nobody.
+        self.proxy.identity.server_config(&workload.principal).await?;
+        let EnrolledPod { outbound, inbound, dialer } =
+            self.capture.enroll(&workload.uid, &netns, &workload.ips).await?;
+        let tunnels = HbonePool::new(PoolOptions::default());
+        let pod = Arc::new(LocalPod::new(workload.clone(), dialer, tunnels));
+        tracing::info!(pod = %format!("{}/{}", workload.namespace, workload.name),
+            principal = %workload.principal, "pod captured");
+        let _serving = proxy::serve(self.proxy.clone(), pod.clone(), outbound, inbound);
+        Ok(State::Captured { pod, netns, _serving })
+    }
+
+    /// Lets go of every pod that `is_over` says so of.
+    fn release(&self, is_over: impl Fn(&PodUid, &LocalPod, &PathBuf) -> bool) {
+        let mut pods = self.pods.lock().unwrap_or_else(PoisonError::into_inner);
+        pods.retain(|uid, state| {
+            let State::Captured { pod, netns, .. } = state else { return false };
+            if !is_over(uid, pod, netns) {
+                return true;
+            }
+            let name = format!("{}/{}", pod.workload().namespace, pod.workload().name);
+            match self.capture.unenroll(uid) {
+                Ok(()) => tracing::info!(pod = name, "pod released"),
+                Err(error) => tracing::warn!(pod = name, %error, "pod not released cleanly"),
+            }
+            false
+        });
+    }
+
+    /// Shows the data path which pods are captured here.
+    fn publish(&self) {
+        let pods = self.pods.lock().unwrap_or_else(PoisonError::into_inner);
+        self.proxy.pods.replace(pods.values().filter_map(|state| match state {
+            State::Captured { pod, .. } => Some(pod.clone()),
+            State::Failed { .. } => None,
+        }));
+    }
+}

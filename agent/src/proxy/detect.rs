@@ -1,0 +1,90 @@
+//! Finding out what a connection speaks without holding up a server that speaks first.
+
+use std::io;
+
+use bytes::{Bytes, BytesMut};
+use tokio::io::{AsyncRead, AsyncReadExt};
+
+use crate::http::{LONGEST_REQUEST_LINE, Protocol, Sniff, sniff};
+
+/// What was read while finding out. The reader hands it on before anything else.
+#[derive(Debug)]
+pub(super) struct Detected {
+    pub(super) protocol: Protocol,
+    pub(super) from_client: Bytes,
+    pub(super) from_server: Bytes,
+}
+
+/// Watches both ends of a connection until one of them speaks. A server that speaks first is
+/// opaque; a client's first bytes decide otherwise.
+///
+/// # Errors
+/// When either end breaks before anything is decided.
+pub(super) async fn detect(
+    client: &mut (impl AsyncRead + Unpin),
+    server: &mut (impl AsyncRead + Unpin),
+) -> io::Result<Detected> {
+    let (mut from_client, mut from_server) = (BytesMut::new(), BytesMut::new());
+    let protocol = loop {
+        from_client.reserve(1024);
+        from_server.reserve(1024);
+        tokio::select! {
+            biased;
+            read = client.read_buf(&mut from_client) => match (read?, sniff(&from_client)) {
+                (0, _) => break Protocol::Opaque,
+                (_, Sniff::Is(protocol)) => break protocol,
+                (_, Sniff::Undecided) => {}
+            },
+            read = server.read_buf(&mut from_server) => {
+                read?;
+                break Protocol::Opaque;
+            }
+        }
+        debug_assert!(from_client.len() <= LONGEST_REQUEST_LINE + 1024, "sniff() is bounded");
+    };
+    Ok(Detected {
+        protocol,
+        from_client: from_client.freeze(),
+        from_server: from_server.freeze(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncWriteExt, duplex};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_server_that_speaks_first_is_opaque_and_loses_no_byte() {
+        let (mut client, _client_end) = duplex(64);
+        let (mut server, mut server_end) = duplex(64);
+        server_end.write_all(b"220 ready\r\n").await.unwrap();
+        let detected = detect(&mut client, &mut server).await.unwrap();
+        assert_eq!(detected.protocol, Protocol::Opaque);
+        assert_eq!(detected.from_server, "220 ready\r\n");
+    }
+
+    #[tokio::test]
+    async fn a_request_line_in_pieces_is_still_http() {
+        let (mut client, mut client_end) = duplex(64);
+        let (mut server, _server_end) = duplex(64);
+        let detected = tokio::spawn(async move { detect(&mut client, &mut server).await });
+        for piece in ["G", "ET /order HT", "TP/1.1\r\n"] {
+            client_end.write_all(piece.as_bytes()).await.unwrap();
+            tokio::task::yield_now().await;
+        }
+        let detected = detected.await.unwrap().unwrap();
+        assert_eq!(detected.protocol, Protocol::Http1);
+        assert_eq!(detected.from_client, "GET /order HTTP/1.1\r\n");
+    }
+
+    #[tokio::test]
+    async fn a_client_that_closes_without_a_word_is_opaque() {
+        let (mut client, client_end) = duplex(64);
+        let (mut server, _server_end) = duplex(64);
+        drop(client_end);
+        let detected = detect(&mut client, &mut server).await.unwrap();
+        assert_eq!(detected.protocol, Protocol::Opaque);
+    }
+}

@@ -1,0 +1,166 @@
+//! One HTTP request and its response under one span.
+
+use std::{
+    fmt,
+    future::Future,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, header, uri};
+
+use crate::{
+    http::{Body, Tap, Upgraded, forwardable, plain},
+    telemetry::{Failure, Flow, HttpSpan, Telemetry},
+};
+
+/// Why the agent answers a request itself.
+pub(super) struct Refusal {
+    pub(super) status: StatusCode,
+    pub(super) failure: Failure,
+    pub(super) message: String,
+}
+
+impl Refusal {
+    /// The next hop could not be reached or did not answer as HTTP.
+    pub(super) fn unavailable(failure: Failure, cause: impl fmt::Display) -> Self {
+        Self { status: StatusCode::SERVICE_UNAVAILABLE, failure, message: cause.to_string() }
+    }
+}
+
+/// Passes `request` to `send` and its response back, recording both as one span on behalf of
+/// the flow's local workload. The next hop becomes the span's child.
+pub(super) async fn exchange<Sent>(
+    telemetry: &Telemetry,
+    flow: &Arc<Flow>,
+    request: Request<Body>,
+    send: impl FnOnce(Request<Body>) -> Sent,
+) -> Response<Body>
+where
+    Sent: Future<Output = Result<Response<Body>, Refusal>>,
+{
+    let (mut parts, body) = request.into_parts();
+    let span = telemetry.http_request(flow, &mut parts);
+    forwardable(&mut parts.headers);
+    origin_form(&mut parts);
+    if parts.version == http::Version::HTTP_10 {
+        parts.version = http::Version::HTTP_11;
+    }
+    let sent = Arc::new(AtomicU64::new(0));
+    let mut watch = Watch { span: Some(span), sent: sent.clone(), received: 0 };
+    let request = Request::from_parts(parts, body.tapped(sent));
+    match send(request).await {
+        Ok(mut response) => {
+            strip_connection_fields(&mut response);
+            let (parts, body) = response.into_parts();
+            watch.begin(&parts);
+            let mut response = Response::from_parts(parts, body);
+            if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+                watch.upgraded(telemetry, flow, &mut response);
+            }
+            response.map(|body| body.tapped(watch))
+        }
+        Err(Refusal { status, failure, message }) => {
+            tracing::debug!(error = %message, "request refused");
+            let response = plain(status, format!("sluice: {message}\n"));
+            let (parts, body) = response.into_parts();
+            watch.begin(&parts);
+            watch.finish(Some(failure));
+            Response::from_parts(parts, body)
+        }
+    }
+}
+
+/// Follows a response body and ends the span with it.
+struct Watch {
+    span: Option<HttpSpan>,
+    sent: Arc<AtomicU64>,
+    received: u64,
+}
+
+impl Watch {
+    fn begin(&mut self, response: &http::response::Parts) {
+        if let Some(span) = &mut self.span {
+            span.response(response);
+        }
+    }
+
+    /// Ends the span at the 101; what follows is a connection of its own.
+    fn upgraded(
+        &mut self,
+        telemetry: &Telemetry,
+        flow: &Arc<Flow>,
+        response: &mut Response<Body>,
+    ) {
+        let Some(http) = self.span.take() else { return };
+        let connection = telemetry.upgraded_connection(flow, &http);
+        http.finish(self.sent.load(Ordering::Relaxed), 0, None);
+        Upgraded::when_done(response, move |moved| match moved {
+            Ok((sent, received)) => connection.finish(*sent, *received, None),
+            Err(_) => connection.finish(0, 0, Some(Failure::ResetRemote)),
+        });
+    }
+
+    fn finish(&mut self, failure: Option<Failure>) {
+        if let Some(span) = self.span.take() {
+            span.finish(self.sent.load(Ordering::Relaxed), self.received, failure);
+        }
+    }
+}
+
+impl Tap for Watch {
+    fn data(&mut self, bytes: usize) {
+        self.received += bytes as u64;
+    }
+
+    fn trailers(&mut self, trailers: &HeaderMap) {
+        if let Some(span) = &mut self.span {
+            span.trailers(trailers);
+        }
+    }
+
+    fn complete(&mut self) {
+        self.finish(None);
+    }
+
+    fn broken(&mut self, _error: &hyper::Error) {
+        self.finish(Some(Failure::ResetRemote));
+    }
+}
+
+impl Drop for Watch {
+    /// The client went away before the response was through.
+    fn drop(&mut self) {
+        self.finish(Some(Failure::ResetLocal));
+    }
+}
+
+/// A server is asked in origin form (RFC 9112 §3.2.1); what an absolute target names replaces
+/// the Host field (§3.2.2). HTTP/2 keeps its `:authority` and `:scheme`.
+fn origin_form(parts: &mut http::request::Parts) {
+    if parts.version == http::Version::HTTP_2 || parts.method == Method::CONNECT {
+        return;
+    }
+    let Some(authority) = parts.uri.authority() else { return };
+    if let Ok(host) = HeaderValue::from_str(authority.as_str()) {
+        parts.headers.insert(header::HOST, host);
+    }
+    let mut origin = uri::Parts::default();
+    origin.path_and_query = parts
+        .uri
+        .path_and_query()
+        .cloned()
+        .or_else(|| Some(uri::PathAndQuery::from_static("/")));
+    if let Ok(origin) = Uri::from_parts(origin) {
+        parts.uri = origin;
+    }
+}
+
+fn strip_connection_fields(response: &mut Response<Body>) {
+    // The server's framing of an HTTP/1.0 or chunked response ends at this hop; the
+    // client's is chosen anew.
+    forwardable(response.headers_mut());
+    *response.version_mut() = http::Version::default();
+}

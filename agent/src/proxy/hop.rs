@@ -1,0 +1,79 @@
+//! Where a connection or request goes next, and how it gets there.
+
+use std::{net::SocketAddr, sync::Arc};
+
+use super::{LocalPod, Proxy};
+use crate::mesh::{AppProtocol, Destination, Endpoint, Principal, Service, Workload};
+
+/// One chosen endpoint.
+#[derive(Clone)]
+pub struct Hop {
+    /// Pod address and port, or whatever address outside the mesh was dialled.
+    pub address: SocketAddr,
+    /// The pod there, where the mesh knows it.
+    pub workload: Option<Arc<Workload>>,
+    /// The Service that was dialled, or that the dialled pod address serves.
+    pub service: Option<Arc<Service>>,
+    /// How to get there.
+    pub way: Way,
+}
+
+/// How an endpoint is reached.
+#[derive(Clone)]
+pub enum Way {
+    /// An enrolled pod of this node: handed over in this process.
+    SameNode(Arc<LocalPod>),
+    /// An enrolled pod elsewhere: through HBONE, to exactly this identity.
+    Tunnel(Principal),
+    /// Not in the mesh: plaintext, from the pod's own address.
+    Plain,
+}
+
+/// The dialled Service port has no ready endpoint.
+#[derive(Debug, thiserror::Error)]
+#[error("{service}:{port} has no ready endpoint (hint: `kubectl get endpointslices` for {service})")]
+pub struct NoEndpoint {
+    service: String,
+    port: u16,
+}
+
+impl Hop {
+    /// Picks an endpoint for `destination`, which is what the dialled `address` means.
+    pub fn choose(
+        proxy: &Proxy,
+        address: SocketAddr,
+        destination: &Destination,
+    ) -> Result<Self, NoEndpoint> {
+        let (service, endpoint) = match destination {
+            Destination::Service(service, port) => {
+                let endpoint = port.pick().cloned().ok_or_else(|| NoEndpoint {
+                    service: format!("{}/{}", service.namespace, service.name),
+                    port: port.port,
+                })?;
+                (Some(service.clone()), endpoint)
+            }
+            Destination::Workload(workload, serving) => (
+                serving.as_ref().map(|(service, _)| service.clone()),
+                Endpoint { address, workload: Some(workload.clone()) },
+            ),
+            Destination::Unknown => (None, Endpoint { address, workload: None }),
+        };
+        let Endpoint { address, workload } = endpoint;
+        let way = match &workload {
+            Some(workload) if workload.meshed => match proxy.pods.at(address.ip()) {
+                Some(pod) if !proxy.force_tunnel => Way::SameNode(pod),
+                _ => Way::Tunnel(workload.principal.clone()),
+            },
+            _ => Way::Plain,
+        };
+        Ok(Self { address, workload, service, way })
+    }
+}
+
+/// What the Service behind `destination` declares its port to speak.
+pub fn declared(destination: &Destination) -> AppProtocol {
+    match destination {
+        Destination::Service(_, port) | Destination::Workload(_, Some((_, port))) => port.protocol,
+        Destination::Workload(_, None) | Destination::Unknown => AppProtocol::Unknown,
+    }
+}

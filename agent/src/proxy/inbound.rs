@@ -1,0 +1,297 @@
+//! Connections that reach pods of this node: the server's side.
+
+use std::{
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use http::{HeaderMap, Request, Response, StatusCode};
+use tokio::{io::AsyncWriteExt, net::TcpStream};
+
+use super::{
+    HBONE_PORT, Io, LocalPod, Proxy,
+    detect::detect,
+    exchange::{Refusal, exchange},
+    relay::{self, relay},
+};
+use crate::{
+    capture::Accepted,
+    http::{self as web, Body, PoolKey, Prefixed, Protocol},
+    identity,
+    mesh::{AppProtocol, Principal, Workload},
+    telemetry::{Failure, Flow, Reporter, SecurityPolicy, TcpSpan},
+    tunnel::{self, Connect},
+};
+
+/// How long the application may take to accept a connection.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What is known about a connection when it arrives at a pod.
+#[derive(Clone)]
+pub(super) struct Arrival {
+    /// The client application's address; the server's application will see it.
+    pub(super) client: SocketAddr,
+    /// The application's own address and port.
+    pub(super) app: SocketAddr,
+    /// Who the client proved to be; `None` for plaintext.
+    pub(super) principal: Option<Principal>,
+    /// The client pod, where the mesh knows one at the client's address and it is who it
+    /// proved to be.
+    pub(super) source: Option<Arc<Workload>>,
+    /// Handed over by a pod of this node, in this process.
+    pub(super) same_node: bool,
+}
+
+/// Carries one connection that capture took on its way into a pod of this node.
+pub(super) async fn connection(proxy: Arc<Proxy>, pod: Arc<LocalPod>, accepted: Accepted) {
+    let Accepted { stream, peer, original_destination } = accepted;
+    if original_destination.port() == HBONE_PORT {
+        return hbone(proxy, pod, stream, peer, original_destination).await;
+    }
+    let source = proxy.snapshots.load().workload(peer.ip()).cloned();
+    let arrival = Arrival {
+        client: peer,
+        app: original_destination,
+        principal: None,
+        // A plaintext peer's address proves nothing about a workload of the mesh.
+        source: source.filter(|workload| !workload.meshed),
+        same_node: false,
+    };
+    carry(proxy, pod, arrival, Door::Plain(stream)).await;
+}
+
+/// Terminates HBONE: each CONNECT becomes one connection to the application.
+async fn hbone(
+    proxy: Arc<Proxy>,
+    pod: Arc<LocalPod>,
+    stream: TcpStream,
+    peer: SocketAddr,
+    local: SocketAddr,
+) {
+    let tls = match proxy.identity.server_config(&pod.workload().principal).await {
+        Ok(tls) => tls,
+        Err(error) => {
+            tracing::warn!(pod = %pod.uid, %error, "no certificate to accept HBONE with");
+            return relay::abort(&stream);
+        }
+    };
+    let drain = proxy.drain.started().clone();
+    let refused = (proxy.clone(), pod.clone());
+    let connect = move |connect: Connect| {
+        connected(proxy.clone(), pod.clone(), connect, peer)
+    };
+    let served = tunnel::serve(stream, tls, identity::peer_principal, drain, connect).await;
+    if let Err(error) = served {
+        tracing::info!(%peer, %error, "HBONE connection refused or broken");
+        let (proxy, pod) = refused;
+        let arrival =
+            Arrival { client: peer, app: local, principal: None, source: None, same_node: false };
+        let span = proxy.telemetry.connection(&arrival.flow(&proxy, &pod), None);
+        span.finish(0, 0, Some(Failure::TlsFailure));
+    }
+}
+
+async fn connected(proxy: Arc<Proxy>, pod: Arc<LocalPod>, connect: Connect, peer: SocketAddr) {
+    let app = connect.authority;
+    if !pod.workload().ips.contains(&app.ip()) {
+        // A tunnel into one pod must not become a way to somewhere else.
+        tracing::info!(%peer, %app, pod = %pod.uid, "CONNECT to an address that is not the pod's");
+        return connect.reject(StatusCode::NOT_FOUND);
+    }
+    let principal = connect.peer.clone();
+    let source = proxy.snapshots.load().workload(peer.ip()).cloned();
+    let arrival = Arrival {
+        client: peer,
+        app,
+        source: source.filter(|workload| workload.principal == principal),
+        principal: Some(principal),
+        same_node: false,
+    };
+    carry(proxy, pod, arrival, Door::Tunnel(connect)).await;
+}
+
+/// A client that waits to be let in.
+enum Door {
+    Plain(TcpStream),
+    Tunnel(Connect),
+}
+
+impl Door {
+    /// The trace context of the connection itself, as far as the client sent one.
+    fn headers(&self) -> Option<&HeaderMap> {
+        match self {
+            Door::Plain(_) => None,
+            Door::Tunnel(connect) => Some(&connect.headers),
+        }
+    }
+
+    fn open(self) -> std::io::Result<Io> {
+        match self {
+            Door::Plain(stream) => Ok(Io::Tcp(stream)),
+            Door::Tunnel(connect) => connect.accept().map(Io::Hbone),
+        }
+    }
+
+    fn refuse(self, status: StatusCode) {
+        match self {
+            Door::Plain(stream) => relay::abort(&stream),
+            Door::Tunnel(connect) => connect.reject(status),
+        }
+    }
+}
+
+/// Carries one connection to the application, by what its port is declared to speak.
+async fn carry(proxy: Arc<Proxy>, pod: Arc<LocalPod>, arrival: Arrival, door: Door) {
+    let protocol = proxy.snapshots.load().serving(arrival.app).map(|(_, port)| port.protocol);
+    if matches!(protocol, Some(AppProtocol::Http | AppProtocol::Http2)) {
+        if let Ok(client) = door.open() {
+            requests(proxy, pod, arrival, client).await;
+        }
+        return;
+    }
+    // The application is reached before the client is let in: a client whose server cannot be
+    // reached is refused, and a server that speaks first is not kept waiting.
+    let (mut app, mut span) = match open(&proxy, &pod, &arrival, door.headers()).await {
+        Ok(opened) => opened,
+        Err((refusal, span)) => {
+            tracing::debug!(app = %arrival.app, error = %refusal.message, "inbound connection failed");
+            door.refuse(refusal.status);
+            return span.finish(0, 0, Some(refusal.failure));
+        }
+    };
+    let mut client = match door.open() {
+        Ok(client) => client,
+        Err(_) => return span.finish(0, 0, Some(Failure::ResetRemote)),
+    };
+    let mut from_app = Bytes::new();
+    let mut from_client = Bytes::new();
+    if protocol != Some(AppProtocol::Opaque) {
+        match detect(&mut client, &mut app).await {
+            Ok(detected) if detected.protocol == Protocol::Opaque => {
+                from_app = detected.from_server;
+                from_client = detected.from_client;
+            }
+            Ok(detected) => {
+                span.discard();
+                let key = PoolKey::speaking(arrival.client.ip(), arrival.app, detected.protocol);
+                if let Err(error) = pod.inbound.adopt(key, app).await {
+                    tracing::debug!(%error, "the application does not speak HTTP/2");
+                    return client.abort();
+                }
+                let client = Prefixed::new(detected.from_client, client);
+                return requests(proxy, pod, arrival, client).await;
+            }
+            Err(_) => {
+                relay::abort(&app);
+                client.abort();
+                return span.finish(0, 0, Some(Failure::ResetRemote));
+            }
+        }
+    }
+}
+
+/// Dials the application as the client, under a span of the server's side.
+pub(super) async fn open(
+    proxy: &Proxy,
+    pod: &LocalPod,
+    arrival: &Arrival,
+    parent: Option<&HeaderMap>,
+) -> Result<(TcpStream, TcpSpan), (Refusal, TcpSpan)> {
+    let mut span = proxy.telemetry.connection(&arrival.flow(proxy, pod), parent);
+    let began = Instant::now();
+    match dial(pod, arrival).await {
+        Ok(app) => {
+            span.connected(began.elapsed());
+            Ok((app, span))
+        }
+        Err(refusal) => Err((refusal, span)),
+    }
+}
+
+async fn dial(pod: &LocalPod, arrival: &Arrival) -> Result<TcpStream, Refusal> {
+    let app = arrival.app;
+    let dial = pod.dialer.to_app(arrival.client.ip(), app);
+    match tokio::time::timeout(CONNECT_TIMEOUT, dial).await {
+        Ok(Ok(stream)) => Ok(stream),
+        Ok(Err(error)) => Err(Refusal::unavailable(
+            Failure::ConnectFailure,
+            format!("the application at {app} did not accept the connection: {error}"),
+        )),
+        Err(_) => Err(Refusal::unavailable(
+            Failure::Timeout,
+            format!("the application at {app} did not accept within {CONNECT_TIMEOUT:?}"),
+        )),
+    }
+}
+
+/// Answers the requests of one client by sending them to the application.
+async fn requests(
+    proxy: Arc<Proxy>,
+    pod: Arc<LocalPod>,
+    arrival: Arrival,
+    client: impl web::Stream,
+) {
+    let drain = proxy.drain.started().clone();
+    let flow = arrival.flow(&proxy, &pod);
+    let handler = Requests { proxy, pod, arrival, flow };
+    if let Err(error) = web::serve(client, Arc::new(handler), &drain).await {
+        tracing::debug!(%error, "an inbound HTTP connection ended");
+    }
+}
+
+struct Requests {
+    proxy: Arc<Proxy>,
+    pod: Arc<LocalPod>,
+    arrival: Arrival,
+    flow: Arc<Flow>,
+}
+
+impl web::Handler for Requests {
+    async fn handle(&self, request: Request<Body>) -> Response<Body> {
+        deliver(&self.proxy, &self.pod, &self.arrival, &self.flow, request).await
+    }
+}
+
+/// Sends one request to the application, under a span of the server's side.
+pub(super) async fn deliver(
+    proxy: &Proxy,
+    pod: &LocalPod,
+    arrival: &Arrival,
+    flow: &Arc<Flow>,
+    request: Request<Body>,
+) -> Response<Body> {
+    exchange(&proxy.telemetry, flow, request, |request| async {
+        let key = PoolKey::new(arrival.client.ip(), arrival.app, request.version());
+        pod.inbound.send(key, request, || dial(pod, arrival)).await.map_err(Refusal::from)
+    })
+    .await
+}
+
+impl Arrival {
+    /// What spans and metrics of the server's side say about this connection.
+    pub(super) fn flow(&self, proxy: &Proxy, pod: &LocalPod) -> Arc<Flow> {
+        let local = pod.workload();
+        let service = proxy.snapshots.load().serving(self.app).map(|(service, _)| service.clone());
+        Arc::new(Flow {
+            reporter: Reporter::Destination,
+            source_principal: self.principal.clone(),
+            destination_principal: self
+                .principal
+                .is_some()
+                .then(|| local.principal.clone()),
+            local,
+            remote: self.source.clone(),
+            service,
+            security: match self.principal {
+                Some(_) => SecurityPolicy::MutualTls,
+                None => SecurityPolicy::None,
+            },
+            same_node: self.same_node,
+            client: self.client,
+            server: self.app,
+            peer: self.client,
+        })
+    }
+}

@@ -1,0 +1,87 @@
+//! Decides per connection: who dialled, where to, how to get there, and what it speaks.
+//!
+//! Enters: sockets that [`crate::capture`] accepted in a pod's netns. Leaves: the same bytes
+//! or requests at the destination's application, and one span a side. Protocols live in
+//! [`crate::http`] and [`crate::tunnel`]; what the mesh looks like comes from one
+//! [`crate::mesh::Snapshot`] a decision.
+
+mod detect;
+mod drain;
+mod exchange;
+mod hop;
+mod inbound;
+mod io;
+mod outbound;
+mod pods;
+pub mod relay;
+
+use std::sync::Arc;
+
+pub use drain::Drain;
+pub use hop::{Hop, NoEndpoint, Way};
+pub use io::Io;
+pub use pods::{LocalPod, LocalPods};
+use tokio::net::TcpListener;
+
+use crate::{capture, identity::IdentityStore, mesh::SnapshotStore, telemetry::Telemetry};
+
+/// The port HBONE is spoken on, as Istio's ambient mode has it.
+pub const HBONE_PORT: u16 = 15008;
+
+/// What every connection of the node shares.
+pub struct Proxy {
+    /// What the mesh looks like.
+    pub snapshots: Arc<SnapshotStore>,
+    /// Certificates of this node's pods.
+    pub identity: Arc<IdentityStore>,
+    /// Spans and metrics.
+    pub telemetry: Telemetry,
+    /// This node's enrolled pods.
+    pub pods: LocalPods,
+    /// Every open connection.
+    pub drain: Drain,
+    /// Tunnel between pods of one node too, instead of handing over in this process.
+    pub force_tunnel: bool,
+}
+
+/// Serves the two listeners of an enrolled pod until the returned handle is dropped.
+/// Connections already accepted live on.
+pub fn serve(
+    proxy: Arc<Proxy>,
+    pod: Arc<LocalPod>,
+    outbound: TcpListener,
+    inbound: TcpListener,
+) -> Serving {
+    let mut accepting = tokio::task::JoinSet::new();
+    accepting.spawn(accept(outbound, proxy.clone(), pod.clone(), outbound::connection));
+    accepting.spawn(accept(inbound, proxy, pod, inbound::connection));
+    Serving { _accepting: accepting }
+}
+
+/// The accept loops of one pod; dropping it closes the pod's listeners.
+pub struct Serving {
+    _accepting: tokio::task::JoinSet<()>,
+}
+
+async fn accept<F>(
+    listener: TcpListener,
+    proxy: Arc<Proxy>,
+    pod: Arc<LocalPod>,
+    connection: impl Fn(Arc<Proxy>, Arc<LocalPod>, capture::Accepted) -> F,
+) where
+    F: Future<Output = ()> + Send + 'static,
+{
+    loop {
+        match capture::accept(&listener).await {
+            Ok(accepted) => {
+                proxy.drain.connection(connection(proxy.clone(), pod.clone(), accepted));
+            }
+            Err(error) => {
+                // Out of file descriptors, or a client gone before it was accepted. Neither
+                // gets better by trying again at once.
+                tracing::warn!(pod = %pod.uid, %error, "could not accept a captured connection");
+                tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+            }
+        }
+    }
+}

@@ -1,0 +1,75 @@
+//! The enrolled pods of this node.
+
+use std::{collections::HashMap, net::IpAddr, sync::Arc};
+
+use arc_swap::ArcSwap;
+
+use crate::{
+    capture::PodDialer,
+    http::Pool,
+    mesh::{PodUid, Workload},
+    tunnel::HbonePool,
+};
+
+/// One enrolled pod with the connections made on its behalf.
+pub struct LocalPod {
+    /// The pod's UID.
+    pub uid: PodUid,
+    /// Makes sockets in the pod's network namespace.
+    pub dialer: PodDialer,
+    /// HBONE connections with this pod as their client.
+    pub tunnels: HbonePool,
+    /// HTTP connections to other pods.
+    pub outbound: Pool,
+    /// HTTP connections to this pod's own application.
+    pub inbound: Pool,
+    workload: ArcSwap<Workload>,
+}
+
+impl LocalPod {
+    /// A pod that was just enrolled.
+    pub fn new(workload: Arc<Workload>, dialer: PodDialer, tunnels: HbonePool) -> Self {
+        Self {
+            uid: workload.uid.clone(),
+            dialer,
+            tunnels,
+            outbound: Pool::default(),
+            inbound: Pool::default(),
+            workload: ArcSwap::new(workload),
+        }
+    }
+
+    /// What the newest snapshot says about the pod.
+    pub fn workload(&self) -> Arc<Workload> {
+        self.workload.load_full()
+    }
+
+    /// Takes over what a newer snapshot says about the pod.
+    pub fn update(&self, workload: Arc<Workload>) {
+        self.workload.store(workload);
+    }
+}
+
+/// Finds enrolled pods by address. Reading takes no lock.
+#[derive(Default)]
+pub struct LocalPods {
+    by_ip: ArcSwap<HashMap<IpAddr, Arc<LocalPod>>>,
+}
+
+impl LocalPods {
+    /// The enrolled pod that owns `ip`.
+    pub fn at(&self, ip: IpAddr) -> Option<Arc<LocalPod>> {
+        self.by_ip.load().get(&ip).cloned()
+    }
+
+    /// Replaces the set of enrolled pods.
+    pub fn replace(&self, pods: impl Iterator<Item = Arc<LocalPod>>) {
+        let by_ip = pods
+            .flat_map(|pod| {
+                let ips = pod.workload().ips.clone();
+                ips.into_iter().map(move |ip| (ip, pod.clone()))
+            })
+            .collect();
+        self.by_ip.store(Arc::new(by_ip));
+    }
+}
