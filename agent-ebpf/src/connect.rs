@@ -31,24 +31,24 @@ const SO_MARK: i32 = 36;
 #[cgroup_sock_addr(connect4)]
 pub fn sluice_connect4(ctx: SockAddrContext) -> i32 {
     // SAFETY: the kernel passes a valid context.
-    let destination = address::v4(unsafe { (&raw const (*ctx.sock_addr).user_ip4).read_volatile() });
+    let destination =
+        address::v4(unsafe { (&raw const (*ctx.sock_addr).user_ip4).read_volatile() });
     connect(&ctx, destination)
 }
 
 #[cgroup_sock_addr(connect6)]
 pub fn sluice_connect6(ctx: SockAddrContext) -> i32 {
-    // SAFETY: the kernel passes a valid context; `user_ip6` is four words.
-    let destination = unsafe { address::v6((&raw const (*ctx.sock_addr).user_ip6).cast()) };
-    connect(&ctx, destination)
+    // SAFETY: the kernel passes a valid context.
+    let words = unsafe { address::read_v6!(ctx.sock_addr, user_ip6) };
+    connect(&ctx, address::of_words(words))
 }
 
 #[inline(always)]
 fn connect(ctx: &SockAddrContext, destination: Address) -> i32 {
     let context: *mut bpf_sock_addr = ctx.sock_addr;
     // SAFETY: both helpers only read the context the kernel passed.
-    let (netns, socket) = unsafe {
-        (bpf_get_netns_cookie(context.cast()), bpf_get_socket_cookie(context.cast()))
-    };
+    let (netns, socket) =
+        unsafe { (bpf_get_netns_cookie(context.cast()), bpf_get_socket_cookie(context.cast())) };
     if let Some(seen_in) = OWN.get_ptr_mut(socket) {
         // SAFETY: map memory stays valid while the program runs. Only this socket's own
         // connect() writes here.

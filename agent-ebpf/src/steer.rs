@@ -43,7 +43,8 @@ pub fn sluice_steer(ctx: SkLookupContext) -> u32 {
             // The application dialled itself.
             return PASS;
         }
-        let dial = Dial { client: remote, app: local, client_port: remote_port, app_port: local_port };
+        let dial =
+            Dial { client: remote, app: local, client_port: remote_port, app_port: local_port };
         // SAFETY: as above.
         if unsafe { DIALS.get(dial) }.is_some() {
             return PASS;
@@ -77,27 +78,26 @@ fn hand_over(ctx: &SkLookupContext, slot: u32, handed: Counter, dropped: Counter
 
 #[inline(always)]
 fn tuple(context: *mut bpf_sk_lookup) -> Tuple {
-    // Addresses are read as volatile words, and the remote port as its two bytes: those are the
-    // accesses every kernel's verifier allows (`remote_port` was a word before 5.17).
-    // SAFETY: reads of the context's own fields; `*_ip6` are four words each.
+    // Everything is read, whichever family the packet has: the fields of the other family are
+    // zero. Were there a branch, the compiler would merge the reads of both arms into one at a
+    // computed offset, which the verifier refuses. For the same reason the reads are volatile,
+    // and in the sizes every kernel allows (`remote_port` was a word before 5.17).
+    // SAFETY: reads of the context's own fields; nothing is written.
     unsafe {
         let v4 = (&raw const (*context).family).read_volatile() == AF_INET;
-        let (local, remote) = if v4 {
-            (
-                address::v4((&raw const (*context).local_ip4).read_volatile()),
-                address::v4((&raw const (*context).remote_ip4).read_volatile()),
-            )
-        } else {
-            (
-                address::v6((&raw const (*context).local_ip6).cast()),
-                address::v6((&raw const (*context).remote_ip6).cast()),
-            )
-        };
+        let local_ip4 = (&raw const (*context).local_ip4).read_volatile();
+        let remote_ip4 = (&raw const (*context).remote_ip4).read_volatile();
+        let mapped = if v4 { u32::to_be(0xffff) } else { 0 };
+        let [a, b, c, d] = address::read_v6!(context, local_ip6);
+        let local = address::of_words([a, b, c | mapped, d | local_ip4]);
+        let [a, b, c, d] = address::read_v6!(context, remote_ip6);
+        let remote = address::of_words([a, b, c | mapped, d | remote_ip4]);
+        let remote_port = (&raw const (*context).remote_port).cast::<u16>().read_volatile();
         Tuple {
             local,
             local_port: (&raw const (*context).local_port).read_volatile() as u16,
             remote,
-            remote_port: u16::from_be((&raw const (*context).remote_port).cast::<u16>().read_volatile()),
+            remote_port: u16::from_be(remote_port),
         }
     }
 }

@@ -1,0 +1,278 @@
+//! Enrolling pods, and letting them go.
+
+use std::{
+    collections::{BTreeMap, HashSet},
+    fmt, io,
+    net::{IpAddr, Ipv4Addr, UdpSocket},
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use agent_common::Config;
+use tokio::net::TcpListener;
+
+use super::{
+    dial::PodDialer,
+    error::{CaptureError, Step},
+    host,
+    maps::{DialMaps, Maps},
+    netns::Netns,
+    pins::{Pins, PodPin},
+    programs::Programs,
+    routing,
+    sockets::listener,
+};
+use crate::mesh::PodUid;
+
+/// How capture is set up.
+#[derive(Clone, Debug)]
+pub struct CaptureOptions {
+    /// The cgroup2 directory whose processes are captured; `None` for the whole node.
+    pub cgroup: Option<PathBuf>,
+    /// Where programs, maps and links are pinned.
+    pub bpffs: PathBuf,
+    /// What happens to connections from a netns that is not enrolled.
+    pub unknown_pods: UnknownPods,
+}
+
+/// What happens to TCP connections from a netns that is neither the node's nor enrolled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum UnknownPods {
+    /// They pass, in plaintext.
+    Allow,
+    /// connect() fails with EPERM.
+    Deny,
+}
+
+/// The capture of one node. Dropping it leaves everything in place: SYNs of enrolled pods are
+/// refused until the next agent takes over.
+pub struct Capture {
+    pins: Pins,
+    state: Mutex<State>,
+}
+
+struct State {
+    programs: Programs,
+    maps: Maps,
+    pods: BTreeMap<PodUid, Enrolled>,
+}
+
+/// A pod whose traffic is captured by this agent.
+struct Enrolled {
+    pin: PodPin,
+    netns: Arc<Netns>,
+}
+
+/// A pod that was just enrolled.
+#[derive(Debug)]
+pub struct EnrolledPod {
+    /// Connections from the pod.
+    pub outbound: TcpListener,
+    /// Connections to the pod.
+    pub inbound: TcpListener,
+    /// Makes sockets inside the pod.
+    pub dialer: PodDialer,
+}
+
+impl Capture {
+    /// Loads the programs and captures the cgroup. Pods that a former agent enrolled stay as
+    /// they are until they are enrolled again or [forgotten](Self::forget_unknown).
+    ///
+    /// # Errors
+    /// When the node lacks something; the error says what, with a hint.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime.
+    pub fn start(options: &CaptureOptions) -> Result<Self, CaptureError> {
+        host::need_root()?;
+        let (cgroup_path, cgroup) = host::cgroup(options.cgroup.as_deref())?;
+        let pins = Pins::open(&options.bpffs)?;
+        let mut programs = Programs::load(&pins)?;
+        let mut maps = Maps::open(&pins)?;
+        programs.capture_cgroup(&cgroup, &pins)?;
+        let own = Netns::own().step("open the agent's network namespace")?;
+        let host_netns = cookie(own, &mut DialMaps::open(&pins)?)?
+            .ok_or(CaptureError::OutsideCgroup { path: cgroup_path })?;
+        let deny_unknown = u32::from(options.unknown_pods == UnknownPods::Deny);
+        maps.configure(Config { host_netns, deny_unknown, reserved: 0 })
+            .step("configure the eBPF programs")?;
+        let state = State { programs, maps, pods: BTreeMap::new() };
+        Ok(Self { pins, state: Mutex::new(state) })
+    }
+
+    /// Captures the traffic of the pod whose network namespace is at `netns`. A pod that a
+    /// former agent enrolled changes hands without a moment in between.
+    ///
+    /// # Errors
+    /// When `netns` is not the pod's, or the kernel refuses a step; nothing is left behind.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime.
+    pub fn enroll(
+        &self,
+        uid: &PodUid,
+        netns: &Path,
+        ips: &[IpAddr],
+    ) -> Result<EnrolledPod, CaptureError> {
+        let namespace = open_pod(netns, ips)?;
+        let mut dials = DialMaps::open(&self.pins)?;
+        let cookie = cookie(&namespace, &mut dials)?
+            .ok_or_else(|| CaptureError::OutsideCgroup { path: netns.to_owned() })?;
+        let step = |what: &str| format!("{what} in {}", netns.display());
+        let (outbound, inbound) =
+            namespace.run(|| Ok((listener()?, listener()?))).step(step("listen"))?;
+
+        let mut state = self.state();
+        let State { programs, maps, pods } = &mut *state;
+        let pins = self.pins.pods().step("read the pins of enrolled pods")?;
+        let former = pins.iter().find(|pin| pin.uid == *uid);
+        if let Some(former) = former.filter(|former| former.netns != namespace.inode()) {
+            // The pod's sandbox was made anew; nothing of the old one is of use.
+            release(maps, &self.pins, former, None)?;
+        }
+        let former = former.filter(|former| former.netns == namespace.inode());
+        let slot = match former {
+            Some(former) => former.slot,
+            None => {
+                let taken: Vec<_> = pins.iter().map(|pin| pin.slot).collect();
+                Maps::free_slot(&taken).ok_or(CaptureError::Full)?
+            }
+        };
+        let fwmark_accept =
+            namespace.run(routing::fwmark_accept).step(step("read tcp_fwmark_accept"))?;
+        let pin = PodPin {
+            uid: uid.clone(),
+            slot,
+            netns: namespace.inode(),
+            fwmark_accept: former.map_or(fwmark_accept, |former| former.fwmark_accept),
+        };
+        // Listeners before the SYNs that need them, and marks last.
+        let captured = (|| {
+            namespace.run(|| routing::install(ips)).step(step("set up routing"))?;
+            maps.listen(slot, &outbound, &inbound).step(step("register the listeners"))?;
+            maps.add_addresses(slot, ips).step(step("register the pod's addresses"))?;
+            let link = programs.steer(&namespace).step(step("attach sluice_steer"))?;
+            self.pins.pin_pod(link, &pin)?;
+            maps.capture(slot, cookie).step(step("register the pod"))
+        })();
+        if let Err(error) = captured {
+            if let Err(left) = release(maps, &self.pins, &pin, Some(&namespace)) {
+                tracing::warn!(pod = %uid, %left, "a failed enrolment left something behind");
+            }
+            return Err(error);
+        }
+        let netns = Arc::new(namespace);
+        pods.insert(uid.clone(), Enrolled { pin, netns: netns.clone() });
+        Ok(EnrolledPod { outbound, inbound, dialer: PodDialer::new(netns, dials) })
+    }
+
+    /// Ends capture of a pod and leaves its network namespace as it was before.
+    ///
+    /// # Errors
+    /// When the kernel refuses a step; what could be undone is.
+    pub fn unenroll(&self, uid: &PodUid) -> Result<(), CaptureError> {
+        let mut state = self.state();
+        match state.pods.remove(uid) {
+            Some(pod) => release(&mut state.maps, &self.pins, &pod.pin, Some(&pod.netns)),
+            None => Ok(()),
+        }
+    }
+
+    /// Ends capture of pods a former agent enrolled and that are not among `known`.
+    ///
+    /// # Errors
+    /// When the kernel refuses a step; the pods after it are left for the next try.
+    pub fn forget_unknown(&self, known: &HashSet<PodUid>) -> Result<(), CaptureError> {
+        let mut state = self.state();
+        for pin in self.pins.pods().step("read the pins of enrolled pods")? {
+            if !known.contains(&pin.uid) {
+                let netns = super::uninstall::find_netns(pin.netns);
+                release(&mut state.maps, &self.pins, &pin, netns.as_ref())?;
+                tracing::info!(pod = %pin.uid, "released a pod that a former agent captured");
+            }
+        }
+        Ok(())
+    }
+
+    /// What the programs counted, by name, since they were first loaded on this node.
+    pub fn counters(&self) -> Vec<(&'static str, u64)> {
+        self.state().maps.counters()
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for Capture {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Capture").field("pins", &self.pins).finish_non_exhaustive()
+    }
+}
+
+/// Undoes an enrolment. Every step is taken even where one fails; the first failure is told.
+fn release(
+    maps: &mut Maps,
+    pins: &Pins,
+    pin: &PodPin,
+    netns: Option<&Netns>,
+) -> Result<(), CaptureError> {
+    let step = |what: &str| format!("{what} of pod {}", pin.uid);
+    // New connections go unmarked before the route that marked ones need is gone.
+    let forgotten = maps.forget(pin.slot).step(step("clear the map entries"));
+    let unpinned = pins.unpin_pod(pin).step(step("remove the pin"));
+    let unrouted = netns
+        .map_or(Ok(()), |netns| netns.run(|| routing::remove(pin.fwmark_accept)))
+        .step(step("undo the routing"));
+    forgotten.and(unpinned).and(unrouted)
+}
+
+/// Opens the namespace at `path` and makes sure that it is the pod's, whatever a source says.
+fn open_pod(path: &Path, ips: &[IpAddr]) -> Result<Netns, CaptureError> {
+    let wrong = |why: String| CaptureError::WrongNetns { path: path.to_owned(), why };
+    let netns = Netns::open(path)
+        .map_err(|error| wrong(format!("{error} (hint: does the pod still run?)")))?;
+    let own = Netns::own().step("open the agent's network namespace")?;
+    if netns.inode() == own.inode() {
+        return Err(wrong(
+            "it is the node's own (hint: host-network pods are never captured)".into(),
+        ));
+    }
+    let addresses = netns
+        .run(|| Ok(nix::ifaddrs::getifaddrs()?.filter_map(ip_of).collect::<Vec<IpAddr>>()))
+        .map_err(|error| wrong(format!("{error} (hint: is it a network namespace?)")))?;
+    if !ips.iter().any(|ip| addresses.contains(ip)) {
+        return Err(wrong(format!(
+            "it holds none of the pod's addresses {ips:?} (hint: `ip -n NAME address` shows what \
+             it holds)"
+        )));
+    }
+    Ok(netns)
+}
+
+fn ip_of(interface: nix::ifaddrs::InterfaceAddress) -> Option<IpAddr> {
+    let address = interface.address?;
+    address
+        .as_sockaddr_in()
+        .map(|v4| IpAddr::V4(v4.ip()))
+        .or_else(|| address.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip())))
+}
+
+/// The kernel's cookie of a namespace, as the connect program sees it: a throw-away socket of
+/// ours connects there, and the program writes down where. Works on every kernel that has
+/// cookies for these programs (5.7), unlike asking with `SO_NETNS_COOKIE` (5.14). `None` when
+/// the program did not run, which it would not for the sockets of real dials either.
+fn cookie(netns: &Netns, maps: &mut DialMaps) -> Result<Option<u64>, CaptureError> {
+    let mut ask = || -> io::Result<u64> {
+        let socket = netns.run(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)))?;
+        let socket_cookie = socket2::SockRef::from(&socket).cookie()?;
+        maps.own.insert(socket_cookie, 0, 0).map_err(io::Error::other)?;
+        // A datagram socket: nothing is sent.
+        socket.connect((Ipv4Addr::LOCALHOST, 9))?;
+        let netns_cookie = maps.own.get(&socket_cookie, 0).map_err(io::Error::other)?;
+        maps.own.remove(&socket_cookie).map_err(io::Error::other)?;
+        Ok(netns_cookie)
+    };
+    let cookie = ask().step("read the cookie of a network namespace")?;
+    Ok((cookie != 0).then_some(cookie))
+}

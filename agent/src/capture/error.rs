@@ -1,0 +1,114 @@
+//! What can go wrong with capture, and what to do about it.
+
+use std::{io, path::PathBuf};
+
+/// Capture could not be started or a pod not be enrolled.
+#[derive(Debug, thiserror::Error)]
+pub enum CaptureError {
+    /// The process lacks the rights.
+    #[error("capture needs root (hint: run as root, e.g. with sudo)")]
+    NotRoot,
+
+    /// The kernel has cgroup2 but nobody mounted it, or it has none.
+    #[error(
+        "no cgroup2 hierarchy is mounted (hint: `mount -t cgroup2 none /sys/fs/cgroup/unified`, \
+         or boot with systemd.unified_cgroup_hierarchy=1; --cgroup names one that is elsewhere)"
+    )]
+    NoCgroup2,
+
+    /// `--cgroup` names something else.
+    #[error("{path} is not a cgroup2 directory (hint: `findmnt -t cgroup2` lists where they are)")]
+    NotCgroup2 {
+        /// What was named.
+        path: PathBuf,
+    },
+
+    /// `--bpffs` is not inside a BPF file system.
+    #[error("{path} is not inside a BPF file system (hint: `mount -t bpf bpf /sys/fs/bpf`)")]
+    NotBpffs {
+        /// What was named.
+        path: PathBuf,
+    },
+
+    /// Two agents with the same pins would undo each other's work.
+    #[error(
+        "another agent uses {path} (hint: stop it first; --bpffs gives this one pins of its own)"
+    )]
+    InUse {
+        /// The directory of pins.
+        path: PathBuf,
+    },
+
+    /// The agent's own sockets are not seen by the programs it attached.
+    #[error(
+        "the agent runs outside the cgroup it captures, {path} (hint: start it inside, or leave \
+         --cgroup out to capture from the root of the hierarchy)"
+    )]
+    OutsideCgroup {
+        /// The cgroup the programs are attached to.
+        path: PathBuf,
+    },
+
+    /// A pod's network namespace is not what its source said.
+    #[error("{path} is not the pod's network namespace: {why}")]
+    WrongNetns {
+        /// The namespace's file.
+        path: PathBuf,
+        /// What gave it away, with a hint.
+        why: String,
+    },
+
+    /// As many pods as the maps have room for are enrolled.
+    #[error("{} pods are enrolled, the most one agent can have", agent_common::MAX_PODS)]
+    Full,
+
+    /// A step that the kernel refused.
+    #[error("could not {step}: {cause}")]
+    Kernel {
+        /// What was tried, as in "load the eBPF programs".
+        step: String,
+        /// The kernel's or the loader's own words, with their causes.
+        cause: String,
+    },
+}
+
+/// Says of a failed step what was tried.
+pub(super) trait Step<T> {
+    /// Turns the failure into [`CaptureError::Kernel`].
+    fn step(self, step: impl Into<String>) -> Result<T, CaptureError>;
+}
+
+impl<T, E: std::error::Error> Step<T> for Result<T, E> {
+    fn step(self, step: impl Into<String>) -> Result<T, CaptureError> {
+        self.map_err(|error| CaptureError::kernel(step, &error))
+    }
+}
+
+impl CaptureError {
+    /// A refused step with everything that caused it.
+    pub(super) fn kernel(step: impl Into<String>, error: &dyn std::error::Error) -> Self {
+        Self::Kernel { step: step.into(), cause: causes(error) }
+    }
+}
+
+/// `error` with everything it was caused by; aya keeps the kernel's errno in the sources.
+fn causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let words = cause.to_string();
+        if !text.contains(&words) {
+            text = format!("{text}: {words}");
+        }
+        source = cause.source();
+    }
+    text
+}
+
+/// A file that is gone is as good as removed.
+pub(super) fn gone_is_fine(result: io::Result<()>) -> io::Result<()> {
+    match result {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}

@@ -1,0 +1,131 @@
+//! The maps the programs and the agent share, opened from their pins.
+
+use std::net::IpAddr;
+
+use agent_common::{Address, Config, Counter, Dial, MAX_PODS, inbound_slot, outbound_slot};
+use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, SockMap};
+use tokio::net::TcpListener;
+
+use super::{
+    error::{CaptureError, Step},
+    pins::Pins,
+};
+
+/// Every map, by the name `agent-ebpf` gives it.
+pub(super) const MAPS: [&str; 7] =
+    ["CONFIG", "PODS", "POD_IPS", "LISTENERS", "DIALS", "OWN", "COUNTERS"];
+
+/// The maps that enrolment writes.
+pub(super) struct Maps {
+    config: Array<MapData, Config>,
+    pods: HashMap<MapData, u64, u32>,
+    pod_ips: HashMap<MapData, Address, u32>,
+    listeners: SockMap<MapData>,
+    counters: PerCpuArray<MapData, u64>,
+}
+
+/// The maps that every dial writes. Each pod has a handle of its own.
+pub(super) struct DialMaps {
+    /// Sockets that are the agent's own, by cookie.
+    pub(super) own: HashMap<MapData, u64, u64>,
+    /// Dials towards applications.
+    pub(super) dials: HashMap<MapData, Dial, u8>,
+}
+
+impl Maps {
+    pub(super) fn open(pins: &Pins) -> Result<Self, CaptureError> {
+        Ok(Self {
+            config: open(pins, "CONFIG", Map::Array)?,
+            pods: open(pins, "PODS", Map::HashMap)?,
+            pod_ips: open(pins, "POD_IPS", Map::HashMap)?,
+            listeners: open(pins, "LISTENERS", Map::SockMap)?,
+            counters: open(pins, "COUNTERS", Map::PerCpuArray)?,
+        })
+    }
+
+    pub(super) fn configure(&mut self, config: Config) -> Result<(), MapError> {
+        self.config.set(0, config, 0)
+    }
+
+    /// Points the programs at a pod's listeners. From a former agent's to these there is no
+    /// moment without one.
+    pub(super) fn listen(
+        &mut self,
+        slot: u32,
+        outbound: &TcpListener,
+        inbound: &TcpListener,
+    ) -> Result<(), MapError> {
+        self.listeners.set(outbound_slot(slot), outbound, 0)?;
+        self.listeners.set(inbound_slot(slot), inbound, 0)
+    }
+
+    /// Makes the pod's addresses known, so that its SYNs are steered.
+    pub(super) fn add_addresses(&mut self, slot: u32, ips: &[IpAddr]) -> Result<(), MapError> {
+        ips.iter().try_for_each(|ip| self.pod_ips.insert(address(*ip), slot, 0))
+    }
+
+    /// Marks what the pod connects from here on.
+    pub(super) fn capture(&mut self, slot: u32, netns_cookie: u64) -> Result<(), MapError> {
+        self.pods.insert(netns_cookie, slot, 0)
+    }
+
+    /// Forgets everything about the pod in `slot`.
+    pub(super) fn forget(&mut self, slot: u32) -> Result<(), MapError> {
+        forget(&mut self.pods, slot)?;
+        forget(&mut self.pod_ips, slot)?;
+        for listener in [outbound_slot(slot), inbound_slot(slot)] {
+            // A listener that closed is gone already.
+            let _ = self.listeners.clear_index(&listener);
+        }
+        Ok(())
+    }
+
+    /// The slot of the lowest number that `taken` does not have.
+    pub(super) fn free_slot(taken: &[u32]) -> Option<u32> {
+        (0..MAX_PODS).find(|slot| !taken.contains(slot))
+    }
+
+    /// What the programs counted since they were first loaded.
+    pub(super) fn counters(&self) -> Vec<(&'static str, u64)> {
+        let sum = |counter: Counter| {
+            let values = self.counters.get(&(counter as u32), 0);
+            values.map_or(0, |values| values.iter().sum())
+        };
+        Counter::ALL.iter().map(|(counter, name)| (*name, sum(*counter))).collect()
+    }
+}
+
+impl DialMaps {
+    pub(super) fn open(pins: &Pins) -> Result<Self, CaptureError> {
+        Ok(Self {
+            own: open(pins, "OWN", Map::LruHashMap)?,
+            dials: open(pins, "DIALS", Map::HashMap)?,
+        })
+    }
+}
+
+fn open<M>(pins: &Pins, name: &str, kind: fn(MapData) -> Map) -> Result<M, CaptureError>
+where
+    M: TryFrom<Map, Error = MapError>,
+{
+    let open = || M::try_from(kind(MapData::from_pin(pins.map(name))?));
+    open().step(format!("open the eBPF map {name}"))
+}
+
+/// Removes every entry that leads to `slot`.
+fn forget<K: aya::Pod>(map: &mut HashMap<MapData, K, u32>, slot: u32) -> Result<(), MapError> {
+    let of_slot = |entry: Result<(K, u32), MapError>| match entry {
+        Ok((key, value)) => (value == slot).then_some(Ok(key)),
+        Err(error) => Some(Err(error)),
+    };
+    let keys: Vec<K> = map.iter().filter_map(of_slot).collect::<Result<_, _>>()?;
+    keys.iter().try_for_each(|key| map.remove(key))
+}
+
+/// An address as the programs compare it.
+pub(super) fn address(ip: IpAddr) -> Address {
+    match ip {
+        IpAddr::V4(ip) => ip.to_ipv6_mapped().octets(),
+        IpAddr::V6(ip) => ip.octets(),
+    }
+}

@@ -1,0 +1,27 @@
+//! Turns a pod's `connect()`, and every SYN that reaches the pod, into an accepted socket.
+//!
+//! Enters: which pods to enrol, each with its network namespace and addresses. Leaves: two
+//! listeners a pod, whose accepted sockets have the original destination as their local and
+//! the real source as their peer address, and a [`PodDialer`] for sockets inside the pod.
+//! The kernel half is `agent-ebpf`. This room knows no policy, no telemetry, and of the mesh
+//! only a pod's UID. It works without iptables, and no program of it runs per packet.
+
+mod dial;
+mod enrol;
+mod error;
+mod host;
+mod log;
+mod maps;
+mod netlink;
+mod netns;
+mod pins;
+mod programs;
+mod routing;
+mod sockets;
+mod uninstall;
+
+pub use dial::PodDialer;
+pub use enrol::{Capture, CaptureOptions, EnrolledPod, UnknownPods};
+pub use error::CaptureError;
+pub use sockets::{Accepted, accept};
+pub use uninstall::uninstall;

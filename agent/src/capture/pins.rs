@@ -1,0 +1,180 @@
+//! What the agent leaves under bpffs, so that capture outlives it.
+//!
+//! ```text
+//! <bpffs>/v<ABI>/maps/<NAME>      the maps
+//! <bpffs>/v<ABI>/links/<NAME>     the links of the connect programs
+//! <bpffs>/v<ABI>/pods/<POD>       the link of each pod's steer program
+//! ```
+//!
+//! A pod's pin carries in its name all that has to be known to undo its enrolment, so that
+//! there is no second record that could disagree with the kernel or outlive a reboot.
+
+use std::{
+    fs::{self, File},
+    io,
+    path::{Path, PathBuf},
+    str::FromStr,
+};
+
+use aya::programs::links::{FdLink, PinnedLink};
+use nix::fcntl::{Flock, FlockArg};
+
+use super::{
+    error::{CaptureError, Step, gone_is_fine},
+    host,
+};
+use crate::mesh::PodUid;
+
+/// The pins of one agent, locked against a second one.
+#[derive(Debug)]
+pub(super) struct Pins {
+    root: PathBuf,
+    _lock: Flock<File>,
+}
+
+impl Pins {
+    /// Creates what is missing and takes the lock.
+    pub(super) fn open(bpffs: &Path) -> Result<Self, CaptureError> {
+        let root = root(bpffs);
+        for kind in ["maps", "links", "pods"] {
+            host::bpffs(&root.join(kind))?;
+        }
+        let directory = File::open(&root).step(format!("open {}", root.display()))?;
+        match Flock::lock(directory, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => Ok(Self { root, _lock: lock }),
+            Err((_, nix::Error::EWOULDBLOCK)) => Err(CaptureError::InUse { path: root }),
+            Err((_, error)) => Err(error).step(format!("lock {}", root.display())),
+        }
+    }
+
+    /// Where the map `name` is pinned.
+    pub(super) fn map(&self, name: &str) -> PathBuf {
+        self.root.join("maps").join(name)
+    }
+
+    /// Pins the link of a program that is the same for every pod.
+    pub(super) fn pin_link(&self, link: FdLink, name: &str) -> Result<(), CaptureError> {
+        replace(link, &self.root.join("links"), name)
+    }
+
+    /// Pins the link of a pod's steer program.
+    pub(super) fn pin_pod(&self, link: FdLink, pod: &PodPin) -> Result<(), CaptureError> {
+        replace(link, &self.root.join("pods"), &pod.name())
+    }
+
+    /// Removes a pod's pin; with the last reference to its link the program is detached.
+    pub(super) fn unpin_pod(&self, pod: &PodPin) -> io::Result<()> {
+        gone_is_fine(fs::remove_file(self.root.join("pods").join(pod.name())))
+    }
+
+    /// The pods that are enrolled, by this agent or a former one.
+    pub(super) fn pods(&self) -> io::Result<Vec<PodPin>> {
+        let mut pods = Vec::new();
+        for entry in fs::read_dir(self.root.join("pods"))? {
+            let entry = entry?;
+            match entry.file_name().to_str().map(PodPin::from_str) {
+                Some(Ok(pod)) => pods.push(pod),
+                // Left by a crash between attaching and renaming: nothing knows it.
+                _ => fs::remove_file(entry.path())?,
+            }
+        }
+        Ok(pods)
+    }
+
+    /// Removes every pin: all links are detached, all programs and maps freed.
+    pub(super) fn remove_all(self) -> io::Result<()> {
+        // Links first: while they exist, maps and programs have to stay.
+        for kind in ["links", "pods", "maps"] {
+            let directory = self.root.join(kind);
+            for entry in fs::read_dir(&directory)? {
+                fs::remove_file(entry?.path())?;
+            }
+            fs::remove_dir(directory)?;
+        }
+        fs::remove_dir(&self.root)?;
+        // The pins of another layout's agent may still be beside ours.
+        let _ = self.root.parent().map(fs::remove_dir);
+        Ok(())
+    }
+}
+
+/// The pins of this version of the maps' layout.
+fn root(bpffs: &Path) -> PathBuf {
+    bpffs.join(format!("v{}", agent_common::ABI))
+}
+
+/// Puts `link` in the place of the pin called `name`, whose link is detached by that. Both
+/// are attached for a moment, so there is none without a program.
+fn replace(link: FdLink, directory: &Path, name: &str) -> Result<(), CaptureError> {
+    let new = directory.join(format!("{name}{NEW}"));
+    let pin = || -> Result<(), Box<dyn std::error::Error>> {
+        gone_is_fine(fs::remove_file(&new))?;
+        let _: PinnedLink = link.pin(&new)?;
+        Ok(fs::rename(&new, directory.join(name))?)
+    };
+    let step = || format!("pin {}", directory.join(name).display());
+    pin().map_err(|error| CaptureError::kernel(step(), &*error))
+}
+
+/// The suffix of a pin that is about to take another's place.
+const NEW: &str = "_new";
+
+/// One enrolled pod, as the name of its pin says. bpffs allows no dots in names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct PodPin {
+    pub(super) uid: PodUid,
+    /// The pod's slot in the maps.
+    pub(super) slot: u32,
+    /// The inode of its network namespace.
+    pub(super) netns: u64,
+    /// Whether `net.ipv4.tcp_fwmark_accept` was on before enrolment.
+    pub(super) fwmark_accept: bool,
+}
+
+impl PodPin {
+    fn name(&self) -> String {
+        let Self { uid, slot, netns, fwmark_accept } = self;
+        format!("{uid}_{slot}_{netns}_{}", u8::from(*fwmark_accept))
+    }
+}
+
+impl FromStr for PodPin {
+    type Err = ();
+
+    fn from_str(name: &str) -> Result<Self, ()> {
+        let fields: Vec<_> = name.split('_').collect();
+        let &[uid, slot, netns, fwmark_accept] = fields.as_slice() else { return Err(()) };
+        Ok(Self {
+            uid: PodUid::new(uid).ok_or(())?,
+            slot: slot.parse().map_err(|_| ())?,
+            netns: netns.parse().map_err(|_| ())?,
+            fwmark_accept: match fwmark_accept {
+                "0" => false,
+                "1" => true,
+                _ => return Err(()),
+            },
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pod_s_pin_reads_back_as_it_was_named() {
+        let pin = PodPin {
+            uid: PodUid::new("0a1b-2c3d").unwrap(),
+            slot: 17,
+            netns: 4_026_532_999,
+            fwmark_accept: true,
+        };
+        assert_eq!(pin.name().parse(), Ok(pin));
+    }
+
+    #[test]
+    fn a_pin_that_never_got_its_place_is_nobody_s() {
+        let name = format!("0a1b_17_4026532999_0{NEW}");
+        assert_eq!(name.parse::<PodPin>(), Err(()));
+    }
+}

@@ -1,0 +1,64 @@
+//! Listeners inside a pod's netns, and what their accepted sockets say.
+
+use std::{
+    io,
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+};
+
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::net::{TcpListener, TcpStream};
+
+/// Connections that wait to be accepted; the kernel caps it at `net.core.somaxconn`.
+const BACKLOG: i32 = 4096;
+
+/// One captured connection.
+#[derive(Debug)]
+pub struct Accepted {
+    /// The connection.
+    pub stream: TcpStream,
+    /// The real source: the application's own end, or the client on the network.
+    pub peer: SocketAddr,
+    /// What the client dialled.
+    pub original_destination: SocketAddr,
+}
+
+/// Accepts the next captured connection.
+///
+/// # Errors
+/// When the process is out of file descriptors, or the client is gone already.
+pub async fn accept(listener: &TcpListener) -> io::Result<Accepted> {
+    let (stream, peer) = listener.accept().await?;
+    stream.set_nodelay(true)?;
+    let original_destination = canonical(stream.local_addr()?);
+    Ok(Accepted { stream, peer: canonical(peer), original_destination })
+}
+
+/// A listener for whatever the steer program hands over, in the calling thread's netns. It has
+/// a port, as listeners must, but nothing ever dials it.
+pub(super) fn listener() -> io::Result<TcpListener> {
+    let socket = match Socket::new(Domain::IPV6, Type::STREAM, Some(Protocol::TCP)) {
+        Ok(socket) => {
+            socket.set_only_v6(false)?;
+            // One flag of the socket, whichever family sets it: it may accept connections to
+            // addresses that are not the pod's.
+            socket.set_ip_transparent_v6(true)?;
+            socket.bind(&SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)).into())?;
+            socket
+        }
+        // A kernel without IPv6.
+        Err(_) => {
+            let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))?;
+            socket.set_ip_transparent_v4(true)?;
+            socket.bind(&SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)).into())?;
+            socket
+        }
+    };
+    socket.set_nonblocking(true)?;
+    socket.listen(BACKLOG)?;
+    TcpListener::from_std(socket.into())
+}
+
+/// IPv4 over a dual-stack socket, as IPv4.
+fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
+}

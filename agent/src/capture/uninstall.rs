@@ -1,0 +1,55 @@
+//! Taking capture off a node.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use super::{
+    error::{CaptureError, Step},
+    host,
+    netns::Netns,
+    pins::Pins,
+    routing,
+};
+
+/// Removes everything an agent pinned at `bpffs` and undoes the routing in pods' namespaces.
+///
+/// # Errors
+/// When an agent still runs there, or the kernel refuses a step.
+pub fn uninstall(bpffs: &Path) -> Result<(), CaptureError> {
+    host::need_root()?;
+    let pins = Pins::open(bpffs)?;
+    let pods = pins.pods().step("read the pins of enrolled pods")?;
+    pins.remove_all().step("remove the pins")?;
+    for pod in pods {
+        // A namespace that cannot be found is gone with its pod.
+        if let Some(netns) = find_netns(pod.netns) {
+            netns
+                .run(|| routing::remove(pod.fwmark_accept))
+                .step(format!("undo the routing of pod {}", pod.uid))?;
+        }
+    }
+    Ok(())
+}
+
+/// The living network namespace with this inode, by its name or by a process inside it.
+pub(super) fn find_netns(inode: u64) -> Option<Netns> {
+    let named = entries("/run/netns").into_iter();
+    let of_processes = entries("/proc").into_iter().filter(|path| is_process(path));
+    named
+        .chain(of_processes.map(|path| path.join("ns/net")))
+        .filter_map(|path| Netns::open(&path).ok())
+        .find(|netns| netns.inode() == inode)
+}
+
+fn entries(directory: &str) -> Vec<PathBuf> {
+    let entries = fs::read_dir(directory).into_iter().flatten();
+    entries.filter_map(Result::ok).map(|entry| entry.path()).collect()
+}
+
+fn is_process(path: &Path) -> bool {
+    path.file_name()
+        .and_then(|name| name.to_str())
+        .is_some_and(|name| name.bytes().all(|byte| byte.is_ascii_digit()))
+}
