@@ -13,4 +13,5 @@
 //! - [`admin`]: health, statistics and status for people and probes.
 
 pub mod http;
+pub mod identity;
 pub mod mesh;
