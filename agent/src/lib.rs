@@ -12,5 +12,6 @@
 //! - [`telemetry`]: spans and metrics on their way off the node.
 //! - [`admin`]: health, statistics and status for people and probes.
 
+pub mod config;
 pub mod http;
 pub mod mesh;
