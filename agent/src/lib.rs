@@ -13,5 +13,7 @@
 //! - [`admin`]: health, statistics and status for people and probes.
 
 pub mod capture;
+pub mod config;
 pub mod http;
+pub mod identity;
 pub mod mesh;

@@ -24,7 +24,7 @@ pub enum AppProtocol {
 }
 
 /// One place a Service port leads to.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Endpoint {
     /// Pod address and target port.
     pub address: SocketAddr,
@@ -47,6 +47,18 @@ pub struct ServicePort {
     pub(super) next: AtomicUsize,
 }
 
+impl PartialEq for ServicePort {
+    fn eq(&self, other: &Self) -> bool {
+        let Self { port, name, protocol, endpoints, next: _ } = self;
+        *port == other.port
+            && *name == other.name
+            && *protocol == other.protocol
+            && *endpoints == other.endpoints
+    }
+}
+
+impl Eq for ServicePort {}
+
 impl ServicePort {
     /// A port with its endpoints.
     pub fn new(port: u16, name: String, protocol: AppProtocol, endpoints: Vec<Endpoint>) -> Self {
@@ -61,7 +73,7 @@ impl ServicePort {
 }
 
 /// One Kubernetes Service.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 pub struct Service {
     /// The Service's name.
     pub name: String,

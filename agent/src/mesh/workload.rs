@@ -38,7 +38,7 @@ pub struct Owner {
 }
 
 /// One pod: where it is, who it is and how its telemetry is labelled.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 pub struct Workload {
     /// The pod's UID.
     pub uid: PodUid,
@@ -50,7 +50,8 @@ pub struct Workload {
     pub owner: Owner,
     /// `spec.nodeName`; empty while unscheduled.
     pub node: String,
-    /// Every address of the pod, IPv4 and IPv6.
+    /// Every address of the pod, IPv4 and IPv6. Empty where the pod uses the host's network:
+    /// such an address is the node's and tells nothing about who is behind it.
     pub ips: Vec<IpAddr>,
     /// The pod's labels.
     pub labels: BTreeMap<String, String>,

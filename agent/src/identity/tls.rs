@@ -1,0 +1,137 @@
+//! TLS configurations made of one certificate.
+
+use std::{
+    fmt,
+    sync::{Arc, LazyLock},
+    time::SystemTime,
+};
+
+use rustls::{
+    ClientConfig, RootCertStore, ServerConfig,
+    client::Resumption,
+    crypto::{
+        CryptoProvider,
+        aws_lc_rs::{self, kx_group},
+    },
+    server::NoServerSessionStorage,
+    sign::{CertifiedKey, SingleCertAndKey},
+    version::TLS13,
+};
+
+use super::{
+    Certificate, IdentityError,
+    certificate::Facts,
+    verify::{ExpectClient, ExpectServer},
+};
+use crate::mesh::{Principal, TrustDomain};
+
+/// HBONE is HTTP/2.
+const ALPN: &[u8] = b"h2";
+
+/// aws-lc-rs with the post-quantum hybrid first; rustls sends the classic share along, so a
+/// peer without it costs no round trip.
+static PROVIDER: LazyLock<Arc<CryptoProvider>> = LazyLock::new(|| {
+    Arc::new(CryptoProvider {
+        kx_groups: vec![
+            kx_group::X25519MLKEM768,
+            kx_group::X25519,
+            kx_group::SECP256R1,
+            kx_group::SECP384R1,
+        ],
+        ..aws_lc_rs::default_provider()
+    })
+});
+
+/// One issued certificate and the TLS configurations made of it.
+///
+/// Session resumption is off on both sides. A resumed session skips the certificates: it
+/// would outlive an expired or replaced one, and a client's ticket is found by server name,
+/// which is not what identifies a workload. HBONE connections are few and long, so there is
+/// little to save.
+pub(super) struct Issued {
+    pub(super) facts: Facts,
+    pub(super) issued_at: SystemTime,
+    pub(super) server: Arc<ServerConfig>,
+    /// By the peer they accept.
+    clients: papaya::HashMap<Principal, Arc<ClientConfig>>,
+    trust_domain: TrustDomain,
+    key: Arc<SingleCertAndKey>,
+    roots: Arc<RootCertStore>,
+}
+
+impl Issued {
+    /// Checks that `certificate` is what was asked for, and makes TLS of it.
+    pub(super) fn new(
+        who: &Principal,
+        trust_domain: TrustDomain,
+        certificate: Certificate,
+    ) -> Result<Self, IdentityError> {
+        let unusable = |cause: &dyn fmt::Display| IdentityError::NotIssued {
+            principal: who.clone(),
+            cause: cause.to_string(),
+        };
+        let first = certificate.chain.first().ok_or_else(|| unusable(&"the chain is empty"))?;
+        let facts = Facts::of(first).map_err(|error| unusable(&error))?;
+        if facts.principal != *who {
+            return Err(unusable(&format!("it was issued for {}", facts.principal)));
+        }
+        let key = CertifiedKey::from_der(certificate.chain, certificate.key, &PROVIDER)
+            .map_err(|error| unusable(&error))?;
+        let key = Arc::new(SingleCertAndKey::from(key));
+        let mut roots = RootCertStore::empty();
+        for root in certificate.roots {
+            roots.add(root).map_err(|error| unusable(&error))?;
+        }
+        let roots = Arc::new(roots);
+
+        let clients = ExpectClient::new(trust_domain.clone(), roots.clone(), PROVIDER.clone())
+            .map_err(|error| unusable(&error))?;
+        let mut server = ServerConfig::builder_with_provider(PROVIDER.clone())
+            .with_protocol_versions(&[&TLS13])
+            .map_err(|error| unusable(&error))?
+            .with_client_cert_verifier(Arc::new(clients))
+            .with_cert_resolver(key.clone());
+        server.alpn_protocols = vec![ALPN.to_vec()];
+        server.session_storage = Arc::new(NoServerSessionStorage {});
+        server.send_tls13_tickets = 0;
+        Ok(Self {
+            facts,
+            issued_at: SystemTime::now(),
+            server: Arc::new(server),
+            clients: papaya::HashMap::new(),
+            trust_domain,
+            key,
+            roots,
+        })
+    }
+
+    /// When to replace it: half of its life is left then.
+    pub(super) fn renewal(&self) -> SystemTime {
+        let life = self.facts.not_after.duration_since(self.issued_at).unwrap_or_default();
+        self.issued_at + life / 2
+    }
+
+    /// The configuration that accepts exactly `peer`; the same one each time.
+    pub(super) fn client(&self, peer: &Principal) -> Result<Arc<ClientConfig>, IdentityError> {
+        let clients = self.clients.pin();
+        if let Some(config) = clients.get(peer) {
+            return Ok(config.clone());
+        }
+        let verifier = ExpectServer {
+            expected: peer.clone(),
+            trust_domain: self.trust_domain.clone(),
+            roots: self.roots.clone(),
+            provider: PROVIDER.clone(),
+        };
+        let mut config = ClientConfig::builder_with_provider(PROVIDER.clone())
+            .with_protocol_versions(&[&TLS13])
+            .map_err(|error| IdentityError::Handshake(error.to_string()))?
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(verifier))
+            .with_client_cert_resolver(self.key.clone());
+        config.alpn_protocols = vec![ALPN.to_vec()];
+        config.resumption = Resumption::disabled();
+        config.enable_sni = false;
+        Ok(clients.get_or_insert(peer.clone(), Arc::new(config)).clone())
+    }
+}
