@@ -14,3 +14,4 @@
 
 pub mod http;
 pub mod mesh;
+pub mod telemetry;
