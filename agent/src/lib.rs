@@ -17,3 +17,4 @@ pub mod config;
 pub mod http;
 pub mod identity;
 pub mod mesh;
+pub mod telemetry;

@@ -1,0 +1,125 @@
+//! What spans and metrics know about one connection.
+
+use std::{net::SocketAddr, sync::Arc};
+
+use crate::mesh::{Principal, Service, Workload};
+
+/// On whose behalf the agent reports: the side of the connection the workload is on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Reporter {
+    /// The workload that dialled; spans are of kind CLIENT.
+    Source,
+    /// The workload that was dialled; spans are of kind SERVER.
+    Destination,
+}
+
+/// How the hop between the two sides is protected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum SecurityPolicy {
+    /// HBONE, or the same checks within one node.
+    MutualTls,
+    /// Plaintext.
+    None,
+}
+
+impl SecurityPolicy {
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            SecurityPolicy::MutualTls => "mutual_tls",
+            SecurityPolicy::None => "none",
+        }
+    }
+}
+
+/// One connection as spans and metrics speak of it. Built once per connection and endpoint,
+/// then shared by every request on it.
+#[derive(Clone, Debug)]
+pub struct Flow {
+    /// On whose behalf this is recorded.
+    pub reporter: Reporter,
+    /// The workload on whose behalf this is recorded; spans carry its Resource.
+    pub local: Arc<Workload>,
+    /// The pod at the other end, where the mesh knows it.
+    pub remote: Option<Arc<Workload>>,
+    /// The Service that was dialled.
+    pub service: Option<Arc<Service>>,
+    /// Who the client is, where it has proved it.
+    pub source_principal: Option<Principal>,
+    /// Who the server is, where it has proved it.
+    pub destination_principal: Option<Principal>,
+    /// How the hop is protected.
+    pub security: SecurityPolicy,
+    /// Whether both ends are on this node.
+    pub same_node: bool,
+    /// The client application's address.
+    pub client: SocketAddr,
+    /// What was dialled.
+    pub server: SocketAddr,
+    /// The other end of this hop: the endpoint for a source, the client for a destination.
+    pub peer: SocketAddr,
+}
+
+impl Flow {
+    /// The pod that dialled, where it is known.
+    pub(super) fn source(&self) -> Option<&Arc<Workload>> {
+        match self.reporter {
+            Reporter::Source => Some(&self.local),
+            Reporter::Destination => self.remote.as_ref(),
+        }
+    }
+
+    /// The pod that was dialled, where it is known.
+    pub(super) fn destination(&self) -> Option<&Arc<Workload>> {
+        match self.reporter {
+            Reporter::Source => self.remote.as_ref(),
+            Reporter::Destination => Some(&self.local),
+        }
+    }
+}
+
+/// Why a connection or request did not end as its two ends wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Failure {
+    /// The next hop refused or could not be reached.
+    ConnectFailure,
+    /// No mutually trusted identity on the next hop.
+    TlsFailure,
+    /// The next hop did not answer in time.
+    Timeout,
+    /// The server's side broke off.
+    ResetRemote,
+    /// The client's side went away.
+    ResetLocal,
+    /// Policy said no.
+    AuthzDenied,
+    /// The Service has no ready endpoint.
+    NoHealthyUpstream,
+}
+
+impl Failure {
+    /// The value of `error.type`, and of a connection's close reason.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Failure::ConnectFailure => "connect_failure",
+            Failure::TlsFailure => "tls_failure",
+            Failure::Timeout => "timeout",
+            Failure::ResetRemote => "reset_remote",
+            Failure::ResetLocal => "reset_local",
+            Failure::AuthzDenied => "authz_denied",
+            Failure::NoHealthyUpstream => "no_healthy_upstream",
+        }
+    }
+
+    /// Istio's `response_flags`: Envoy's letters, which dashboards explain, except that a denied
+    /// connection is ztunnel's `DENY`; Envoy has no flag for RBAC.
+    pub(super) fn response_flags(self) -> &'static str {
+        match self {
+            Failure::ConnectFailure | Failure::TlsFailure => "UF",
+            Failure::Timeout => "UT",
+            Failure::ResetRemote => "UC",
+            Failure::ResetLocal => "DC",
+            Failure::AuthzDenied => "DENY",
+            Failure::NoHealthyUpstream => "UH",
+        }
+    }
+}

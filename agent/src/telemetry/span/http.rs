@@ -1,0 +1,243 @@
+//! One HTTP or gRPC request.
+
+use std::{
+    sync::Arc,
+    time::{Instant, SystemTime},
+};
+
+use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, Version, header, request, response};
+
+use super::{
+    Place, TcpSpan, connection_attributes, is_error,
+    url::{self, authority, host_and_port},
+};
+use crate::telemetry::{
+    Telemetry,
+    context::Incoming,
+    flow::{Failure, Flow, Reporter},
+    grpc,
+    metrics::Outcome,
+    semconv as key,
+    wire::Attributes,
+};
+
+/// Follows one request until [`finish`](Self::finish).
+#[must_use = "a request that is not finished is in no metric"]
+pub struct HttpSpan {
+    telemetry: Telemetry,
+    flow: Arc<Flow>,
+    began: Instant,
+    grpc: bool,
+    status: Option<StatusCode>,
+    grpc_status: Option<grpc::Code>,
+    /// `None` where nothing is recorded at all.
+    place: Option<Place>,
+    /// `None` where this request is not.
+    request: Option<Box<Request>>,
+}
+
+/// What is kept of a request that is recorded; all of it is shared with the request itself.
+struct Request {
+    method: Method,
+    uri: Uri,
+    version: Version,
+    host: Option<HeaderValue>,
+    user_agent: Option<HeaderValue>,
+}
+
+impl HttpSpan {
+    pub(in crate::telemetry) fn open(
+        telemetry: &Telemetry,
+        flow: &Arc<Flow>,
+        parts: &mut request::Parts,
+    ) -> Self {
+        let place = telemetry.0.queue.is_some().then(|| {
+            let incoming = Incoming::extract(&parts.headers);
+            let context = telemetry.0.sampler.span(incoming.parent.as_ref());
+            incoming.replace(&context, &mut parts.headers);
+            let parent = incoming.parent.map(|parent| parent.context.span_id);
+            Place { context, parent, continues: None, began: SystemTime::now() }
+        });
+        let request = place.as_ref().filter(|place| place.context.sampled()).map(|_| {
+            Box::new(Request {
+                method: parts.method.clone(),
+                uri: parts.uri.clone(),
+                version: parts.version,
+                host: parts.headers.get(header::HOST).cloned(),
+                user_agent: parts.headers.get(header::USER_AGENT).cloned(),
+            })
+        });
+        Self {
+            telemetry: telemetry.clone(),
+            flow: flow.clone(),
+            began: Instant::now(),
+            grpc: grpc::is_grpc(&parts.headers),
+            status: None,
+            grpc_status: None,
+            place,
+            request,
+        }
+    }
+
+    pub(in crate::telemetry) fn upgraded(
+        &self,
+        telemetry: &Telemetry,
+        flow: &Arc<Flow>,
+    ) -> TcpSpan {
+        TcpSpan::after(telemetry, flow, self.place.as_ref().map(|place| &place.context))
+    }
+
+    /// The response began; of several, the last is the final one.
+    pub fn response(&mut self, response: &response::Parts) {
+        self.status = Some(response.status);
+        // A response that consists of trailers only carries them as headers.
+        self.trailers(&response.headers);
+    }
+
+    /// The trailers of the response passed.
+    pub fn trailers(&mut self, trailers: &HeaderMap) {
+        if self.grpc {
+            if let Some(code) = grpc::Code::read(trailers) {
+                self.grpc_status = Some(code);
+            }
+        }
+    }
+
+    /// The response is through, or broken off because of `failure`. Bytes are those of the
+    /// bodies.
+    pub fn finish(self, request_bytes: u64, response_bytes: u64, failure: Option<Failure>) {
+        let lasted = self.began.elapsed();
+        let Self { telemetry, flow, grpc, status, grpc_status, place, request, .. } = self;
+        let outcome = Outcome::http(status, grpc, grpc_status, failure);
+        let traced = request.as_ref().and(place.as_ref()).map(|place| place.context.trace_id);
+        telemetry.0.metrics.request(&flow, outcome, lasted, request_bytes, response_bytes, traced);
+
+        let (Some(place), Some(request), Some(queue)) = (place, request, &telemetry.0.queue) else {
+            return;
+        };
+        let (error_type, error) = match failure {
+            Some(failure) => {
+                (Some(ErrorType::Name(failure.as_str())), is_error(failure, flow.reporter))
+            }
+            None => {
+                let error_type = error_type(flow.reporter, status, grpc_status);
+                let error = error_type.is_some();
+                (error_type, error)
+            }
+        };
+        let rpc = grpc.then(|| grpc::method(request.uri.path())).flatten();
+        let name = rpc.unwrap_or_else(|| known_method(&request.method).unwrap_or("HTTP"));
+        queue.record(&flow.local, |out| {
+            // Room for the longest method a human would write; clients choose this text.
+            let name = format_args!("{name:.256}");
+            place.encode(out, flow.reporter, name, lasted, error, |attributes| {
+                request.describe(attributes, &flow);
+                connection_attributes(attributes, &flow);
+                if let Some(status) = status {
+                    attributes.int(key::HTTP_RESPONSE_STATUS_CODE, status.as_u16().into());
+                }
+                if grpc {
+                    attributes.text(key::RPC_SYSTEM_NAME, "grpc");
+                    if let Some(method) = rpc {
+                        attributes.text(key::RPC_METHOD, method);
+                    }
+                    if let Some(code) = grpc_status {
+                        attributes.text(key::RPC_RESPONSE_STATUS_CODE, code.name());
+                    }
+                }
+                attributes.int(key::HTTP_REQUEST_BODY_SIZE, request_bytes);
+                attributes.int(key::HTTP_RESPONSE_BODY_SIZE, response_bytes);
+                match error_type {
+                    Some(ErrorType::Name(name)) => attributes.text(key::ERROR_TYPE, name),
+                    Some(ErrorType::Status(status)) => {
+                        attributes.text(key::ERROR_TYPE, status.as_str());
+                    }
+                    None => {}
+                }
+            });
+        });
+    }
+}
+
+impl Request {
+    fn describe(&self, attributes: &mut Attributes<'_>, flow: &Flow) {
+        let Self { method, uri, version, host, user_agent } = self;
+        match known_method(method) {
+            Some(method) => attributes.text(key::HTTP_REQUEST_METHOD, method),
+            None => {
+                attributes.text(key::HTTP_REQUEST_METHOD, "_OTHER");
+                attributes.text(key::HTTP_REQUEST_METHOD_ORIGINAL, method.as_str());
+            }
+        }
+        attributes.text(
+            key::NETWORK_PROTOCOL_VERSION,
+            match *version {
+                Version::HTTP_2 => "2",
+                Version::HTTP_10 => "1.0",
+                _ => "1.1",
+            },
+        );
+        let authority = authority(uri, host.as_ref());
+        let (host, port) = authority.map(host_and_port).unwrap_or_default();
+        if host.is_empty() {
+            attributes.display(key::SERVER_ADDRESS, flow.server.ip().to_canonical());
+        } else {
+            attributes.text(key::SERVER_ADDRESS, host);
+        }
+        attributes.int(key::SERVER_PORT, port.unwrap_or(flow.server.port()).into());
+        match flow.reporter {
+            Reporter::Source => match authority {
+                Some(authority) => {
+                    attributes.display(key::URL_FULL, url::Full { uri, authority });
+                }
+                None => {
+                    let dialled = flow.server.to_string();
+                    attributes.display(key::URL_FULL, url::Full { uri, authority: &dialled });
+                }
+            },
+            Reporter::Destination => {
+                attributes.text(key::URL_SCHEME, uri.scheme_str().unwrap_or("http"));
+                attributes.text(key::URL_PATH, uri.path());
+                if let Some(query) = uri.query() {
+                    attributes.display(key::URL_QUERY, url::Query(query));
+                }
+                if let Some(agent) = user_agent.as_ref().and_then(|agent| agent.to_str().ok()) {
+                    attributes.text(key::USER_AGENT_ORIGINAL, agent);
+                }
+            }
+        }
+    }
+}
+
+#[derive(Clone, Copy)]
+enum ErrorType {
+    Name(&'static str),
+    Status(StatusCode),
+}
+
+/// Which answers are errors depends on the side: a client's mistake is not the server's.
+fn error_type(
+    reporter: Reporter,
+    status: Option<StatusCode>,
+    grpc_status: Option<grpc::Code>,
+) -> Option<ErrorType> {
+    if let Some(code) = grpc_status {
+        let error = match reporter {
+            Reporter::Source => !code.is_ok(),
+            Reporter::Destination => code.is_servers_fault(),
+        };
+        return error.then(|| ErrorType::Name(code.name()));
+    }
+    let least = match reporter {
+        Reporter::Source => 400,
+        Reporter::Destination => 500,
+    };
+    status.filter(|status| status.as_u16() >= least).map(ErrorType::Status)
+}
+
+/// The methods the conventions know (RFC 9110, RFC 5789); others could be anything.
+fn known_method(method: &Method) -> Option<&'static str> {
+    ["GET", "POST", "PUT", "DELETE", "HEAD", "OPTIONS", "PATCH", "CONNECT", "TRACE", "QUERY"]
+        .into_iter()
+        .find(|known| *known == method.as_str())
+}

@@ -1,0 +1,146 @@
+//! One connection that is not looked into.
+
+use std::{
+    fmt,
+    sync::Arc,
+    time::{Duration, Instant, SystemTime},
+};
+
+use http::HeaderMap;
+
+use super::{Place, connection_attributes, is_error, network_type};
+use crate::telemetry::{
+    Telemetry,
+    context::{self, Incoming, SpanContext},
+    flow::{Failure, Flow, Reporter},
+    semconv as key,
+};
+
+/// Follows one connection until [`finish`](Self::finish) or [`discard`](Self::discard).
+#[must_use = "a connection that is not finished is in no metric"]
+pub struct TcpSpan {
+    telemetry: Telemetry,
+    flow: Arc<Flow>,
+    began: Instant,
+    connected: Option<Duration>,
+    /// It is in the metrics as opened.
+    counted: bool,
+    /// `None` where nothing is recorded at all.
+    place: Option<Place>,
+}
+
+impl TcpSpan {
+    pub(in crate::telemetry) fn open(
+        telemetry: &Telemetry,
+        flow: &Arc<Flow>,
+        headers: Option<&HeaderMap>,
+    ) -> Self {
+        let place = telemetry.0.queue.is_some().then(|| {
+            let parent = headers.and_then(|headers| Incoming::extract(headers).parent);
+            let context = telemetry.0.sampler.span(parent.as_ref());
+            let parent = parent.map(|parent| parent.context.span_id);
+            Place { context, parent, continues: None, began: SystemTime::now() }
+        });
+        Self::new(telemetry, flow, place)
+    }
+
+    /// What follows on a connection once the request `before` has switched protocols.
+    pub(super) fn after(
+        telemetry: &Telemetry,
+        flow: &Arc<Flow>,
+        before: Option<&SpanContext>,
+    ) -> Self {
+        let place = before.map(|before| Place {
+            context: SpanContext { span_id: context::SpanId::random(), ..before.clone() },
+            parent: Some(before.span_id),
+            continues: Some(before.clone()),
+            began: SystemTime::now(),
+        });
+        let mut span = Self::new(telemetry, flow, place);
+        span.opaque();
+        span
+    }
+
+    fn new(telemetry: &Telemetry, flow: &Arc<Flow>, place: Option<Place>) -> Self {
+        Self {
+            telemetry: telemetry.clone(),
+            flow: flow.clone(),
+            began: Instant::now(),
+            connected: None,
+            counted: false,
+            place,
+        }
+    }
+
+    /// The next hop took `took` to connect.
+    pub fn connected(&mut self, took: Duration) {
+        self.connected = Some(took);
+    }
+
+    /// The connection will not be looked into: metrics show it as open from now on. Without
+    /// this, they show it only once it is finished.
+    pub fn opaque(&mut self) {
+        if !self.counted {
+            self.counted = true;
+            self.telemetry.0.metrics.connection_opened(&self.flow);
+        }
+    }
+
+    /// Makes this span the parent of the connection that `headers`, those of a CONNECT, open.
+    pub fn inject(&self, headers: &mut HeaderMap) {
+        if let Some(place) = &self.place {
+            context::inject(&place.context, headers);
+        }
+    }
+
+    /// The connection turned out to be HTTP, whose requests speak for themselves: neither span
+    /// nor metrics.
+    pub fn discard(self) {}
+
+    /// The connection ended, after `sent` bytes from client to server and `received` bytes from
+    /// server to client.
+    pub fn finish(mut self, sent: u64, received: u64, failure: Option<Failure>) {
+        self.opaque();
+        self.telemetry.0.metrics.connection_closed(&self.flow, sent, received, failure);
+        let Self { telemetry, flow, began, connected, place, .. } = self;
+        let Some(place) = place.filter(|place| place.context.sampled()) else { return };
+        let Some(queue) = &telemetry.0.queue else { return };
+        let lasted = began.elapsed();
+        let error = failure.is_some_and(|failure| is_error(failure, flow.reporter));
+        queue.record(&flow.local, |out| {
+            let name = format_args!("TCP {}", Server(&flow));
+            place.encode(out, flow.reporter, name, lasted, error, |attributes| {
+                attributes.text(key::NETWORK_TRANSPORT, "tcp");
+                attributes.text(key::NETWORK_TYPE, network_type(flow.peer));
+                attributes.display(key::SERVER_ADDRESS, Server(&flow));
+                attributes.int(key::SERVER_PORT, flow.server.port().into());
+                connection_attributes(attributes, &flow);
+                if flow.reporter == Reporter::Destination {
+                    attributes.int(key::CLIENT_PORT, flow.client.port().into());
+                }
+                attributes.int(key::MESH_SENT_BYTES, sent);
+                attributes.int(key::MESH_RECEIVED_BYTES, received);
+                attributes.double(key::MESH_DURATION, lasted.as_secs_f64());
+                if let Some(took) = connected {
+                    attributes.double(key::MESH_CONNECT_DURATION, took.as_secs_f64());
+                }
+                attributes.text(key::MESH_CLOSE_REASON, failure.map_or("closed", Failure::as_str));
+                if let Some(failure) = failure {
+                    attributes.text(key::ERROR_TYPE, failure.as_str());
+                }
+            });
+        });
+    }
+}
+
+/// The dialled Service, else the dialled address.
+struct Server<'a>(&'a Flow);
+
+impl fmt::Display for Server<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.0.service {
+            Some(service) => f.write_str(&service.hostname()),
+            None => write!(f, "{}", self.0.server.ip().to_canonical()),
+        }
+    }
+}
