@@ -11,10 +11,17 @@
 //! - [`config`]: the sources that write a `Snapshot`.
 //! - [`telemetry`]: spans and metrics on their way off the node.
 //! - [`admin`]: health, statistics and status for people and probes.
+//! - [`node`]: puts the rooms together; start-up, enrolment, shutdown.
+//! - [`cli`]: flags and commands.
 
+pub mod admin;
 pub mod capture;
+pub mod cli;
 pub mod config;
 pub mod http;
 pub mod identity;
 pub mod mesh;
+pub mod node;
+pub mod proxy;
 pub mod telemetry;
+pub mod tunnel;

@@ -8,5 +8,5 @@ mod server;
 mod status;
 
 pub use readiness::Readiness;
-pub use server::{AdminError, serve};
+pub use server::{AdminError, serve, text};
 pub use status::{Certificate, Configuration, Pod, Status, ask};

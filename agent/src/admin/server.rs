@@ -11,7 +11,9 @@ use tokio::net::TcpListener;
 
 /// The agent could not listen.
 #[derive(Debug, thiserror::Error)]
-#[error("could not listen on {address}, the address of {what}: {cause} (hint: {flag} takes another one)")]
+#[error(
+    "could not listen on {address}, the address of {what}: {cause} (hint: {flag} takes another one)"
+)]
 pub struct AdminError {
     what: &'static str,
     address: SocketAddr,
@@ -29,9 +31,12 @@ pub async fn serve(
     address: SocketAddr,
     answer: impl Fn(&str) -> Option<Response<String>> + Send + Sync + 'static,
 ) -> Result<(), AdminError> {
-    let listener = TcpListener::bind(address)
-        .await
-        .map_err(|cause| AdminError { what, address, flag, cause })?;
+    let listener = TcpListener::bind(address).await.map_err(|cause| AdminError {
+        what,
+        address,
+        flag,
+        cause,
+    })?;
     let answer = Arc::new(answer);
     tokio::spawn(async move {
         loop {
@@ -69,7 +74,7 @@ fn respond(
 }
 
 /// A plain-text answer.
-pub(crate) fn text(status: StatusCode, body: impl Into<String>) -> Response<String> {
+pub fn text(status: StatusCode, body: impl Into<String>) -> Response<String> {
     let mut response = Response::new(body.into());
     *response.status_mut() = status;
     response.headers_mut().insert(

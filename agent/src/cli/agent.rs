@@ -125,10 +125,7 @@ fn log_to_stderr(filter: &str, format: LogFormat) -> anyhow::Result<()> {
 }
 
 fn hostname() -> String {
-    nix::unistd::gethostname()
-        .ok()
-        .and_then(|name| name.into_string().ok())
-        .unwrap_or_default()
+    nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_default()
 }
 
 /// A duration with a unit, or seconds without one, as Kubernetes writes grace periods.

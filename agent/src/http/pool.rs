@@ -256,7 +256,7 @@ impl Tap for Lent {
 }
 
 async fn connect_http1(io: impl Stream) -> Result<http1::SendRequest<Body>, hyper::Error> {
-    let (sender, connection) = http1::Builder::new()
+    let (mut sender, connection) = http1::Builder::new()
         .preserve_header_case(true)
         .max_header_size(MOST_HEADER_BYTES as usize)
         .handshake(TokioIo::new(io))
@@ -266,6 +266,8 @@ async fn connect_http1(io: impl Stream) -> Result<http1::SendRequest<Body>, hype
             tracing::debug!(%error, "upstream HTTP/1 connection ended");
         }
     });
+    // Not before its task has run once does the connection count as ready for a request.
+    sender.ready().await?;
     Ok(sender)
 }
 

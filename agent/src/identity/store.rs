@@ -152,12 +152,8 @@ impl IdentityStore {
                 current: ArcSwapOption::empty(),
                 outcome: watch::Sender::new(None),
             });
-            let renewal = renew(
-                self.source.clone(),
-                self.trust_domain.clone(),
-                who.clone(),
-                state.clone(),
-            );
+            let renewal =
+                renew(self.source.clone(), self.trust_domain.clone(), who.clone(), state.clone());
             Arc::new(Kept { state, _renewal: AbortOnDropHandle::new(tokio::spawn(renewal)) })
         });
         let kept = kept.clone();

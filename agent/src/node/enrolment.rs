@@ -103,6 +103,7 @@ impl Enrolment {
     /// Returns whether every pod is as it should be.
     async fn reconcile(&self) -> bool {
         let desired = self.desired();
+        self.proxy.telemetry.metrics().retain(&self.proxy.snapshots.load());
         self.release(|uid, pod, netns| {
             desired.get(uid).is_none_or(|workload| {
                 workload.netns.as_ref() != Some(netns) || workload.ips != pod.workload().ips
@@ -150,7 +151,7 @@ impl Enrolment {
         // The certificate first: a captured pod without an identity could talk to nobody.
         self.proxy.identity.server_config(&workload.principal).await?;
         let EnrolledPod { outbound, inbound, dialer } =
-            self.capture.enroll(&workload.uid, &netns, &workload.ips).await?;
+            self.capture.enroll(&workload.uid, &netns, &workload.ips)?;
         let tunnels = HbonePool::new(PoolOptions::default());
         let pod = Arc::new(LocalPod::new(workload.clone(), dialer, tunnels));
         tracing::info!(pod = %format!("{}/{}", workload.namespace, workload.name),

@@ -1,6 +1,6 @@
 //! What the admin servers say about the running agent.
 
-use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
+use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::SystemTime};
 
 use http::{Response, StatusCode, header};
 
@@ -9,6 +9,7 @@ use crate::{
     admin::{self, AdminError, Readiness, Status, text},
     config::files::FileSource,
     proxy::Proxy,
+    telemetry::{Kind, Reading},
 };
 
 /// The parts of the agent that can be looked at.
@@ -52,15 +53,8 @@ impl Observed {
 
     fn metrics(&self, path: &str) -> Option<Response<String>> {
         (path == "/stats/prometheus").then(|| {
-            let mut response =
-                text(StatusCode::OK, self.proxy.telemetry.metrics().render(&self.gauges()));
-            response.headers_mut().insert(
-                header::CONTENT_TYPE,
-                header::HeaderValue::from_static(
-                    "application/openmetrics-text; version=1.0.0; charset=utf-8",
-                ),
-            );
-            response
+            let body = self.proxy.telemetry.metrics().render(&self.readings());
+            typed("application/openmetrics-text; version=1.0.0; charset=utf-8", body)
         })
     }
 
@@ -68,12 +62,106 @@ impl Observed {
         if path != "/status" {
             return None;
         }
-        let json = serde_json::to_string(&self.snapshot()).ok()?;
-        let mut response = text(StatusCode::OK, json);
-        response.headers_mut().insert(
-            header::CONTENT_TYPE,
-            header::HeaderValue::from_static("application/json"),
-        );
-        Some(response)
+        let body = serde_json::to_string(&self.current()).ok()?;
+        Some(typed("application/json", body))
     }
+
+    /// What the other rooms know, beside the metrics telemetry counts itself.
+    fn readings(&self) -> Vec<Reading> {
+        let counters = self.enrolment.capture().counters().into_iter();
+        let mut readings: Vec<_> = counters
+            .map(|(event, count)| Reading {
+                name: "sluice_capture_events_total",
+                help: "What the eBPF programs did",
+                kind: Kind::Counter,
+                labels: vec![("event", event.to_owned())],
+                value: count as f64,
+            })
+            .collect();
+        let source = self.source.state();
+        let version = self.proxy.snapshots.load().version as f64;
+        let loaded = unix(source.loaded_at);
+        let rejected = if source.error.is_some() { 1.0 } else { 0.0 };
+        let open = self.proxy.drain.open() as f64;
+        readings.extend([
+            gauge("sluice_snapshot_version", "Changes of the configuration so far", version),
+            gauge("sluice_snapshot_loaded_seconds", "When it was read, Unix time", loaded),
+            gauge("sluice_snapshot_rejected", "1 while a change is not in force", rejected),
+            gauge("sluice_connections_open", "Connections being carried", open),
+        ]);
+        let pods = self.enrolment.status();
+        let captured = pods.iter().filter(|pod| pod.error.is_none()).count();
+        for (state, count) in [("captured", captured), ("failed", pods.len() - captured)] {
+            readings.push(Reading {
+                labels: vec![("state", state.to_owned())],
+                ..gauge("sluice_pods", "Pods of this node that belong to the mesh", count as f64)
+            });
+        }
+        for certificate in self.proxy.identity.certificates() {
+            let expiry = unix(certificate.not_after);
+            readings.push(Reading {
+                labels: vec![("principal", certificate.principal.to_string())],
+                ..gauge("sluice_certificate_expiry_seconds", "When it expires, Unix time", expiry)
+            });
+        }
+        readings
+    }
+
+    fn current(&self) -> Status {
+        let snapshot = self.proxy.snapshots.load();
+        let source = self.source.state();
+        let certificates = self.proxy.identity.certificates().into_iter();
+        Status {
+            node: self.node.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pending: self.readiness.pending().iter().map(|&pending| pending.to_owned()).collect(),
+            configuration: admin::Configuration {
+                version: snapshot.version,
+                loaded_at: rfc3339(source.loaded_at),
+                workloads: snapshot.workloads().len(),
+                services: snapshot.services().len(),
+                error: source.error,
+            },
+            pods: self.enrolment.status(),
+            certificates: certificates
+                .map(|certificate| admin::Certificate {
+                    principal: certificate.principal.to_string(),
+                    serial: certificate.serial,
+                    expires: rfc3339(certificate.not_after),
+                    renewal: rfc3339(certificate.renewal),
+                    error: certificate.error,
+                })
+                .collect(),
+            connections: self.proxy.drain.open(),
+            counters: self.counters(),
+        }
+    }
+
+    fn counters(&self) -> BTreeMap<String, u64> {
+        let telemetry = self.proxy.telemetry.metrics().own();
+        let all = self.readings().into_iter().chain(telemetry);
+        all.filter(|reading| reading.kind == Kind::Counter)
+            .map(|reading| (reading.series(), reading.value as u64))
+            .collect()
+    }
+}
+
+fn gauge(name: &'static str, help: &'static str, value: f64) -> Reading {
+    Reading { name, help, kind: Kind::Gauge, labels: Vec::new(), value }
+}
+
+fn typed(content_type: &'static str, body: String) -> Response<String> {
+    let mut response = text(StatusCode::OK, body);
+    response
+        .headers_mut()
+        .insert(header::CONTENT_TYPE, header::HeaderValue::from_static(content_type));
+    response
+}
+
+fn rfc3339(time: SystemTime) -> String {
+    humantime::format_rfc3339_seconds(time).to_string()
+}
+
+fn unix(time: SystemTime) -> f64 {
+    time.duration_since(SystemTime::UNIX_EPOCH).map_or(0.0, |since| since.as_secs() as f64)
 }

@@ -1,52 +1,65 @@
 //! Finding out what a connection speaks without holding up a server that speaks first.
 
-use std::io;
-
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncReadExt};
 
-use crate::http::{LONGEST_REQUEST_LINE, Protocol, Sniff, sniff};
+use super::relay::Early;
+use crate::{
+    http::{Protocol, Sniff, sniff},
+    telemetry::Failure,
+};
 
-/// What was read while finding out. The reader hands it on before anything else.
+/// What a connection speaks, and what was read to find out.
 #[derive(Debug)]
 pub(super) struct Detected {
     pub(super) protocol: Protocol,
-    pub(super) from_client: Bytes,
-    pub(super) from_server: Bytes,
+    pub(super) early: Early,
+}
+
+/// The end that broke before anything was decided.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Side {
+    Client,
+    Server,
+}
+
+impl Side {
+    pub(super) fn failure(self) -> Failure {
+        match self {
+            Side::Client => Failure::ResetLocal,
+            Side::Server => Failure::ResetRemote,
+        }
+    }
 }
 
 /// Watches both ends of a connection until one of them speaks. A server that speaks first is
 /// opaque; a client's first bytes decide otherwise.
-///
-/// # Errors
-/// When either end breaks before anything is decided.
 pub(super) async fn detect(
     client: &mut (impl AsyncRead + Unpin),
     server: &mut (impl AsyncRead + Unpin),
-) -> io::Result<Detected> {
+) -> Result<Detected, Side> {
     let (mut from_client, mut from_server) = (BytesMut::new(), BytesMut::new());
     let protocol = loop {
         from_client.reserve(1024);
         from_server.reserve(1024);
         tokio::select! {
             biased;
-            read = client.read_buf(&mut from_client) => match (read?, sniff(&from_client)) {
-                (0, _) => break Protocol::Opaque,
-                (_, Sniff::Is(protocol)) => break protocol,
-                (_, Sniff::Undecided) => {}
+            read = client.read_buf(&mut from_client) => {
+                match (read.map_err(|_| Side::Client)?, sniff(&from_client)) {
+                    (0, _) => break Protocol::Opaque,
+                    (_, Sniff::Is(protocol)) => break protocol,
+                    // Bounded: a line that grows too long is not HTTP.
+                    (_, Sniff::Undecided) => {}
+                }
             },
             read = server.read_buf(&mut from_server) => {
-                read?;
+                read.map_err(|_| Side::Server)?;
                 break Protocol::Opaque;
             }
         }
-        debug_assert!(from_client.len() <= LONGEST_REQUEST_LINE + 1024, "sniff() is bounded");
     };
-    Ok(Detected {
-        protocol,
-        from_client: from_client.freeze(),
-        from_server: from_server.freeze(),
-    })
+    let early = Early { from_client: from_client.freeze(), from_server: from_server.freeze() };
+    Ok(Detected { protocol, early })
 }
 
 #[cfg(test)]
@@ -62,7 +75,7 @@ mod tests {
         server_end.write_all(b"220 ready\r\n").await.unwrap();
         let detected = detect(&mut client, &mut server).await.unwrap();
         assert_eq!(detected.protocol, Protocol::Opaque);
-        assert_eq!(detected.from_server, "220 ready\r\n");
+        assert_eq!(detected.early.from_server, "220 ready\r\n");
     }
 
     #[tokio::test]
@@ -76,7 +89,7 @@ mod tests {
         }
         let detected = detected.await.unwrap().unwrap();
         assert_eq!(detected.protocol, Protocol::Http1);
-        assert_eq!(detected.from_client, "GET /order HTTP/1.1\r\n");
+        assert_eq!(detected.early.from_client, "GET /order HTTP/1.1\r\n");
     }
 
     #[tokio::test]

@@ -12,7 +12,7 @@ use std::{
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, header, uri};
 
 use crate::{
-    http::{Body, Tap, Upgraded, forwardable, plain},
+    http::{Body, SendError, Tap, Upgraded, forwardable, plain},
     telemetry::{Failure, Flow, HttpSpan, Telemetry},
 };
 
@@ -27,6 +27,27 @@ impl Refusal {
     /// The next hop could not be reached or did not answer as HTTP.
     pub(super) fn unavailable(failure: Failure, cause: impl fmt::Display) -> Self {
         Self { status: StatusCode::SERVICE_UNAVAILABLE, failure, message: cause.to_string() }
+    }
+}
+
+impl From<SendError<Refusal>> for Refusal {
+    fn from(error: SendError<Refusal>) -> Self {
+        match error {
+            SendError::Connect(refusal) => refusal,
+            SendError::Exchange(error) => Self {
+                status: StatusCode::BAD_GATEWAY,
+                failure: Failure::ResetRemote,
+                message: format!("the server broke off: {}", with_cause(&error)),
+            },
+        }
+    }
+}
+
+/// hyper's own text names the step, its source the cause.
+fn with_cause(error: &hyper::Error) -> String {
+    match std::error::Error::source(error) {
+        Some(cause) => format!("{error}: {cause}"),
+        None => error.to_string(),
     }
 }
 
@@ -88,12 +109,7 @@ impl Watch {
     }
 
     /// Ends the span at the 101; what follows is a connection of its own.
-    fn upgraded(
-        &mut self,
-        telemetry: &Telemetry,
-        flow: &Arc<Flow>,
-        response: &mut Response<Body>,
-    ) {
+    fn upgraded(&mut self, telemetry: &Telemetry, flow: &Arc<Flow>, response: &mut Response<Body>) {
         let Some(http) = self.span.take() else { return };
         let connection = telemetry.upgraded_connection(flow, &http);
         http.finish(self.sent.load(Ordering::Relaxed), 0, None);
@@ -148,11 +164,8 @@ fn origin_form(parts: &mut http::request::Parts) {
         parts.headers.insert(header::HOST, host);
     }
     let mut origin = uri::Parts::default();
-    origin.path_and_query = parts
-        .uri
-        .path_and_query()
-        .cloned()
-        .or_else(|| Some(uri::PathAndQuery::from_static("/")));
+    origin.path_and_query =
+        parts.uri.path_and_query().cloned().or_else(|| Some(uri::PathAndQuery::from_static("/")));
     if let Ok(origin) = Uri::from_parts(origin) {
         parts.uri = origin;
     }

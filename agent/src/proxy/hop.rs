@@ -31,7 +31,9 @@ pub enum Way {
 
 /// The dialled Service port has no ready endpoint.
 #[derive(Debug, thiserror::Error)]
-#[error("{service}:{port} has no ready endpoint (hint: `kubectl get endpointslices` for {service})")]
+#[error(
+    "{service}:{port} has no ready endpoint (hint: `kubectl get endpointslices` for {service})"
+)]
 pub struct NoEndpoint {
     service: String,
     port: u16,
@@ -71,9 +73,19 @@ impl Hop {
 }
 
 /// What the Service behind `destination` declares its port to speak.
-pub fn declared(destination: &Destination) -> AppProtocol {
+pub(super) fn declared(destination: &Destination) -> AppProtocol {
     match destination {
         Destination::Service(_, port) | Destination::Workload(_, Some((_, port))) => port.protocol,
         Destination::Workload(_, None) | Destination::Unknown => AppProtocol::Unknown,
+    }
+}
+
+/// The Service that `destination` is, or that the dialled pod address serves.
+pub(super) fn service_of(destination: &Destination) -> Option<Arc<Service>> {
+    match destination {
+        Destination::Service(service, _) | Destination::Workload(_, Some((service, _))) => {
+            Some(service.clone())
+        }
+        Destination::Workload(_, None) | Destination::Unknown => None,
     }
 }

@@ -6,15 +6,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bytes::Bytes;
 use http::{HeaderMap, Request, Response, StatusCode};
-use tokio::{io::AsyncWriteExt, net::TcpStream};
+use tokio::net::TcpStream;
 
 use super::{
     HBONE_PORT, Io, LocalPod, Proxy,
-    detect::detect,
+    detect::{Detected, detect},
     exchange::{Refusal, exchange},
-    relay::{self, relay},
+    io,
+    relay::{Early, Outcome, relay},
 };
 use crate::{
     capture::Accepted,
@@ -74,14 +74,12 @@ async fn hbone(
         Ok(tls) => tls,
         Err(error) => {
             tracing::warn!(pod = %pod.uid, %error, "no certificate to accept HBONE with");
-            return relay::abort(&stream);
+            return io::reset(&stream);
         }
     };
     let drain = proxy.drain.started().clone();
     let refused = (proxy.clone(), pod.clone());
-    let connect = move |connect: Connect| {
-        connected(proxy.clone(), pod.clone(), connect, peer)
-    };
+    let connect = move |connect: Connect| connected(proxy.clone(), pod.clone(), connect, peer);
     let served = tunnel::serve(stream, tls, identity::peer_principal, drain, connect).await;
     if let Err(error) = served {
         tracing::info!(%peer, %error, "HBONE connection refused or broken");
@@ -136,7 +134,7 @@ impl Door {
 
     fn refuse(self, status: StatusCode) {
         match self {
-            Door::Plain(stream) => relay::abort(&stream),
+            Door::Plain(stream) => io::reset(&stream),
             Door::Tunnel(connect) => connect.reject(status),
         }
     }
@@ -153,43 +151,46 @@ async fn carry(proxy: Arc<Proxy>, pod: Arc<LocalPod>, arrival: Arrival, door: Do
     }
     // The application is reached before the client is let in: a client whose server cannot be
     // reached is refused, and a server that speaks first is not kept waiting.
-    let (mut app, mut span) = match open(&proxy, &pod, &arrival, door.headers()).await {
+    let (mut app, span) = match open(&proxy, &pod, &arrival, door.headers()).await {
         Ok(opened) => opened,
         Err((refusal, span)) => {
-            tracing::debug!(app = %arrival.app, error = %refusal.message, "inbound connection failed");
+            tracing::info!(
+                client = %arrival.client, app = %arrival.app, error = %refusal.message,
+                "inbound connection failed"
+            );
             door.refuse(refusal.status);
             return span.finish(0, 0, Some(refusal.failure));
         }
     };
-    let mut client = match door.open() {
-        Ok(client) => client,
-        Err(_) => return span.finish(0, 0, Some(Failure::ResetRemote)),
+    let Ok(mut client) = door.open() else {
+        io::reset(&app);
+        return span.finish(0, 0, Some(Failure::ResetLocal));
     };
-    let mut from_app = Bytes::new();
-    let mut from_client = Bytes::new();
-    if protocol != Some(AppProtocol::Opaque) {
+    let early = if protocol == Some(AppProtocol::Opaque) {
+        Early::default()
+    } else {
         match detect(&mut client, &mut app).await {
-            Ok(detected) if detected.protocol == Protocol::Opaque => {
-                from_app = detected.from_server;
-                from_client = detected.from_client;
-            }
-            Ok(detected) => {
+            Ok(Detected { protocol: Protocol::Opaque, early }) => early,
+            Ok(Detected { protocol, early }) => {
+                // What the connection carries is recorded request by request from here on.
                 span.discard();
-                let key = PoolKey::speaking(arrival.client.ip(), arrival.app, detected.protocol);
+                let key = PoolKey::speaking(arrival.client.ip(), arrival.app, protocol);
                 if let Err(error) = pod.inbound.adopt(key, app).await {
-                    tracing::debug!(%error, "the application does not speak HTTP/2");
+                    tracing::debug!(app = %arrival.app, %error, "the application does not speak HTTP");
                     return client.abort();
                 }
-                let client = Prefixed::new(detected.from_client, client);
+                let client = Prefixed::new(early.from_client, client);
                 return requests(proxy, pod, arrival, client).await;
             }
-            Err(_) => {
-                relay::abort(&app);
+            Err(side) => {
+                io::reset(&app);
                 client.abort();
-                return span.finish(0, 0, Some(Failure::ResetRemote));
+                return span.finish(0, 0, Some(side.failure()));
             }
         }
-    }
+    };
+    let Outcome { sent, received, failure } = relay(client, Io::Tcp(app), early).await;
+    span.finish(sent, received, failure);
 }
 
 /// Dials the application as the client, under a span of the server's side.
@@ -277,10 +278,7 @@ impl Arrival {
         Arc::new(Flow {
             reporter: Reporter::Destination,
             source_principal: self.principal.clone(),
-            destination_principal: self
-                .principal
-                .is_some()
-                .then(|| local.principal.clone()),
+            destination_principal: self.principal.is_some().then(|| local.principal.clone()),
             local,
             remote: self.source.clone(),
             service,

@@ -3,9 +3,11 @@
 use std::{
     io,
     pin::Pin,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
+    time::Duration,
 };
 
+use bytes::{Buf, Bytes, BytesMut};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
@@ -13,13 +15,88 @@ use tokio::{
 
 use crate::tunnel::HboneStream;
 
-/// A connection to the next hop.
+/// The most taken from a TCP socket at once.
+const LARGEST_READ: usize = 64 << 10;
+/// The first read; each one that fills its buffer makes the next four times as large, so that
+/// an interactive connection stays small.
+const FIRST_READ: usize = 4 << 10;
+
+/// One end of a connection.
 #[derive(Debug)]
 pub enum Io {
     /// Straight over TCP.
     Tcp(TcpStream),
     /// One HBONE stream.
     Hbone(HboneStream),
+}
+
+/// How much a reader takes from TCP at once.
+#[derive(Debug)]
+pub(super) struct ReadSize(usize);
+
+impl Default for ReadSize {
+    fn default() -> Self {
+        Self(FIRST_READ)
+    }
+}
+
+impl Io {
+    /// The next bytes; empty at the end of the stream. Holds no buffer while it waits.
+    pub(super) fn poll_read_bytes(
+        &mut self,
+        cx: &mut Context<'_>,
+        size: &mut ReadSize,
+    ) -> Poll<io::Result<Bytes>> {
+        let stream = match self {
+            Io::Hbone(stream) => return stream.poll_read_bytes(cx),
+            Io::Tcp(stream) => stream,
+        };
+        loop {
+            ready!(stream.poll_read_ready(cx))?;
+            let mut buffer = BytesMut::with_capacity(size.0);
+            match stream.try_read_buf(&mut buffer) {
+                Ok(read) => {
+                    if read == size.0 {
+                        size.0 = (4 * size.0).min(LARGEST_READ);
+                    }
+                    return Poll::Ready(Ok(buffer.freeze()));
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Poll::Ready(Err(error)),
+            }
+        }
+    }
+
+    /// Writes from the front of `data` as much as there is room for.
+    pub(super) fn poll_write_bytes(
+        &mut self,
+        cx: &mut Context<'_>,
+        data: &mut Bytes,
+    ) -> Poll<io::Result<()>> {
+        match self {
+            Io::Hbone(stream) => stream.poll_write_bytes(cx, data).map_ok(drop),
+            Io::Tcp(stream) => {
+                let written = ready!(Pin::new(stream).poll_write(cx, data))?;
+                data.advance(written);
+                Poll::Ready(Ok(()))
+            }
+        }
+    }
+
+    /// Ends the connection as broken: the other side sees a reset, not an end.
+    pub(super) fn abort(self) {
+        match self {
+            Io::Tcp(stream) => reset(&stream),
+            Io::Hbone(stream) => stream.abort(),
+        }
+    }
+}
+
+/// Makes closing `stream` send RST. The application's `connect()` succeeded before its server
+/// was reached, so this is how it learns that there is none (ECONNRESET, at once).
+pub(super) fn reset(stream: &TcpStream) {
+    // Fails only on a socket that has no peer any more, which nobody has to be told.
+    let _ = socket2::SockRef::from(stream).set_linger(Some(Duration::ZERO));
 }
 
 /// Runs the same method on whichever stream `self` is.

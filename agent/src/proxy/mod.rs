@@ -13,7 +13,7 @@ mod inbound;
 mod io;
 mod outbound;
 mod pods;
-pub mod relay;
+mod relay;
 
 use std::sync::Arc;
 

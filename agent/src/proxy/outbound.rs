@@ -3,32 +3,47 @@
 use std::{
     net::SocketAddr,
     sync::{Arc, Mutex, PoisonError},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
-use bytes::Bytes;
 use http::{HeaderMap, Request, Response};
-use tokio::{io::AsyncWriteExt, net::TcpStream};
+use tokio::net::TcpStream;
 
 use super::{
     HBONE_PORT, Hop, Io, LocalPod, Proxy, Way,
     detect::detect,
     exchange::{Refusal, exchange},
-    hop::declared,
+    hop::{declared, service_of},
     inbound::{self, Arrival},
-    relay::{self, relay},
+    io,
+    relay::{Early, Outcome, relay},
 };
 use crate::{
     capture::Accepted,
-    http::{self as web, Body, PoolKey, Prefixed, Protocol, SendError},
-    identity::IdentityError,
-    mesh::{AppProtocol, Destination},
+    http::{self as web, Body, PoolKey, Prefixed, Protocol},
+    mesh::{AppProtocol, Destination, Principal, Service},
     telemetry::{Failure, Flow, Reporter, SecurityPolicy, TcpSpan},
     tunnel::{ConnectRequest, PoolKey as TunnelKey, TunnelError},
 };
 
-/// How long the application at the other end may take to accept a connection.
-const CONNECT_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10);
+/// How long a server outside the mesh may take to accept a connection.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Carries one captured connection from a pod of this node to where it wants to go.
+pub(super) async fn connection(proxy: Arc<Proxy>, pod: Arc<LocalPod>, accepted: Accepted) {
+    let Accepted { stream, peer: client, original_destination: dialled } = accepted;
+    let outbound = Outbound { proxy, pod, client, dialled };
+    let destination = outbound.destination();
+    match declared(&destination) {
+        AppProtocol::Http | AppProtocol::Http2 => outbound.requests(stream, None).await,
+        AppProtocol::Opaque => {
+            if let Some(opened) = outbound.open_or_reset(&stream, &destination).await {
+                opened.relay(stream, Early::default()).await;
+            }
+        }
+        AppProtocol::Unknown => outbound.undeclared(stream, &destination).await,
+    }
+}
 
 /// One connection a pod opened.
 struct Outbound {
@@ -40,82 +55,56 @@ struct Outbound {
     dialled: SocketAddr,
 }
 
-/// Carries one captured connection from a pod of this node to where it wants to go.
-pub(super) async fn connection(proxy: Arc<Proxy>, pod: Arc<LocalPod>, accepted: Accepted) {
-    let Accepted { stream, peer: client, original_destination: dialled } = accepted;
-    let outbound = Outbound { proxy, pod, client, dialled };
-    let destination = outbound.destination();
-    match declared(&destination) {
-        AppProtocol::Http | AppProtocol::Http2 => outbound.http(stream, None).await,
-        AppProtocol::Opaque => outbound.opaque(stream, &destination).await,
-        AppProtocol::Unknown => outbound.undeclared(stream, &destination).await,
-    }
-}
-
 impl Outbound {
     /// What the dialled address means by the newest snapshot.
     fn destination(&self) -> Destination {
         self.proxy.snapshots.load().destination(self.dialled)
     }
 
-    /// Requests find their endpoint one by one; `first` has been chosen and connected already.
-    async fn http(self, stream: impl web::Stream, first: Option<Hop>) {
+    /// Requests find their endpoint one by one; the `first` one's is connected already where
+    /// the protocol had to be found out.
+    async fn requests(self, client: impl web::Stream, first: Option<Hop>) {
         let drain = self.proxy.drain.started().clone();
-        let handler = Requests { outbound: self, first: Mutex::new(first), flows: Mutex::default() };
-        if let Err(error) = web::serve(stream, Arc::new(handler), &drain).await {
-            tracing::debug!(%error, "a pod's HTTP connection ended");
+        let handler =
+            Requests { outbound: self, first: Mutex::new(first), flows: Mutex::default() };
+        if let Err(error) = web::serve(client, Arc::new(handler), &drain).await {
+            tracing::debug!(%error, "an outbound HTTP connection ended");
         }
     }
 
-    async fn opaque(&self, mut client: TcpStream, destination: &Destination) {
-        let Some(mut opened) = self.open_or_reset(&mut client, destination).await else { return };
-        let outcome = relay(client, &mut opened.upstream, Bytes::new(), self.proxy.drain.started()).await;
-        opened.finish(&outcome);
-    }
-
-    /// Opens the way first and then lets whoever speaks first decide, so that a server that
-    /// speaks first is not kept waiting.
+    /// Opens the way first and lets whoever speaks first decide, so that a server that speaks
+    /// first is not kept waiting.
     async fn undeclared(self, mut client: TcpStream, destination: &Destination) {
-        let Some(mut opened) = self.open_or_reset(&mut client, destination).await else { return };
-        let detected = match detect(&mut client, &mut opened.upstream).await {
+        let Some(mut opened) = self.open_or_reset(&client, destination).await else { return };
+        let detected = match detect(&mut client, &mut opened.server).await {
             Ok(detected) => detected,
-            Err(error) => {
-                relay::abort(&client);
-                return opened.finish(&relay::Outcome::broken(&error));
+            Err(side) => {
+                io::reset(&client);
+                return opened.abort(side.failure());
             }
         };
         if detected.protocol == Protocol::Opaque {
-            if client.write_all(&detected.from_server).await.is_err() {
-                relay::abort(&client);
-            }
-            let outcome =
-                relay(client, &mut opened.upstream, detected.from_client, self.proxy.drain.started()).await;
-            opened.received_before(detected.from_server.len());
-            return opened.finish(&outcome);
+            return opened.relay(client, detected.early).await;
         }
         let hop = opened.hop.clone();
         if let Err(error) = opened.adopt(&self, detected.protocol).await {
-            tracing::debug!(%error, "the HTTP/2 handshake with the server failed");
-            return relay::abort(&client);
+            tracing::debug!(dialled = %self.dialled, %error, "the server does not speak HTTP");
+            return io::reset(&client);
         }
-        self.http(Prefixed::new(detected.from_client, client), Some(hop)).await;
+        self.requests(Prefixed::new(detected.early.from_client, client), Some(hop)).await;
     }
 
     /// Picks an endpoint and connects to it. The application's connect() has succeeded long
     /// since, so a failure here reaches it as a reset; span and log say why.
-    async fn open_or_reset(
-        &self,
-        client: &mut TcpStream,
-        destination: &Destination,
-    ) -> Option<Opened> {
+    async fn open_or_reset(&self, client: &TcpStream, destination: &Destination) -> Option<Opened> {
         match self.open(destination).await {
             Ok(opened) => Some(opened),
             Err(Unopened { refusal, spans }) => {
-                tracing::debug!(
+                tracing::info!(
                     client = %self.client, dialled = %self.dialled, error = %refusal.message,
                     "outbound connection failed"
                 );
-                relay::abort(client);
+                io::reset(client);
                 for span in spans {
                     span.finish(0, 0, Some(refusal.failure));
                 }
@@ -128,7 +117,7 @@ impl Outbound {
         let hop = match Hop::choose(&self.proxy, self.dialled, destination) {
             Ok(hop) => hop,
             Err(error) => {
-                let flow = self.flow(None, destination_service(destination));
+                let flow = self.flow(None, service_of(destination));
                 let span = self.proxy.telemetry.connection(&flow, None);
                 let refusal = Refusal::unavailable(Failure::NoHealthyUpstream, error);
                 return Err(Unopened { refusal, spans: vec![span] });
@@ -141,56 +130,63 @@ impl Outbound {
         let began = Instant::now();
         let opened = match &hop.way {
             Way::SameNode(pod) => {
-                let arrival = self.arrival(&hop, pod);
+                let arrival = self.arrival(&hop);
                 match inbound::open(&self.proxy, pod, &arrival, Some(&headers)).await {
                     Ok((app, server_span)) => Ok((Io::Tcp(app), Some(server_span))),
-                    Err((refusal, server_span)) => {
-                        return Err(Unopened { refusal, spans: vec![span, server_span] });
-                    }
+                    Err((refusal, server_span)) => Err((refusal, Some(server_span))),
                 }
             }
-            _ => self.reach(&hop, headers).await.map(|upstream| (upstream, None)),
+            Way::Tunnel(peer) => match self.tunnel(&hop, peer, headers).await {
+                Ok(server) => Ok((server, None)),
+                Err(refusal) => Err((refusal, None)),
+            },
+            Way::Plain => match self.plain(&hop).await {
+                Ok(server) => Ok((server, None)),
+                Err(refusal) => Err((refusal, None)),
+            },
         };
         match opened {
-            Ok((upstream, server_span)) => {
+            Ok((server, server_span)) => {
                 span.connected(began.elapsed());
                 let spans = std::iter::once(span).chain(server_span).collect();
-                Ok(Opened { upstream, hop, spans, received_before: 0 })
+                Ok(Opened { server, hop, spans })
             }
-            Err(refusal) => Err(Unopened { refusal, spans: vec![span] }),
+            Err((refusal, server_span)) => {
+                let spans = std::iter::once(span).chain(server_span).collect();
+                Err(Unopened { refusal, spans })
+            }
         }
     }
 
-    /// A byte stream to an endpoint that is not handed over in this process.
-    async fn reach(&self, hop: &Hop, headers: HeaderMap) -> Result<Io, Refusal> {
+    /// A byte stream to an endpoint elsewhere, for requests to share.
+    async fn reach(&self, hop: &Hop) -> Result<Io, Refusal> {
         match &hop.way {
-            Way::Tunnel(peer) => self.tunnel(hop, peer, headers).await,
-            Way::Plain | Way::SameNode(_) => {
-                let dial = self.pod.dialer.from_pod(self.client.ip(), hop.address);
-                match tokio::time::timeout(CONNECT_TIMEOUT, dial).await {
-                    Ok(Ok(stream)) => Ok(Io::Tcp(stream)),
-                    Ok(Err(error)) => Err(Refusal::unavailable(
-                        Failure::ConnectFailure,
-                        format!("could not connect to {}: {error}", hop.address),
-                    )),
-                    Err(_) => Err(Refusal::unavailable(
-                        Failure::Timeout,
-                        format!("no answer from {} within {CONNECT_TIMEOUT:?}", hop.address),
-                    )),
-                }
-            }
+            Way::Tunnel(peer) => self.tunnel(hop, peer, HeaderMap::new()).await,
+            Way::Plain | Way::SameNode(_) => self.plain(hop).await,
         }
     }
 
-    async fn tunnel(
-        &self,
-        hop: &Hop,
-        peer: &crate::mesh::Principal,
-        headers: HeaderMap,
-    ) -> Result<Io, Refusal> {
+    async fn plain(&self, hop: &Hop) -> Result<Io, Refusal> {
+        let dial = self.pod.dialer.from_pod(self.client.ip(), hop.address);
+        match tokio::time::timeout(CONNECT_TIMEOUT, dial).await {
+            Ok(Ok(stream)) => Ok(Io::Tcp(stream)),
+            Ok(Err(error)) => Err(Refusal::unavailable(
+                Failure::ConnectFailure,
+                format!("could not connect to {}: {error}", hop.address),
+            )),
+            Err(_) => Err(Refusal::unavailable(
+                Failure::Timeout,
+                format!("no answer from {} within {CONNECT_TIMEOUT:?}", hop.address),
+            )),
+        }
+    }
+
+    async fn tunnel(&self, hop: &Hop, peer: &Principal, headers: HeaderMap) -> Result<Io, Refusal> {
         let source = self.pod.workload().principal.clone();
-        let identity = |error: IdentityError| Refusal::unavailable(Failure::TlsFailure, error);
-        let tls = self.proxy.identity.client_config(&source, peer).await.map_err(identity)?;
+        let tls = match self.proxy.identity.client_config(&source, peer).await {
+            Ok(tls) => tls,
+            Err(error) => return Err(Refusal::unavailable(Failure::TlsFailure, error)),
+        };
         let address = SocketAddr::new(hop.address.ip(), HBONE_PORT);
         let key = TunnelKey { source, peer: peer.clone(), address };
         let connect = ConnectRequest { authority: hop.address, headers };
@@ -201,7 +197,8 @@ impl Outbound {
         })
     }
 
-    fn flow(&self, hop: Option<&Hop>, service: Option<Arc<crate::mesh::Service>>) -> Arc<Flow> {
+    /// What spans and metrics of the client's side say about this connection.
+    fn flow(&self, hop: Option<&Hop>, service: Option<Arc<Service>>) -> Arc<Flow> {
         let local = self.pod.workload();
         let remote = hop.and_then(|hop| hop.workload.clone());
         let meshed = hop.is_some_and(|hop| !matches!(hop.way, Way::Plain));
@@ -224,7 +221,7 @@ impl Outbound {
     }
 
     /// How this connection looks to a pod of the same node.
-    fn arrival(&self, hop: &Hop, _pod: &LocalPod) -> Arrival {
+    fn arrival(&self, hop: &Hop) -> Arrival {
         let local = self.pod.workload();
         Arrival {
             client: self.client,
@@ -233,15 +230,6 @@ impl Outbound {
             source: Some(local),
             same_node: true,
         }
-    }
-}
-
-fn destination_service(destination: &Destination) -> Option<Arc<crate::mesh::Service>> {
-    match destination {
-        Destination::Service(service, _) | Destination::Workload(_, Some((service, _))) => {
-            Some(service.clone())
-        }
-        _ => None,
     }
 }
 
@@ -255,7 +243,7 @@ fn failure_of(error: &TunnelError) -> Failure {
 
 /// A connection to an endpoint whose protocol may yet have to be found out.
 struct Opened {
-    upstream: Io,
+    server: Io,
     hop: Hop,
     /// The client's span; on the same node the server's too.
     spans: Vec<TcpSpan>,
@@ -265,6 +253,34 @@ struct Opened {
 struct Unopened {
     refusal: Refusal,
     spans: Vec<TcpSpan>,
+}
+
+impl Opened {
+    async fn relay(self, client: TcpStream, early: Early) {
+        let Outcome { sent, received, failure } = relay(Io::Tcp(client), self.server, early).await;
+        for span in self.spans {
+            span.finish(sent, received, failure);
+        }
+    }
+
+    /// Puts the connection among those that requests share: what it carries is recorded
+    /// request by request from here on.
+    async fn adopt(self, by: &Outbound, protocol: Protocol) -> Result<(), hyper::Error> {
+        self.spans.into_iter().for_each(TcpSpan::discard);
+        let pool = match &self.hop.way {
+            Way::SameNode(pod) => &pod.inbound,
+            Way::Tunnel(_) | Way::Plain => &by.pod.outbound,
+        };
+        let key = PoolKey::speaking(by.client.ip(), self.hop.address, protocol);
+        pool.adopt(key, self.server).await
+    }
+
+    fn abort(self, failure: Failure) {
+        self.server.abort();
+        for span in self.spans {
+            span.finish(0, 0, Some(failure));
+        }
+    }
 }
 
 /// Answers the requests of one connection by sending each to an endpoint of its own.
@@ -278,16 +294,16 @@ struct Requests {
 
 impl web::Handler for Requests {
     async fn handle(&self, request: Request<Body>) -> Response<Body> {
-        let Outbound { proxy, client, .. } = &self.outbound;
+        let Outbound { proxy, pod, client, dialled } = &self.outbound;
         let destination = self.outbound.destination();
-        let hop = match self.first_hop() {
+        let chosen = match self.first_hop() {
             Some(hop) => Ok(hop),
-            None => Hop::choose(proxy, self.outbound.dialled, &destination),
+            None => Hop::choose(proxy, *dialled, &destination),
         };
-        let hop = match hop {
+        let hop = match chosen {
             Ok(hop) => hop,
             Err(error) => {
-                let flow = self.outbound.flow(None, destination_service(&destination));
+                let flow = self.outbound.flow(None, service_of(&destination));
                 let refusal = Refusal::unavailable(Failure::NoHealthyUpstream, error);
                 return exchange(&proxy.telemetry, &flow, request, |_| async { Err(refusal) })
                     .await;
@@ -295,13 +311,14 @@ impl web::Handler for Requests {
         };
         let flow = self.flow(&hop);
         exchange(&proxy.telemetry, &flow, request, |request| async {
-            if let Way::SameNode(pod) = &hop.way {
+            if let Way::SameNode(server) = &hop.way {
                 let arrival = self.outbound.arrival(&hop);
-                return Ok(inbound::handle(proxy, pod, &arrival, request).await);
+                let flow = arrival.flow(proxy, server);
+                return Ok(inbound::deliver(proxy, server, &arrival, &flow, request).await);
             }
             let key = PoolKey::new(client.ip(), hop.address, request.version());
-            let dial = || self.outbound.reach(&hop, HeaderMap::new());
-            self.outbound.pod.outbound.send(key, request, dial).await.map_err(Refusal::from)
+            let dial = || self.outbound.reach(&hop);
+            pod.outbound.send(key, request, dial).await.map_err(Refusal::from)
         })
         .await
     }
@@ -320,18 +337,5 @@ impl Requests {
         let flow = self.outbound.flow(Some(hop), hop.service.clone());
         flows.push((hop.address, flow.clone()));
         flow
-    }
-}
-
-impl From<SendError<Refusal>> for Refusal {
-    fn from(error: SendError<Refusal>) -> Self {
-        match error {
-            SendError::Connect(refusal) => refusal,
-            exchange @ SendError::Exchange(_) => Self {
-                status: StatusCode::BAD_GATEWAY,
-                failure: Failure::ResetRemote,
-                message: format!("the server broke off: {exchange}"),
-            },
-        }
     }
 }

@@ -230,8 +230,8 @@ impl Metrics {
         out.finish()
     }
 
-    /// What the agent says about itself.
-    fn own(&self) -> Vec<Reading> {
+    /// What telemetry says about itself.
+    pub fn own(&self) -> Vec<Reading> {
         let mut own = vec![
             Reading {
                 name: "istio_build",

@@ -34,6 +34,20 @@ pub struct Reading {
     pub value: f64,
 }
 
+impl Reading {
+    /// The reading's name with its labels, as it stands in the text format.
+    pub fn series(&self) -> String {
+        if self.labels.is_empty() {
+            return self.name.to_owned();
+        }
+        let mut labels = String::new();
+        for (name, value) in &self.labels {
+            append_label(&mut labels, name, value);
+        }
+        format!("{}{{{labels}}}", self.name)
+    }
+}
+
 /// One request that stands for others in its bucket.
 pub(super) struct Exemplar {
     pub(super) bucket: usize,

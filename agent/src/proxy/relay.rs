@@ -1,0 +1,248 @@
+//! Moving opaque bytes both ways until both ends are done.
+
+use std::{
+    future::poll_fn,
+    io,
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use bytes::Bytes;
+use tokio::io::AsyncWrite;
+
+use super::io::{Io, ReadSize};
+use crate::telemetry::Failure;
+
+/// What a connection carried and how it ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Outcome {
+    /// Bytes from the client to the server.
+    pub(super) sent: u64,
+    /// Bytes from the server to the client.
+    pub(super) received: u64,
+    /// Why it broke; `None` when both ends closed in order.
+    pub(super) failure: Option<Failure>,
+}
+
+/// Bytes that were read while finding out what the connection speaks.
+#[derive(Debug, Default)]
+pub(super) struct Early {
+    pub(super) from_client: Bytes,
+    pub(super) from_server: Bytes,
+}
+
+/// Moves bytes between `client` and `server`. An end in one direction is passed on and the
+/// other direction goes on; a reset at one end becomes a reset at the other.
+///
+/// When the returned future is dropped half way, as the drain deadline does it, both ends are
+/// reset: an end would tell them that they have everything.
+pub(super) async fn relay(client: Io, server: Io, early: Early) -> Outcome {
+    let mut relay = Relay {
+        ends: Some((client, server)),
+        up: Direction::starting_with(early.from_client),
+        down: Direction::starting_with(early.from_server),
+    };
+    let failure = poll_fn(|cx| relay.poll(cx)).await;
+    if failure.is_none() {
+        // Both directions were shut down; nothing is left to reset.
+        relay.ends = None;
+    }
+    Outcome { sent: relay.up.moved, received: relay.down.moved, failure }
+}
+
+struct Relay {
+    ends: Option<(Io, Io)>,
+    up: Direction,
+    down: Direction,
+}
+
+impl Relay {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Failure>> {
+        let Some((client, server)) = &mut self.ends else { return Poll::Ready(None) };
+        let up = self.up.poll(cx, client, server);
+        if let Poll::Ready(Err(broken)) = up {
+            return Poll::Ready(Some(broken.failure(Failure::ResetLocal, Failure::ResetRemote)));
+        }
+        let down = self.down.poll(cx, server, client);
+        if let Poll::Ready(Err(broken)) = down {
+            return Poll::Ready(Some(broken.failure(Failure::ResetRemote, Failure::ResetLocal)));
+        }
+        if up.is_ready() && down.is_ready() { Poll::Ready(None) } else { Poll::Pending }
+    }
+}
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        if let Some((client, server)) = self.ends.take() {
+            client.abort();
+            server.abort();
+        }
+    }
+}
+
+/// Which end of a direction broke.
+enum Broken {
+    Source,
+    Sink,
+}
+
+impl Broken {
+    fn failure(self, source: Failure, sink: Failure) -> Failure {
+        match self {
+            Broken::Source => source,
+            Broken::Sink => sink,
+        }
+    }
+}
+
+/// One direction of a connection.
+struct Direction {
+    pending: Bytes,
+    read_size: ReadSize,
+    moved: u64,
+    phase: Phase,
+}
+
+enum Phase {
+    Moving,
+    Ending,
+    Ended,
+}
+
+impl Direction {
+    fn starting_with(pending: Bytes) -> Self {
+        let moved = pending.len() as u64;
+        Self { pending, read_size: ReadSize::default(), moved, phase: Phase::Moving }
+    }
+
+    /// Ready once the source ended and the sink was told so.
+    fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        source: &mut Io,
+        sink: &mut Io,
+    ) -> Poll<Result<(), Broken>> {
+        loop {
+            match self.phase {
+                Phase::Moving => {
+                    ready!(self.poll_move(cx, source, sink))?;
+                    self.phase = Phase::Ending;
+                }
+                Phase::Ending => {
+                    let ended = ready!(Pin::new(&mut *sink).poll_shutdown(cx));
+                    // A sink that is gone already is the other direction's to notice.
+                    if ended.is_err_and(|error| error.kind() != io::ErrorKind::NotConnected) {
+                        return Poll::Ready(Err(Broken::Sink));
+                    }
+                    self.phase = Phase::Ended;
+                }
+                Phase::Ended => return Poll::Ready(Ok(())),
+            }
+        }
+    }
+
+    /// Ready at the end of the source, with everything written.
+    fn poll_move(
+        &mut self,
+        cx: &mut Context<'_>,
+        source: &mut Io,
+        sink: &mut Io,
+    ) -> Poll<Result<(), Broken>> {
+        loop {
+            while !self.pending.is_empty() {
+                ready!(sink.poll_write_bytes(cx, &mut self.pending)).map_err(|_| Broken::Sink)?;
+            }
+            let read = ready!(source.poll_read_bytes(cx, &mut self.read_size));
+            self.pending = read.map_err(|_| Broken::Source)?;
+            if self.pending.is_empty() {
+                return Poll::Ready(Ok(()));
+            }
+            self.moved += self.pending.len() as u64;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::{TcpListener, TcpStream},
+    };
+
+    use super::*;
+
+    async fn pair() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let near = TcpStream::connect(listener.local_addr().unwrap());
+        let (near, far) = tokio::join!(near, listener.accept());
+        (near.unwrap(), far.unwrap().0)
+    }
+
+    struct Bench {
+        client: TcpStream,
+        server: TcpStream,
+        relay: tokio::task::JoinHandle<Outcome>,
+    }
+
+    async fn bench(early: Early) -> Bench {
+        let (client, near) = pair().await;
+        let (far, server) = pair().await;
+        let relay = tokio::spawn(relay(Io::Tcp(near), Io::Tcp(far), early));
+        Bench { client, server, relay }
+    }
+
+    #[tokio::test]
+    async fn the_end_of_one_direction_leaves_the_other_open() {
+        let Bench { mut client, mut server, relay } = bench(Early::default()).await;
+        client.write_all(b"question").await.unwrap();
+        client.shutdown().await.unwrap();
+        let mut question = String::new();
+        server.read_to_string(&mut question).await.unwrap();
+        assert_eq!(question, "question");
+        server.write_all(b"a longer answer").await.unwrap();
+        drop(server);
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).await.unwrap();
+        assert_eq!(answer, "a longer answer");
+        let outcome = relay.await.unwrap();
+        assert_eq!(outcome, Outcome { sent: 8, received: 15, failure: None });
+    }
+
+    #[tokio::test]
+    async fn bytes_read_while_detecting_come_first_and_are_counted() {
+        let early = Early { from_client: "ab".into(), from_server: "220 ".into() };
+        let Bench { mut client, mut server, relay } = bench(early).await;
+        client.write_all(b"c").await.unwrap();
+        server.write_all(b"ready").await.unwrap();
+        client.shutdown().await.unwrap();
+        server.shutdown().await.unwrap();
+        let (mut at_client, mut at_server) = (String::new(), String::new());
+        client.read_to_string(&mut at_client).await.unwrap();
+        server.read_to_string(&mut at_server).await.unwrap();
+        assert_eq!((at_client.as_str(), at_server.as_str()), ("220 ready", "abc"));
+        let outcome = relay.await.unwrap();
+        assert_eq!((outcome.sent, outcome.received), (3, 9));
+    }
+
+    #[tokio::test]
+    async fn a_reset_at_one_end_is_a_reset_at_the_other() {
+        let Bench { mut client, server, relay } = bench(Early::default()).await;
+        super::super::io::reset(&server);
+        drop(server);
+        let error = client.read_u8().await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+        assert_eq!(relay.await.unwrap().failure, Some(Failure::ResetRemote));
+    }
+
+    #[tokio::test]
+    async fn a_relay_that_is_cut_resets_both_ends() {
+        let Bench { mut client, mut server, relay } = bench(Early::default()).await;
+        client.write_all(b"x").await.unwrap();
+        assert_eq!(server.read_u8().await.unwrap(), b'x');
+        relay.abort();
+        for end in [&mut client, &mut server] {
+            let error = end.read_u8().await.unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+        }
+    }
+}
