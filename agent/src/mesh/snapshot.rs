@@ -51,10 +51,10 @@ impl Snapshot {
 
     /// What `address` leads to. Allocates nothing.
     pub fn destination(&self, address: SocketAddr) -> Destination {
-        if let Some(service) = self.service_by_vip.get(&address.ip()) {
-            if let Some(port) = service.port(address.port()) {
-                return Destination::Service(service.clone(), port.clone());
-            }
+        if let Some(service) = self.service_by_vip.get(&address.ip())
+            && let Some(port) = service.port(address.port())
+        {
+            return Destination::Service(service.clone(), port.clone());
         }
         match self.workload(address.ip()) {
             Some(workload) => {
