@@ -15,3 +15,4 @@
 pub mod http;
 pub mod identity;
 pub mod mesh;
+pub mod tunnel;

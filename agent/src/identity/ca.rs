@@ -226,8 +226,7 @@ fn write(dir: &Path, path: &Path, text: &str, mode: u32) -> Result<(), IdentityE
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
         }
-        let mut file =
-            OpenOptions::new().write(true).create_new(true).mode(mode).open(&draft)?;
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&draft)?;
         file.write_all(text.as_bytes())?;
         file.sync_all()?;
         fs::rename(&draft, path)?;

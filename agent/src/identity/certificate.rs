@@ -82,11 +82,9 @@ fn principal(certificate: &X509Certificate<'_>) -> Result<Principal, IdentityErr
         })
         .collect::<Result<_, _>>()?;
     match uris[..] {
-        [uri] => {
-            uri.parse().map_err(|error: crate::mesh::InvalidPrincipal| {
-                IdentityError::NotWorkload(error.to_string())
-            })
-        }
+        [uri] => uri.parse().map_err(|error: crate::mesh::InvalidPrincipal| {
+            IdentityError::NotWorkload(error.to_string())
+        }),
         _ => Err(IdentityError::NotOneIdentity(uris.len())),
     }
 }

@@ -152,12 +152,8 @@ impl IdentityStore {
                 current: ArcSwapOption::empty(),
                 outcome: watch::Sender::new(None),
             });
-            let renewal = renew(
-                self.source.clone(),
-                self.trust_domain.clone(),
-                who.clone(),
-                state.clone(),
-            );
+            let renewal =
+                renew(self.source.clone(), self.trust_domain.clone(), who.clone(), state.clone());
             Arc::new(Kept { state, _renewal: AbortOnDropHandle::new(tokio::spawn(renewal)) })
         });
         let kept = kept.clone();
@@ -221,7 +217,8 @@ async fn renew(
                 );
                 state.current.store(Some(issued));
                 state.outcome.send_replace(Some(Ok(())));
-                until(renewal).await;
+                // However short its life, the source is not asked without a pause.
+                tokio::join!(until(renewal), sleep(RETRY.0));
             }
             Err(error) => {
                 let jittered = pause.mul_f64(jitter());

@@ -1,0 +1,190 @@
+//! The server's side of HBONE.
+
+use std::{future::Future, io, net::SocketAddr, pin::pin, sync::Arc};
+
+use bytes::Bytes;
+use h2::{Reason, RecvStream, server::SendResponse};
+use http::{HeaderMap, Method, Request, Response, StatusCode};
+use rustls_pki_types::CertificateDer;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    time::timeout,
+};
+use tokio_rustls::{TlsAcceptor, server::TlsStream};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    HboneStream, TunnelError,
+    error::within,
+    limits::{
+        CONNECTION_WINDOW, CONNECTS_IN_WORK, FRAME, HEADER_BYTES, LINGER, PREFACE_TIMEOUT,
+        PROVOKED_RESETS, RESET_UNSEEN, SEND_BUFFER, SERVER_IDLE_TIMEOUT, STREAM_WINDOW, STREAMS,
+        TLS_BUFFER, TLS_TIMEOUT,
+    },
+    usage::{GONE, Usage, peer_is_gone},
+};
+use crate::{identity::IdentityError, mesh::Principal};
+
+/// A client that asks to be connected. Nothing it sent is read before [`Connect::accept`].
+#[derive(Debug)]
+pub struct Connect {
+    /// Where to.
+    pub authority: SocketAddr,
+    /// Trace context and baggage; what they say about identity is hearsay.
+    pub headers: HeaderMap,
+    /// Who the client proved to be.
+    pub peer: Principal,
+    respond: SendResponse<Bytes>,
+    received: RecvStream,
+}
+
+impl Connect {
+    /// Lets the client in.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::ConnectionReset`] when it has gone away.
+    pub fn accept(mut self) -> io::Result<HboneStream> {
+        let send = self
+            .respond
+            .send_response(Response::new(()), false)
+            .map_err(|error| io::Error::new(io::ErrorKind::ConnectionReset, error))?;
+        Ok(HboneStream::new(send, self.received, None))
+    }
+
+    /// Turns the client away.
+    pub fn reject(mut self, status: StatusCode) {
+        refuse(&mut self.respond, status);
+    }
+}
+
+/// Serves one connection: TLS, who the client is, then one `on_connect` task for each CONNECT.
+///
+/// Returns when the connection is over. `drain` asks the client to open no more streams;
+/// those that are open go on.
+///
+/// # Errors
+/// When the client is not let in, and when the connection breaks.
+pub async fn serve<P, F, Fut>(
+    stream: TcpStream,
+    tls: Arc<rustls::ServerConfig>,
+    peer_of: P,
+    drain: CancellationToken,
+    on_connect: F,
+) -> Result<(), TunnelError>
+where
+    P: Fn(Option<&[CertificateDer<'_>]>) -> Result<Principal, IdentityError>,
+    F: Fn(Connect) -> Fut,
+    Fut: Future<Output = ()> + Send + 'static,
+{
+    let mut stream = accept_tls(stream, tls).await?;
+    stream.get_mut().1.set_buffer_limit(Some(TLS_BUFFER));
+    let peer = peer_of(stream.get_ref().1.peer_certificates())
+        .map_err(|source| TunnelError::Tls { source })?;
+    let handshake = h2::server::Builder::new()
+        .initial_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_frame_size(FRAME)
+        .max_send_buffer_size(SEND_BUFFER)
+        .max_header_list_size(HEADER_BYTES)
+        .max_concurrent_streams(STREAMS)
+        .max_pending_accept_reset_streams(RESET_UNSEEN)
+        .max_local_error_reset_streams(Some(PROVOKED_RESETS))
+        .handshake(stream);
+    let connection = within("the HTTP/2 preface", PREFACE_TIMEOUT, handshake)
+        .await?
+        .map_err(|error| TunnelError::from(&error))?;
+    answer(connection, peer, drain, on_connect).await
+}
+
+async fn accept_tls(
+    stream: TcpStream,
+    tls: Arc<rustls::ServerConfig>,
+) -> Result<TlsStream<TcpStream>, TunnelError> {
+    // Frames are written whole; waiting for more of them only adds latency.
+    stream.set_nodelay(true).map_err(TunnelError::broken)?;
+    let accept = TlsAcceptor::from(tls).accept(stream).into_fallible();
+    match within("the TLS handshake", TLS_TIMEOUT, accept).await? {
+        Ok(stream) => Ok(stream),
+        Err((error, mut stream)) => {
+            // Closing a socket with unread bytes resets it, and the reset overtakes the alert
+            // that tells the client what was wrong.
+            let _ = timeout(LINGER, async {
+                stream.shutdown().await?;
+                let mut sink = [0; 4096];
+                while stream.read(&mut sink).await? > 0 {}
+                io::Result::Ok(())
+            })
+            .await;
+            Err(TunnelError::handshake(&error))
+        }
+    }
+}
+
+async fn answer<F, Fut>(
+    mut connection: h2::server::Connection<TlsStream<TcpStream>, Bytes>,
+    peer: Principal,
+    drain: CancellationToken,
+    on_connect: F,
+) -> Result<(), TunnelError>
+where
+    F: Fn(Connect) -> Fut,
+    Fut: Future<Output = ()> + Send + 'static,
+{
+    let pings = connection.ping_pong().expect("nobody else has taken the pings");
+    let mut gone = pin!(peer_is_gone(pings));
+    let in_work = Usage::none();
+    let idle = in_work.clone();
+    let mut closing = pin!(async {
+        tokio::select! {
+            () = drain.cancelled() => {}
+            () = idle.idle_for(SERVER_IDLE_TIMEOUT) => {}
+        }
+    });
+    let mut closed = false;
+    loop {
+        let (request, mut respond) = tokio::select! {
+            accepted = connection.accept() => match accepted {
+                Some(accepted) => accepted.map_err(|error| TunnelError::from(&error))?,
+                None => return Ok(()),
+            },
+            () = &mut gone => return Err(TunnelError::broken(GONE)),
+            () = &mut closing, if !closed => {
+                closed = true;
+                connection.graceful_shutdown();
+                continue;
+            }
+        };
+        let Some(in_use) = in_work.take(CONNECTS_IN_WORK) else {
+            respond.send_reset(Reason::REFUSED_STREAM);
+            continue;
+        };
+        let Some(authority) = authority(&request) else {
+            refuse(&mut respond, StatusCode::BAD_REQUEST);
+            continue;
+        };
+        let (head, received) = request.into_parts();
+        let peer = peer.clone();
+        let connect = Connect { authority, headers: head.headers, peer, respond, received };
+        let handler = on_connect(connect);
+        tokio::spawn(async move {
+            handler.await;
+            drop(in_use);
+        });
+    }
+}
+
+/// Where a CONNECT leads. `None` for any other request, and for a name instead of an address.
+fn authority(request: &Request<RecvStream>) -> Option<SocketAddr> {
+    let plain = request.method() == Method::CONNECT
+        && request.extensions().get::<h2::ext::Protocol>().is_none();
+    let authority = request.uri().authority().filter(|_| plain)?;
+    authority.as_str().parse().ok()
+}
+
+fn refuse(respond: &mut SendResponse<Bytes>, status: StatusCode) {
+    let mut response = Response::new(());
+    *response.status_mut() = status;
+    // Fails only when the client is gone, and with it the need to answer.
+    let _ = respond.send_response(response, true);
+}

@@ -1,0 +1,173 @@
+//! One tunnelled byte stream.
+
+use std::{
+    io,
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use bytes::{Buf, Bytes};
+use h2::{Reason, RecvStream, SendStream};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::{limits::SEND_BUFFER, usage::InUse};
+
+/// One tunnelled byte stream; each direction ends by itself.
+///
+/// Dropping a stream that was not ended with `shutdown` resets it.
+#[derive(Debug)]
+pub struct HboneStream {
+    send: SendStream<Bytes>,
+    recv: RecvStream,
+    /// Received, but more than the last reader's buffer held.
+    unread: Bytes,
+    ended: bool,
+    _in_use: Option<InUse>,
+}
+
+impl HboneStream {
+    pub(super) fn new(send: SendStream<Bytes>, recv: RecvStream, in_use: Option<InUse>) -> Self {
+        Self { send, recv, unread: Bytes::new(), ended: false, _in_use: in_use }
+    }
+
+    /// The next bytes as they came, without a copy; empty at the end of the stream.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::ConnectionReset`] when the peer reset the stream or the connection
+    /// under it is gone.
+    pub fn poll_read_bytes(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Bytes>> {
+        if !self.unread.is_empty() {
+            return Poll::Ready(Ok(std::mem::take(&mut self.unread)));
+        }
+        loop {
+            let bytes = match ready!(self.recv.poll_data(cx)) {
+                Some(bytes) => bytes.map_err(reset)?,
+                None => return Poll::Ready(Ok(Bytes::new())),
+            };
+            // The window opens again as the bytes are taken, not as they arrive: a reader
+            // that stands still holds the peer back.
+            self.recv.flow_control().release_capacity(bytes.len()).map_err(reset)?;
+            if !bytes.is_empty() {
+                return Poll::Ready(Ok(bytes));
+            }
+        }
+    }
+
+    /// Sends as much from the front of `data` as flow control allows, without a copy, and
+    /// returns how much that was.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::ConnectionReset`] when the peer reset the stream or the connection
+    /// under it is gone; [`io::ErrorKind::BrokenPipe`] after `shutdown`.
+    pub fn poll_write_bytes(
+        &mut self,
+        cx: &mut Context<'_>,
+        data: &mut Bytes,
+    ) -> Poll<io::Result<usize>> {
+        if data.is_empty() {
+            return Poll::Ready(Ok(0));
+        }
+        let room = ready!(self.poll_room(cx, data.len()))?;
+        let part = data.split_to(room.min(data.len()));
+        let sent = part.len();
+        self.send.send_data(part, false).map_err(reset)?;
+        Poll::Ready(Ok(sent))
+    }
+
+    /// Resets the stream, so that the peer sees a broken connection and not an end.
+    pub fn abort(mut self) {
+        // RFC 9113 §8.5: how a proxy tells of a TCP connection that was reset.
+        self.send.send_reset(Reason::CONNECT_ERROR);
+        self.ended = true;
+    }
+
+    /// How much may be sent now, at least one byte, of `wanted`.
+    fn poll_room(&mut self, cx: &mut Context<'_>, wanted: usize) -> Poll<io::Result<usize>> {
+        if self.ended {
+            return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
+        }
+        // What is reserved is taken from the other streams of the connection; never more
+        // than can be sent at once.
+        self.send.reserve_capacity(wanted.min(SEND_BUFFER));
+        let room = match self.send.capacity() {
+            0 => ready!(self.send.poll_capacity(cx)),
+            room => Some(Ok(room)),
+        };
+        Poll::Ready(match room {
+            Some(room) => room.map_err(reset),
+            None => Err(self.why_closed(cx)),
+        })
+    }
+
+    fn why_closed(&mut self, cx: &mut Context<'_>) -> io::Error {
+        match self.send.poll_reset(cx) {
+            Poll::Ready(Ok(reason)) => reset(reason.into()),
+            Poll::Ready(Err(error)) => reset(error),
+            Poll::Pending => io::ErrorKind::ConnectionReset.into(),
+        }
+    }
+}
+
+impl Drop for HboneStream {
+    fn drop(&mut self) {
+        if !self.ended {
+            // Now, and not when what waits for the window has been sent: nobody is left to
+            // tell whether it was all.
+            self.send.send_reset(Reason::CANCEL);
+        }
+    }
+}
+
+/// To whoever uses a stream, every way to lose it is a reset.
+fn reset(error: h2::Error) -> io::Error {
+    io::Error::new(io::ErrorKind::ConnectionReset, error)
+}
+
+impl AsyncRead for HboneStream {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if buf.remaining() == 0 {
+            return Poll::Ready(Ok(()));
+        }
+        let mut bytes = ready!(self.poll_read_bytes(cx))?;
+        let take = bytes.len().min(buf.remaining());
+        buf.put_slice(&bytes[..take]);
+        bytes.advance(take);
+        self.unread = bytes;
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for HboneStream {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        if buf.is_empty() {
+            return Poll::Ready(Ok(0));
+        }
+        let room = ready!(self.poll_room(cx, buf.len()))?;
+        let part = Bytes::copy_from_slice(&buf[..room.min(buf.len())]);
+        let sent = part.len();
+        self.send.send_data(part, false).map_err(reset)?;
+        Poll::Ready(Ok(sent))
+    }
+
+    /// The connection's own task sends what was written, without being asked.
+    fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    /// Ends this direction; the other goes on.
+    fn poll_shutdown(mut self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if !self.ended {
+            self.send.send_data(Bytes::new(), true).map_err(reset)?;
+            self.ended = true;
+        }
+        Poll::Ready(Ok(()))
+    }
+}
