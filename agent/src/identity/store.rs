@@ -217,7 +217,8 @@ async fn renew(
                 );
                 state.current.store(Some(issued));
                 state.outcome.send_replace(Some(Ok(())));
-                until(renewal).await;
+                // However short its life, the source is not asked without a pause.
+                tokio::join!(until(renewal), sleep(RETRY.0));
             }
             Err(error) => {
                 let jittered = pause.mul_f64(jitter());

@@ -75,6 +75,13 @@ impl Issued {
         if facts.principal != *who {
             return Err(unusable(&format!("it was issued for {}", facts.principal)));
         }
+        let issued_at = SystemTime::now();
+        if facts.not_after <= issued_at {
+            return Err(unusable(&format!(
+                "it expired at {} (hint: is the clock right?)",
+                humantime::format_rfc3339_seconds(facts.not_after)
+            )));
+        }
         let key = CertifiedKey::from_der(certificate.chain, certificate.key, &PROVIDER)
             .map_err(|error| unusable(&error))?;
         let key = Arc::new(SingleCertAndKey::from(key));
@@ -96,7 +103,7 @@ impl Issued {
         server.send_tls13_tickets = 0;
         Ok(Self {
             facts,
-            issued_at: SystemTime::now(),
+            issued_at,
             server: Arc::new(server),
             clients: papaya::HashMap::new(),
             trust_domain,

@@ -44,7 +44,8 @@ impl ServerCertVerifier for ExpectServer {
             intermediates,
             now,
             self.provider.signature_verification_algorithms.all,
-        )?;
+        )
+        .map_err(chain_error)?;
         let actual = member(end_entity, &self.trust_domain)?;
         if actual != self.expected {
             return Err(refuse(IdentityError::WrongPeer {
@@ -110,7 +111,10 @@ impl ClientCertVerifier for ExpectClient {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
-        let verified = self.chain.verify_client_cert(end_entity, intermediates, now)?;
+        let verified = self
+            .chain
+            .verify_client_cert(end_entity, intermediates, now)
+            .map_err(chain_error)?;
         member(end_entity, &self.trust_domain)?;
         Ok(verified)
     }
@@ -135,6 +139,17 @@ impl ClientCertVerifier for ExpectClient {
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.chain.supported_verify_schemes()
+    }
+}
+
+/// A root of the same name with another key is another CA, and webpki only says that the
+/// signature is wrong.
+fn chain_error(error: Error) -> Error {
+    match error {
+        Error::InvalidCertificate(CertificateError::BadSignature) => {
+            CertificateError::UnknownIssuer.into()
+        }
+        error => error,
     }
 }
 
