@@ -8,7 +8,12 @@ use std::{
 };
 
 use k8s_openapi::{
-    Metadata, Resource, api::core::v1::Namespace, apimachinery::pkg::apis::meta::v1::ObjectMeta,
+    Metadata, Resource,
+    api::{
+        core::v1::{self as k8s, Namespace, Pod},
+        discovery::v1::EndpointSlice,
+    },
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 
 use super::{
@@ -29,6 +34,14 @@ pub(super) struct Compiled {
     pub(super) warnings: Vec<String>,
 }
 
+/// The objects of one load, each with a name of its own.
+struct Objects<'a> {
+    namespaces: Vec<&'a Object<Namespace>>,
+    pods: Vec<&'a Object<Pod>>,
+    services: Vec<&'a Object<k8s::Service>>,
+    slices: Vec<&'a Object<EndpointSlice>>,
+}
+
 impl Compiled {
     /// Compiles `manifests`; whatever cannot be obeyed is added to `problems`. Workloads and
     /// Services that `former` has with the same value are taken from there, so that whoever
@@ -39,14 +52,16 @@ impl Compiled {
         former: &Snapshot,
         problems: &mut Vec<Problem>,
     ) -> Self {
-        unique(&manifests.namespaces, problems);
+        let objects = Objects {
+            namespaces: unique(&manifests.namespaces, problems),
+            pods: unique(&manifests.pods, problems),
+            services: unique(&manifests.services, problems),
+            slices: unique(&manifests.slices, problems),
+        };
         unique(&manifests.service_accounts, problems);
-        unique(&manifests.pods, problems);
-        unique(&manifests.services, problems);
-        unique(&manifests.slices, problems);
         let mut compiled = Self::default();
-        let pods = compiled.read_pods(manifests, trust_domain, former, problems);
-        compiled.read_services(manifests, &pods, former, problems);
+        let pods = compiled.read_pods(&objects, trust_domain, former, problems);
+        compiled.read_services(&objects, &pods, former, problems);
         compiled
     }
 
@@ -63,17 +78,17 @@ impl Compiled {
 
     fn read_pods<'a>(
         &mut self,
-        manifests: &'a Manifests,
+        objects: &Objects<'a>,
         trust_domain: &TrustDomain,
         former: &Snapshot,
         problems: &mut Vec<Problem>,
     ) -> Pods<'a> {
-        let modes = modes(&manifests.namespaces);
+        let modes = modes(&objects.namespaces);
         let former: HashMap<&PodUid, _> = former.workloads().iter().map(|w| (&w.uid, w)).collect();
         let mut pods = Pods::default();
         let mut uids = Owners::default();
         let mut ips = Owners::default();
-        for pod in sorted(&manifests.pods) {
+        for pod in &objects.pods {
             let mode = modes.get(pod.namespace()).copied().flatten();
             let (workload, addresses) = match workload::read(pod, mode, trust_domain) {
                 Ok(Reading::Workload(workload, addresses)) => (workload, addresses),
@@ -87,14 +102,17 @@ impl Compiled {
                     continue;
                 }
             };
-            let steps: [Step<'_>; 2] = ["metadata".into(), "uid".into()];
-            problems.extend(uids.claim(workload.uid.clone(), pod, &steps));
+            problems.extend(uids.claim(
+                workload.uid.clone(),
+                pod,
+                &["metadata".into(), "uid".into()],
+            ));
             let workload = match former.get(&workload.uid) {
-                Some(former) if ***former == workload => (*former).clone(),
-                _ => Arc::new(workload),
+                Some(former) if ***former == *workload => (*former).clone(),
+                _ => Arc::from(workload),
             };
             for ip in &workload.ips {
-                problems.extend(ips.claim(*ip, pod, &["status".into()]));
+                problems.extend(ips.claim(*ip, pod, &["status".into(), "podIPs".into()]));
                 pods.by_ip.insert(*ip, workload.clone());
             }
             if workload.ips.is_empty() {
@@ -108,7 +126,7 @@ impl Compiled {
 
     fn read_services(
         &mut self,
-        manifests: &Manifests,
+        objects: &Objects<'_>,
         pods: &Pods<'_>,
         former: &Snapshot,
         problems: &mut Vec<Problem>,
@@ -119,13 +137,13 @@ impl Compiled {
             .map(|s| ((s.namespace.as_str(), s.name.as_str()), s))
             .collect();
         let mut slices: HashMap<_, Vec<_>> = HashMap::new();
-        for slice in &manifests.slices {
+        for slice in &objects.slices {
             if let Some(service) = slice.label(SERVICE_NAME) {
-                slices.entry((slice.namespace(), service)).or_default().push(slice);
+                slices.entry((slice.namespace(), service)).or_default().push(*slice);
             }
         }
         let mut vips = Owners::default();
-        for object in sorted(&manifests.services) {
+        for object in &objects.services {
             let key = (object.namespace(), object.name());
             let slices = slices.get(&key).map(Vec::as_slice).unwrap_or_default();
             let service = match service::read(object, slices, pods) {
@@ -154,7 +172,7 @@ impl Compiled {
 }
 
 /// The dataplane mode of each namespace that has one.
-fn modes(namespaces: &[Object<Namespace>]) -> BTreeMap<&str, Option<&str>> {
+fn modes<'a>(namespaces: &[&'a Object<Namespace>]) -> BTreeMap<&'a str, Option<&'a str>> {
     namespaces
         .iter()
         .map(|namespace| {
@@ -163,33 +181,32 @@ fn modes(namespaces: &[Object<Namespace>]) -> BTreeMap<&str, Option<&str>> {
         .collect()
 }
 
-/// Objects in the order of namespaces and names, so that moving them between files is no change.
-fn sorted<T: Metadata<Ty = ObjectMeta>>(objects: &[Object<T>]) -> Vec<&Object<T>> {
-    let mut sorted: Vec<_> = objects.iter().collect();
-    sorted.sort_by_key(|object| (object.namespace(), object.name()));
-    sorted
-}
-
-fn unique<T: Metadata<Ty = ObjectMeta>>(objects: &[Object<T>], problems: &mut Vec<Problem>) {
-    let mut names = HashMap::new();
-    for object in objects {
-        let name = (object.namespace(), object.name());
-        match names.entry(name) {
-            Entry::Vacant(entry) => {
-                entry.insert(object);
-            }
-            Entry::Occupied(first) => {
-                let steps = ["metadata".into(), "name".into()];
-                let first = first.get().place(&steps);
-                let what = format!("{} is defined twice, first at {first}", named(object));
-                problems.push(Problem::new(object.place(&steps), what));
-            }
+/// The objects that have a name of their own, in the order of namespaces and names, so that
+/// moving them between files is no change.
+fn unique<'a, T: Metadata<Ty = ObjectMeta>>(
+    objects: &'a [Object<T>],
+    problems: &mut Vec<Problem>,
+) -> Vec<&'a Object<T>> {
+    let mut unique: Vec<_> = objects.iter().collect();
+    unique.sort_by_key(|object| (object.namespace(), object.name()));
+    unique.dedup_by(|second, first| {
+        let same = (second.namespace(), second.name()) == (first.namespace(), first.name());
+        if same {
+            let name = ["metadata".into(), "name".into()];
+            let what = format!("{} is defined already at {}", named(*second), first.place(&name));
+            problems.push(Problem::new(second.place(&name), what));
         }
-    }
+        same
+    });
+    unique
 }
 
 fn named<T: Metadata<Ty = ObjectMeta>>(object: &Object<T>) -> String {
-    format!("{} {}/{}", <T as Resource>::KIND, object.namespace(), object.name())
+    let (kind, name) = (T::KIND, object.name());
+    match kind {
+        Namespace::KIND => format!("{kind} {name}"),
+        _ => format!("{kind} {}/{name}", object.namespace()),
+    }
 }
 
 /// Who holds what only one may hold.

@@ -144,3 +144,6 @@ impl Loader {
         Ok(true)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -157,14 +157,12 @@ impl Source {
         T: for<'n> Deserialize<'n> + Metadata<Ty = ObjectMeta>,
     {
         let before = problems.len();
-        let name: [Step<'_>; 2] = ["metadata".into(), "name".into()];
-        let missing = [name.as_slice()]
-            .into_iter()
-            .map(<[Step<'_>]>::to_vec)
-            .chain(required.iter().map(|field| vec![Step::Field(field)]))
-            .filter(|steps| self.node.at(steps).is_none());
-        for steps in missing {
-            problems.push(self.missing(&steps));
+        let name: &[Step<'_>] = &["metadata".into(), "name".into()];
+        let fields = required.iter().map(|field| vec![Step::Field(field)]);
+        for steps in fields.chain([name.to_vec()]) {
+            if self.node.at(&steps).is_none() {
+                problems.push(self.missing(&steps));
+            }
         }
         match fit::<T>(&self.node) {
             Ok(body) if problems.len() == before => {

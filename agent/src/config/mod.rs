@@ -13,6 +13,8 @@ mod manifest;
 mod protocol;
 mod service;
 mod strict;
+#[cfg(test)]
+mod tests;
 mod watch;
 mod workload;
 mod yaml;

@@ -19,7 +19,7 @@ const RESOURCE_ATTRIBUTE: &str = "resource.opentelemetry.io/";
 #[derive(Debug)]
 pub(super) enum Reading {
     /// It takes part, under these addresses; they are its own unless it uses the host's network.
-    Workload(Workload, Vec<IpAddr>),
+    Workload(Box<Workload>, Vec<IpAddr>),
     /// It ended, and its address may be another pod's by now.
     Over,
     /// It has no address yet.
@@ -65,7 +65,7 @@ pub(super) fn read(
             .collect(),
         labels,
     };
-    Ok(Reading::Workload(workload, addresses))
+    Ok(Reading::Workload(Box::new(workload), addresses))
 }
 
 /// The dataplane mode the labels of a namespace ask for.

@@ -1,6 +1,6 @@
 //! YAML documents as trees in which every node knows its line and column.
 
-use std::fmt;
+use std::{fmt, thread};
 
 use serde::{
     Deserialize, Deserializer,
@@ -22,8 +22,8 @@ pub(super) struct Node {
     pub(super) value: Value,
 }
 
-/// What a node holds. Scalars are what YAML 1.2 says they are, so that a number where
-/// Kubernetes wants a string is refused here as it is by `kubectl`.
+/// What a node holds. Scalars are what they look like, with `yes` and `no` as booleans, so that
+/// a number or boolean where Kubernetes wants a string is refused here as it is by `kubectl`.
 #[derive(Debug)]
 pub(super) enum Value {
     Null,
@@ -102,16 +102,35 @@ impl Node {
     }
 }
 
+/// Stack of the thread that parses: a level of nesting takes up to 40 KiB in a debug build.
+const STACK: usize = 16 << 20;
+/// Levels of nesting; a Kubernetes object has some twenty.
+const DEPTH: usize = 64;
+
+/// Why a text is no YAML, and where it stops being so.
+type SyntaxError = (Option<Position>, String);
+
 /// Reads every document of `text`; documents without content are left out.
 ///
 /// # Errors
 /// With the place and the reason of the first syntax error.
-pub(super) fn parse(text: &str) -> Result<Vec<Node>, (Option<Position>, String)> {
+pub(super) fn parse(text: &str) -> Result<Vec<Node>, SyntaxError> {
+    thread::scope(|scope| {
+        thread::Builder::new()
+            .stack_size(STACK)
+            .spawn_scoped(scope, || parse_here(text))
+            .map_err(|error| (None, format!("no thread to parse it on: {error}")))?
+            .join()
+            .unwrap_or_else(|_| Err((None, "the parser failed".to_owned())))
+    })
+}
+
+fn parse_here(text: &str) -> Result<Vec<Node>, SyntaxError> {
     let options = serde_saphyr::options! {
-        // As large as a dump of a whole cluster, and as deep as a Kubernetes object gets;
-        // what grows by aliases alone is bound by the limits the library has for those.
+        // As large as a dump of a whole cluster; what grows by aliases alone is bound by the
+        // limits the library has for those.
         budget: serde_saphyr::budget! {
-            max_depth: 64,
+            max_depth: DEPTH,
             max_documents: 100_000,
             max_events: 50_000_000,
             max_nodes: 50_000_000,
@@ -243,19 +262,26 @@ mod tests {
     #[test]
     fn aliases_and_nesting_cannot_be_used_to_exhaust_memory_or_stack() {
         let mut bomb = String::from("a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n");
-        for i in 1..12 {
-            let refs = vec![format!("*a{}", i - 1); 10].join(", ");
-            bomb.push_str(&format!("a{i}: &a{i} [{refs}]\n"));
+        for level in 1..7 {
+            let above = vec![format!("*a{}", level - 1); 10].join(", ");
+            bomb.push_str(&format!("a{level}: &a{level} [{above}]\n"));
         }
         assert!(parse(&bomb).is_err());
-        assert!(parse(&"[".repeat(10_000)).is_err());
-        assert!(parse(&"- ".repeat(10_000)).is_err());
+        let sequences = |depth: usize| parse(&"- ".repeat(depth));
+        assert!(sequences(DEPTH).is_ok());
+        assert!(sequences(DEPTH + 1).is_err());
+        assert!(parse(&"[".repeat(100_000)).is_err());
     }
 
     proptest! {
         #[test]
         fn arbitrary_text_never_panics(text in "\\PC*|[-:\\[\\]{}&*!|>'\"#%@a0~.\\n\\t ]*") {
             let _ = parse(&text);
+        }
+
+        #[test]
+        fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = parse(&String::from_utf8_lossy(&bytes));
         }
     }
 }
