@@ -21,4 +21,7 @@ pub mod config;
 pub mod http;
 pub mod identity;
 pub mod mesh;
+pub mod node;
+pub mod proxy;
+pub mod telemetry;
 pub mod tunnel;
