@@ -99,14 +99,15 @@ impl Watch {
     pub(super) async fn changed(&self) -> io::Result<()> {
         while !self.events().await? {}
         let last = Instant::now() + PATIENCE;
+        let mut rest = Instant::now() + QUIET;
         loop {
-            let rest = (Instant::now() + QUIET).min(last);
-            match timeout_at(rest, self.events()).await {
-                Err(_) => return Ok(()),
-                Ok(events) => _ = events?,
-            }
-            if Instant::now() >= last {
-                return Ok(());
+            match timeout_at(rest.min(last), self.events()).await {
+                Err(_elapsed) => return Ok(()),
+                Ok(matters) => {
+                    if matters? {
+                        rest = Instant::now() + QUIET;
+                    }
+                }
             }
         }
     }
