@@ -100,9 +100,10 @@ impl Watch {
         while !self.events().await? {}
         let last = Instant::now() + PATIENCE;
         let mut rest = Instant::now() + QUIET;
-        loop {
+        // A timeout alone would not do: it never strikes while there is an event at hand.
+        while Instant::now() < last {
             match timeout_at(rest.min(last), self.events()).await {
-                Err(_elapsed) => return Ok(()),
+                Err(_elapsed) => break,
                 Ok(matters) => {
                     if matters? {
                         rest = Instant::now() + QUIET;
@@ -110,6 +111,7 @@ impl Watch {
                 }
             }
         }
+        Ok(())
     }
 
     /// Waits for events; whether one of them matters.
