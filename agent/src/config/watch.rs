@@ -99,16 +99,19 @@ impl Watch {
     pub(super) async fn changed(&self) -> io::Result<()> {
         while !self.events().await? {}
         let last = Instant::now() + PATIENCE;
-        loop {
-            let rest = (Instant::now() + QUIET).min(last);
-            match timeout_at(rest, self.events()).await {
-                Err(_) => return Ok(()),
-                Ok(events) => _ = events?,
-            }
-            if Instant::now() >= last {
-                return Ok(());
+        let mut rest = Instant::now() + QUIET;
+        // A timeout alone would not do: it never strikes while there is an event at hand.
+        while Instant::now() < last {
+            match timeout_at(rest.min(last), self.events()).await {
+                Err(_elapsed) => break,
+                Ok(matters) => {
+                    if matters? {
+                        rest = Instant::now() + QUIET;
+                    }
+                }
             }
         }
+        Ok(())
     }
 
     /// Waits for events; whether one of them matters.

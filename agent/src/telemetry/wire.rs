@@ -74,11 +74,21 @@ pub(super) fn nested(out: &mut Vec<u8>, field: u64, content: impl FnOnce(&mut Ve
     }
 }
 
-/// A text field from whatever can be displayed, without a string of its own.
+/// A text field from whatever can be displayed, without a string of its own. Text that is too
+/// long is cut.
 pub(super) fn display(out: &mut Vec<u8>, field: u64, value: impl fmt::Display) {
     nested(out, field, |out| {
+        let start = out.len();
         // Writing to a Vec cannot fail.
         let _ = fmt::Write::write_fmt(&mut Text(out), format_args!("{value}"));
+        if out.len() - start > LONGEST_VALUE {
+            let mut end = start + LONGEST_VALUE;
+            // Not within a character: its bytes after the first begin with the bits 10.
+            while out[end] & 0xc0 == 0x80 {
+                end -= 1;
+            }
+            out.truncate(end);
+        }
     });
 }
 
@@ -224,11 +234,15 @@ mod tests {
 
     #[test]
     fn a_value_that_is_too_long_is_cut_between_characters() {
+        let long = format!("x{}", "é".repeat(LONGEST_VALUE));
         let mut out = Vec::new();
-        Attributes::new(&mut out, 1).text("k", &"é".repeat(LONGEST_VALUE));
-        let pair = submessage(&out, 1).unwrap();
-        let value = submessage(submessage(pair, 2).unwrap(), 1).unwrap();
-        assert_eq!(value.len(), LONGEST_VALUE);
-        assert!(std::str::from_utf8(value).is_ok());
+        Attributes::new(&mut out, 1).text("k", &long);
+        Attributes::new(&mut out, 2).display("k", &long);
+        for field in [1, 2] {
+            let pair = submessage(&out, field).unwrap();
+            let value = submessage(submessage(pair, 2).unwrap(), 1).unwrap();
+            assert_eq!(value.len(), LONGEST_VALUE - 1);
+            assert!(std::str::from_utf8(value).is_ok());
+        }
     }
 }

@@ -67,26 +67,28 @@ impl Exporter {
             .enable_all()
             .build()
             .context("could not start the thread that exports telemetry")?;
-        let _entered = runtime.enter();
-        let spans = match (&options.traces, queue) {
+        let handle = runtime.handle().clone();
+        let _entered = handle.enter();
+        let mut exporter = Self { runtime: Some(runtime), spans: None, metrics: None };
+        exporter.spans = match (&options.traces, queue) {
             (Some(receiver), Some(queue)) => {
                 let client = Client::new(receiver)?;
                 let stop = CancellationToken::new();
                 let sender =
                     Sender { queue: queue.clone(), health: health.clone(), client, failing: false };
-                let task = runtime.spawn(sender.run(stop.clone()));
+                let task = handle.spawn(sender.run(stop.clone()));
                 Some(Spans { queue: queue.clone(), health: health.clone(), stop, task })
             }
             _ => None,
         };
-        let metrics = match &options.metrics {
+        exporter.metrics = match &options.metrics {
             Some(receiver) => {
                 let queue = queue.cloned();
-                Some(own::start(receiver, options, queue, health.clone(), runtime.handle())?)
+                Some(own::start(receiver, options, queue, health.clone(), &handle)?)
             }
             None => None,
         };
-        Ok(Self { runtime: Some(runtime), spans, metrics })
+        Ok(exporter)
     }
 
     /// Sends what waits, for at most `deadline`, then stops. Spans left over are counted as

@@ -48,7 +48,7 @@ pub struct Metrics {
     most_series: usize,
     overflows: AtomicUsize,
     cluster: String,
-    health: Arc<Health>,
+    pub(super) health: Arc<Health>,
     queue: Option<Arc<Queue>>,
 }
 
