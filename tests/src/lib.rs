@@ -1,1 +1,46 @@
-//! x
+//! Nodes and pods made of network namespaces, and what a test needs around them.
+//!
+//! A [`Lab`] has [`Node`]s, joined by a router, and each node has [`Pod`]s: a network namespace
+//! and a cgroup each, IPv4 and IPv6. On a node an [`Agent`] runs; what it knows of the mesh is
+//! [`MeshConfig`]; what it tells of the traffic arrives at an [`OtlpReceiver`]. Nothing touches
+//! the machine's own network, and whatever a killed run leaves behind, the next lab removes.
+//! Used by the end-to-end tests and the demo; needs root.
+
+mod agent;
+mod ask;
+mod bpffs;
+mod cgroup;
+mod firewall;
+mod lab;
+mod link;
+mod mesh;
+mod netns;
+mod node;
+mod otlp;
+mod output;
+mod pod;
+mod process;
+mod programs;
+mod record;
+mod sockets;
+mod span;
+mod tcpdump;
+mod trace_tree;
+
+pub use agent::{Agent, AgentOptions};
+pub use ask::{Answer, ask};
+pub use cgroup::Cgroup;
+pub use firewall::firewall_rules;
+pub use lab::Lab;
+pub use mesh::{MeshConfig, Port, Service};
+pub use netns::Netns;
+pub use node::Node;
+pub use otlp::{OtlpReceiver, Protocol};
+pub use output::Output;
+pub use pod::{Pod, PodOptions};
+pub use process::{Finished, Process};
+pub use programs::{agent_program, sample_program};
+pub use sockets::serve as serve_sockets;
+pub use span::{Kind, Span};
+pub use tcpdump::{Recording, Tcpdump};
+pub use trace_tree::trace_tree;

@@ -1,1 +1,27 @@
-fn main() {}
+//! `cargo xtask`: every chore of the project.
+//!
+//! Enters: arguments. Leaves: child processes, mostly cargo's, and one exit code. Kept small in
+//! dependencies, since it is compiled before anything else on a fresh machine.
+
+mod cargo;
+mod cli;
+mod ebpf;
+mod install;
+mod lint;
+mod needs;
+mod setup;
+mod step;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+fn main() -> ExitCode {
+    match cli::Cli::parse().run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

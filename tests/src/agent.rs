@@ -1,0 +1,154 @@
+//! The agent under test, running on a node.
+
+use std::{net::SocketAddr, path::PathBuf, process::Command, time::Duration};
+
+use anyhow::{Context, bail};
+use nix::sys::signal::Signal;
+use tokio::time::{Instant, sleep};
+
+use crate::{
+    ask::{Answer, ask},
+    mesh::MeshConfig,
+    node::Node,
+    otlp::{OtlpReceiver, Protocol},
+    process::{Finished, Process},
+    programs::agent_program,
+};
+
+/// How long an agent may take to be ready, and to answer.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// How soon a question is asked again while the agent starts: there is nothing to wait on yet.
+const AGAIN: Duration = Duration::from_millis(20);
+
+/// `sluice agent` on a node, with every trace sampled. Killed when dropped.
+#[derive(Debug)]
+pub struct Agent {
+    process: Process,
+}
+
+/// What differs from the defaults.
+#[derive(Debug, Default)]
+pub struct AgentOptions<'a> {
+    /// Where spans go, and how.
+    pub otlp: Option<(&'a OtlpReceiver, Protocol)>,
+    /// More flags, e.g. `--force-tunnel`.
+    pub flags: Vec<String>,
+    /// More of the environment.
+    pub environment: Vec<(String, String)>,
+}
+
+impl Agent {
+    /// Starts it and waits until it is ready.
+    ///
+    /// # Errors
+    /// When it ends or is not ready in time, with what it printed.
+    pub async fn start(
+        node: &Node,
+        mesh: &MeshConfig,
+        options: AgentOptions<'_>,
+    ) -> anyhow::Result<Self> {
+        let agent = Self::launch(node, mesh, options)?;
+        agent.ready(node).await?;
+        Ok(agent)
+    }
+
+    /// Starts it and does not wait.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn launch(
+        node: &Node,
+        mesh: &MeshConfig,
+        options: AgentOptions<'_>,
+    ) -> anyhow::Result<Self> {
+        let ca: PathBuf = node.lab_directory().join("ca");
+        let mut command = Command::new(agent_program()?);
+        command.arg("agent");
+        command.arg("--config-dir").arg(mesh.directory());
+        command.arg("--node-name").arg(node.name());
+        command.arg("--cgroup").arg(node.cgroup());
+        command.arg("--bpffs").arg(node.bpffs());
+        command.arg("--ca-dir").arg(ca);
+        command.args(["--trace-sampling", "1"]);
+        if let Some((receiver, protocol)) = options.otlp {
+            command.env("OTEL_EXPORTER_OTLP_ENDPOINT", receiver.endpoint(protocol));
+            command.env("OTEL_EXPORTER_OTLP_PROTOCOL", protocol.name());
+        }
+        command.args(options.flags).envs(options.environment);
+        Ok(Self { process: node.spawn("agent", command)? })
+    }
+
+    /// Waits until it says that it is ready.
+    ///
+    /// # Errors
+    /// When it ends or does not say so in time, with what it printed.
+    pub async fn ready(&self, node: &Node) -> anyhow::Result<()> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let why = match ask(node.netns(), local(15021), "/healthz/ready", PATIENCE).await {
+                Ok(Answer { status: 200, .. }) => return Ok(()),
+                Ok(answer) => answer.body.trim().to_owned(),
+                Err(error) => format!("{error:#}"),
+            };
+            if self.process.output().has_ended() || Instant::now() > deadline {
+                let last = self.process.output().tail(40);
+                bail!("the agent of {} is not ready: {why}\n{last}", node.name());
+            }
+            sleep(AGAIN).await;
+        }
+    }
+
+    /// Its process: output, signals.
+    pub fn process(&self) -> &Process {
+        &self.process
+    }
+
+    /// Kills it as a crash would; what it pinned stays.
+    pub fn kill9(&mut self) {
+        self.process.kill();
+    }
+
+    /// Asks it to end and waits until it has.
+    ///
+    /// # Errors
+    /// When it does not end within `at_most`, or not in order.
+    pub async fn terminate(&mut self, at_most: Duration) -> anyhow::Result<()> {
+        self.process.signal(Signal::SIGTERM)?;
+        let status = self.process.exit(at_most).await?;
+        if !status.success() {
+            bail!("the agent ended with {status}:\n{}", self.process.output().tail(20));
+        }
+        Ok(())
+    }
+
+    /// What `sluice status` says, on whichever node's agent runs there.
+    ///
+    /// # Errors
+    /// When no agent answers.
+    pub fn status(node: &Node) -> anyhow::Result<serde_json::Value> {
+        let mut command = Command::new(agent_program()?);
+        command.args(["status", "--output", "json"]);
+        let text = node.run(command).and_then(Finished::success)?;
+        serde_json::from_str(&text).context("`sluice status` did not print JSON")
+    }
+
+    /// A counter of `sluice status`; 0 before it first counts.
+    ///
+    /// # Errors
+    /// When no agent answers.
+    pub fn counter(node: &Node, name: &str) -> anyhow::Result<u64> {
+        Ok(Self::status(node)?["counters"][name].as_u64().unwrap_or(0))
+    }
+
+    /// What a scraper sees.
+    ///
+    /// # Errors
+    /// When no agent answers.
+    pub async fn metrics(node: &Node) -> anyhow::Result<String> {
+        Ok(ask(node.netns(), local(15020), "/stats/prometheus", PATIENCE).await?.body)
+    }
+}
+
+fn local(port: u16) -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], port))
+}

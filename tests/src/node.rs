@@ -1,0 +1,150 @@
+//! A node: the machine that pods live on.
+
+use std::{
+    fs,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    path::{Path, PathBuf},
+    process::Command,
+    sync::{
+        Arc,
+        atomic::{AtomicU8, Ordering},
+    },
+};
+
+use anyhow::Context;
+
+use crate::{
+    cgroup::Cgroup,
+    lab::{FABRIC, Ground},
+    link::{self, Addresses},
+    netns::Netns,
+    pod::{Pod, PodOptions},
+    process::{Finished, Place, Process},
+};
+
+/// A network namespace that routes for its pods, with a cgroup and BPF pins of its own.
+#[derive(Debug)]
+pub struct Node {
+    ground: Arc<Ground>,
+    name: String,
+    number: u8,
+    addresses: Addresses,
+    netns: Netns,
+    cgroup: Cgroup,
+    own: Cgroup,
+    bpffs: PathBuf,
+    pods: AtomicU8,
+}
+
+impl Node {
+    pub(crate) fn create(
+        ground: Arc<Ground>,
+        name: &str,
+        number: u8,
+        addresses: Addresses,
+    ) -> anyhow::Result<Self> {
+        let netns = ground.netns(name)?;
+        let cgroup = ground.cgroup.child(name)?;
+        let own = cgroup.child("node")?;
+        let bpffs = ground.bpffs.join(name);
+        fs::create_dir(&bpffs).with_context(|| format!("could not make {}", bpffs.display()))?;
+        link::forward(&netns)?;
+        let interface = format!("node{number}");
+        link::join(
+            (&ground.fabric, FABRIC),
+            link::FABRIC_GATEWAY,
+            &interface,
+            (&netns, addresses),
+        )?;
+        let Addresses { v4, v6 } = addresses;
+        ground.fabric.ip(&format!(
+            "route add 10.244.{number}.0/24 via {v4} dev {interface}\n\
+             route add fd00:10:244:{number:x}::/64 via {v6} dev {interface}\n"
+        ))?;
+        let name = name.to_owned();
+        let pods = AtomicU8::new(0);
+        Ok(Self { ground, name, number, addresses, netns, cgroup, own, bpffs, pods })
+    }
+
+    /// Its name, as in a pod's `spec.nodeName`.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its namespace.
+    pub fn netns(&self) -> &Netns {
+        &self.netns
+    }
+
+    /// Its addresses, IPv4 first.
+    pub fn ips(&self) -> [IpAddr; 2] {
+        [self.addresses.v4.into(), self.addresses.v6.into()]
+    }
+
+    /// The cgroup that holds every process of the node and its pods.
+    pub fn cgroup(&self) -> &Path {
+        self.cgroup.path()
+    }
+
+    /// Where its agent pins BPF objects.
+    pub fn bpffs(&self) -> &Path {
+        &self.bpffs
+    }
+
+    /// The lab's working directory.
+    pub(crate) fn lab_directory(&self) -> &Path {
+        &self.ground.directory
+    }
+
+    /// Adds a pod with the default [`PodOptions`].
+    ///
+    /// # Errors
+    /// When the name is taken in the lab, or the kernel refuses.
+    pub fn pod(&self, name: &str) -> anyhow::Result<Pod> {
+        self.pod_with(name, PodOptions::default())
+    }
+
+    /// Adds a pod.
+    ///
+    /// # Errors
+    /// When the name is taken in the lab, or the kernel refuses.
+    pub fn pod_with(&self, name: &str, options: PodOptions) -> anyhow::Result<Pod> {
+        let make = || {
+            let number = self.pods.fetch_add(1, Ordering::Relaxed) + 10;
+            let addresses = Addresses {
+                v4: Ipv4Addr::new(10, 244, self.number, number),
+                v6: Ipv6Addr::new(0xfd00, 0x10, 0x244, self.number.into(), 0, 0, 0, number.into()),
+            };
+            let netns = self.ground.netns(name)?;
+            link::join(
+                (&self.netns, self.addresses),
+                link::NODE_GATEWAY,
+                &format!("pod{number}"),
+                (&netns, addresses),
+            )?;
+            let place = Place::new(self.ground.clone(), &netns, &self.cgroup.child(name)?)?;
+            anyhow::Ok(Pod::new(name, &self.name, addresses, netns, place, options))
+        };
+        make().with_context(|| format!("could not make pod {name} on node {}", self.name))
+    }
+
+    /// Starts a process of the node itself, outside every pod.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn spawn(&self, name: &str, command: Command) -> anyhow::Result<Process> {
+        self.place()?.spawn(&format!("{}-{name}", self.name), command)
+    }
+
+    /// Runs a command of the node itself to its end.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn run(&self, command: Command) -> anyhow::Result<Finished> {
+        self.place()?.run(command)
+    }
+
+    fn place(&self) -> anyhow::Result<Place> {
+        Place::new(self.ground.clone(), &self.netns, &self.own)
+    }
+}

@@ -1,0 +1,123 @@
+//! Calls of cargo. All of them inherit CARGO_TARGET_DIR and cargo's other settings.
+
+use std::{
+    env,
+    os::unix::process::CommandExt,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context, bail};
+
+use crate::needs;
+
+/// The package that holds the end-to-end tests and the demo.
+const TESTS: &str = "sluice-tests";
+
+/// How the programs under test are compiled.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Profile {
+    Debug,
+    Release,
+}
+
+impl Profile {
+    pub(crate) fn optimised(yes: bool) -> Self {
+        if yes { Self::Release } else { Self::Debug }
+    }
+
+    /// Its folder in the target directory.
+    fn folder(self) -> &'static str {
+        match self {
+            Self::Debug => "debug",
+            Self::Release => "release",
+        }
+    }
+
+    fn apply(self, cargo: &mut Command) {
+        if self == Self::Release {
+            cargo.arg("--release");
+        }
+    }
+}
+
+/// The cargo that started this program, at the root of the repository.
+pub(crate) fn cargo() -> Command {
+    let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.current_dir(root());
+    cargo
+}
+
+/// The root of the repository.
+pub(crate) fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask is a folder of the repository")
+}
+
+/// The target directory, which is where cargo put this very program: that holds whatever named
+/// it (environment, configuration file, or the default).
+pub(crate) fn target_dir() -> anyhow::Result<PathBuf> {
+    let program = env::current_exe().context("could not tell where xtask itself is")?;
+    let folder = program.parent().and_then(Path::parent);
+    Ok(folder.with_context(|| format!("{} is in no target directory", program.display()))?.into())
+}
+
+/// Runs `command` on the caller's terminal; an error names `what` failed.
+pub(crate) fn run(command: &mut Command, what: &str) -> anyhow::Result<()> {
+    let status = command.status().with_context(|| format!("could not run {command:?}"))?;
+    if !status.success() {
+        bail!("{what} failed; the lines above say why");
+    }
+    Ok(())
+}
+
+/// Builds every crate for this machine; the agent's build script builds the eBPF programs.
+pub(crate) fn build_all(profile: Profile) -> anyhow::Result<()> {
+    let mut cargo = cargo();
+    cargo.args(["build", "--workspace", "--exclude", "sluice-agent-ebpf"]);
+    profile.apply(&mut cargo);
+    run(&mut cargo, "the build")
+}
+
+/// Runs the tests that need no root.
+pub(crate) fn unit_tests(filter: Option<&str>) -> anyhow::Result<()> {
+    run(cargo().args(["test", "--no-fail-fast"]).args(filter), "a unit test")
+}
+
+/// What the end-to-end tests and the demo start.
+pub(crate) struct Programs {
+    agent: PathBuf,
+    sample: PathBuf,
+}
+
+/// Builds the agent and the sample application.
+pub(crate) fn programs(profile: Profile) -> anyhow::Result<Programs> {
+    let mut cargo = cargo();
+    cargo.args(["build", "--package", "sluice", "--package", "sluice-sample", "--bins"]);
+    profile.apply(&mut cargo);
+    run(&mut cargo, "the build of the agent and the sample application")?;
+    let folder = target_dir()?.join(profile.folder());
+    Ok(Programs { agent: folder.join("sluice"), sample: folder.join("sluice-sample") })
+}
+
+impl Programs {
+    pub(crate) fn end_to_end_tests(&self, filter: Option<&str>) -> anyhow::Result<()> {
+        let mut cargo = self.named_to(cargo());
+        cargo.args(["test", "--package", TESTS, "--no-fail-fast"]).args(filter);
+        run(&mut cargo, "an end-to-end test")
+    }
+
+    pub(crate) fn demo(&self, keep: bool) -> anyhow::Result<()> {
+        run(cargo().args(["build", "--package", TESTS, "--bin", "demo"]), "the build of the demo")?;
+        let mut demo = self.named_to(Command::new(target_dir()?.join("debug/demo")));
+        demo.args(keep.then_some("--keep"));
+        // In place of this process: Ctrl-C then reaches nothing but the demo, which cleans up.
+        Err(demo.exec()).with_context(|| format!("could not run {demo:?}"))
+    }
+
+    /// Tells `command` where the programs are, as `sluice_tests::programs` expects it.
+    fn named_to(&self, mut command: Command) -> Command {
+        command.env("SLUICE_BIN", &self.agent).env("SLUICE_SAMPLE_BIN", &self.sample);
+        command.env("ROTEL_BIN", needs::rotel_program());
+        command
+    }
+}

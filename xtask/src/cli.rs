@@ -1,0 +1,127 @@
+//! The commands, and what each runs in which order.
+
+use anyhow::bail;
+use clap::{Args, Parser, Subcommand};
+
+use crate::{
+    cargo::{self, Profile},
+    lint,
+    needs::Purpose,
+    setup,
+};
+
+/// Every chore of Sluice. Whatever a command needs and the machine lacks, it installs first.
+#[derive(Debug, Parser)]
+#[command(bin_name = "cargo xtask")]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Setup(Setup),
+    Build(Build),
+    /// Check formatting and run clippy with warnings denied, the eBPF programs included
+    Lint,
+    Test(Test),
+    Demo(Demo),
+}
+
+/// Install what building and testing need (Debian 12, root); quick when all is there
+#[derive(Args, Debug)]
+struct Setup {
+    /// Only say what is there and what is missing
+    #[arg(long)]
+    check: bool,
+}
+
+/// Build every crate, the eBPF programs included
+#[derive(Args, Debug)]
+struct Build {
+    /// With optimisations
+    #[arg(long)]
+    release: bool,
+}
+
+/// Run the unit tests, then the end-to-end tests on namespaces (root)
+#[derive(Args, Debug)]
+struct Test {
+    /// Only the unit tests, which need no root
+    #[arg(long, conflicts_with = "e2e")]
+    unit: bool,
+
+    /// Only the end-to-end tests
+    #[arg(long)]
+    e2e: bool,
+
+    /// Drive an agent built without optimisations: quicker to build, slower to run
+    #[arg(long)]
+    debug: bool,
+
+    /// Only tests whose name contains this
+    filter: Option<String>,
+}
+
+/// Show the mesh at work: two nodes and their pods as namespaces, an agent on each (root)
+#[derive(Args, Debug)]
+struct Demo {
+    /// Leave everything running until Ctrl-C, and print commands to try
+    #[arg(long)]
+    keep: bool,
+
+    /// Run an agent built without optimisations: quicker to build, slower to run
+    #[arg(long)]
+    debug: bool,
+}
+
+impl Cli {
+    pub(crate) fn run(self) -> anyhow::Result<()> {
+        match self.command {
+            Command::Setup(Setup { check: true }) => setup::check(),
+            Command::Setup(Setup { check: false }) => setup::run(Purpose::ALL),
+            Command::Build(build) => {
+                setup::run(&[Purpose::Build])?;
+                cargo::build_all(Profile::optimised(build.release))
+            }
+            Command::Lint => {
+                setup::run(&[Purpose::Build, Purpose::Lint])?;
+                lint::run()
+            }
+            Command::Test(test) => test.run(),
+            Command::Demo(demo) => demo.run(),
+        }
+    }
+}
+
+impl Test {
+    fn run(self) -> anyhow::Result<()> {
+        let filter = self.filter.as_deref();
+        // Both kinds run whatever the first says: one run shows everything that is red.
+        let mut red = Vec::new();
+        if !self.e2e {
+            setup::run(&[Purpose::Build])?;
+            if let Err(error) = cargo::unit_tests(filter) {
+                red.push(format!("{error:#}"));
+            }
+        }
+        if !self.unit {
+            setup::run(&[Purpose::Build, Purpose::Lab, Purpose::Test])?;
+            let programs = cargo::programs(Profile::optimised(!self.debug))?;
+            if let Err(error) = programs.end_to_end_tests(filter) {
+                red.push(format!("{error:#}"));
+            }
+        }
+        if !red.is_empty() {
+            bail!("{}", red.join("\n       "));
+        }
+        Ok(())
+    }
+}
+
+impl Demo {
+    fn run(self) -> anyhow::Result<()> {
+        setup::run(&[Purpose::Build, Purpose::Lab])?;
+        cargo::programs(Profile::optimised(!self.debug))?.demo(self.keep)
+    }
+}

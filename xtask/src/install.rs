@@ -1,0 +1,111 @@
+//! How each missing thing is installed.
+
+use std::{
+    fs,
+    os::unix::fs::{PermissionsExt, symlink},
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context, bail};
+
+use crate::{
+    cargo,
+    needs::{self, BPF_LINKER, LLVM, ROTEL},
+    step::Step,
+};
+
+/// Installs Debian packages without starting the services that some of them hold.
+pub(crate) fn debian(packages: &[&str]) -> anyhow::Result<()> {
+    if !needs::on_path("apt-get") {
+        bail!(
+            "no apt-get here: install what Debian 12 has in {} by this system's own means",
+            packages.join(", ")
+        );
+    }
+    let mut update = apt();
+    update.arg("update");
+    // A mirror that is just being renewed answers with half an index; the next try has all.
+    let step = Step::start("Reading Debian's package lists");
+    step.run(&mut update).or_else(|_| step.run(&mut update))?;
+    step.done();
+
+    let _no_services = NoServices::declare()?;
+    let mut install = apt();
+    install.args(["install", "--yes", "--no-install-recommends"]).args(packages);
+    let step = Step::start(&format!("Installing {}", packages.join(", ")));
+    step.run(&mut install)?;
+    step.done();
+    Ok(())
+}
+
+fn apt() -> Command {
+    let mut apt = Command::new("apt-get");
+    apt.env("DEBIAN_FRONTEND", "noninteractive");
+    apt.args(["--option", "Dpkg::Use-Pty=0", "--option", "DPkg::Lock::Timeout=300"]);
+    apt
+}
+
+/// Builds bpf-linker into cargo's bin folder, where rustup's PATH finds it.
+pub(crate) fn bpf_linker() -> anyhow::Result<()> {
+    let mut install = cargo::cargo();
+    // A target directory of its own: the repository's would be left with LLVM's bindings.
+    install.env("LLVM_PREFIX", LLVM).env_remove("CARGO_TARGET_DIR").current_dir("/");
+    install.args(["install", "bpf-linker", "--version", BPF_LINKER, "--locked", "--force"]);
+    install.args(["--no-default-features", "--features", "llvm-22"]);
+    let step = Step::start("Building bpf-linker (a few minutes)");
+    step.run(&mut install)?;
+    step.done();
+    Ok(())
+}
+
+/// Installs rotel into its own virtual environment.
+pub(crate) fn rotel() -> anyhow::Result<()> {
+    let home = needs::rotel_home();
+    let step = Step::start("Installing rotel");
+    step.run(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&home))?;
+    let mut pip = Command::new(home.join("bin/pip"));
+    pip.args(["install", "--quiet", "--disable-pip-version-check", "--pre"]);
+    step.run(pip.arg(format!("rotel=={ROTEL}")))?;
+    // The package is a library around a program; only the program is wanted.
+    let mut python = Command::new(home.join("bin/python"));
+    python.args(["-c", "import pathlib, rotel; print(pathlib.Path(rotel.__file__).parent)"]);
+    let output = python.output().with_context(|| format!("could not run {python:?}"))?;
+    let package = PathBuf::from(String::from_utf8_lossy(&output.stdout).trim());
+    let program = needs::rotel_program();
+    symlink(package.join("rotel-agent"), &program)
+        .with_context(|| format!("could not make {}", program.display()))?;
+    step.done();
+    Ok(())
+}
+
+/// While it lives, Debian packages do not start their services.
+struct NoServices {
+    ours: bool,
+}
+
+impl NoServices {
+    /// Debian's invoke-rc.d asks this program, and 101 means "do not".
+    const POLICY: &str = "/usr/sbin/policy-rc.d";
+    const TEXT: &str = "#!/bin/sh\n# Made by `cargo xtask setup` while it installs.\nexit 101\n";
+
+    fn declare() -> anyhow::Result<Self> {
+        let policy = Path::new(Self::POLICY);
+        // A set-up that was killed may have left its own behind.
+        let ours = fs::read_to_string(policy).map_or(true, |text| text == Self::TEXT);
+        if ours {
+            fs::write(policy, Self::TEXT)
+                .and_then(|()| fs::set_permissions(policy, fs::Permissions::from_mode(0o755)))
+                .with_context(|| format!("could not write {}", Self::POLICY))?;
+        }
+        Ok(Self { ours })
+    }
+}
+
+impl Drop for NoServices {
+    fn drop(&mut self) {
+        if self.ours {
+            let _ = fs::remove_file(Self::POLICY);
+        }
+    }
+}

@@ -1,0 +1,206 @@
+//! What the project needs beyond rustup's stable toolchain: one table.
+
+use std::{
+    env,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use crate::ebpf;
+
+/// The bpf-linker that fits LLVM 22, the LLVM of both compilers `agent/build.rs` knows.
+pub(crate) const BPF_LINKER: &str = "0.13.0";
+/// Where Debian's llvm-22-dev puts itself.
+pub(crate) const LLVM: &str = "/usr/lib/llvm-22";
+/// An OTLP receiver that is not ours, with which tests check what ours accepts.
+pub(crate) const ROTEL: &str = "0.0.1a15";
+
+/// Which chores need a thing.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Purpose {
+    /// Compiling; every chore does.
+    Build,
+    /// `lint`.
+    Lint,
+    /// Nodes and pods made of namespaces: `demo` and the end-to-end tests.
+    Lab,
+    /// The end-to-end tests alone.
+    Test,
+}
+
+impl Purpose {
+    pub(crate) const ALL: &[Self] = &[Self::Build, Self::Lint, Self::Lab, Self::Test];
+}
+
+/// One thing the machine must have.
+pub(crate) struct Need {
+    /// Its name.
+    pub(crate) what: &'static str,
+    /// What would not work without it.
+    pub(crate) why: &'static str,
+    pub(crate) purpose: Purpose,
+    /// Whether the machine has it. Cheap: all of them together stay below a second.
+    pub(crate) present: fn() -> bool,
+    pub(crate) source: Source,
+}
+
+/// Where a thing comes from.
+pub(crate) enum Source {
+    /// Debian packages.
+    Debian(&'static [&'static str]),
+    /// `cargo install`, built against Debian's LLVM.
+    BpfLinker,
+    /// PyPI, into a virtual environment of its own.
+    Rotel,
+}
+
+/// The order is the order of installation.
+pub(crate) static NEEDS: &[Need] = &[
+    Need {
+        what: "C compiler",
+        why: "links every program and compiles aws-lc, the TLS library",
+        purpose: Purpose::Build,
+        present: || on_path("cc"),
+        source: Source::Debian(&["gcc", "libc6-dev"]),
+    },
+    Need {
+        what: "compiler for the BPF target",
+        why: "compiles the eBPF programs; rustup's nightly with rust-src does as well",
+        purpose: Purpose::Build,
+        present: || ebpf::Toolchain::find().is_some(),
+        source: Source::Debian(&["rustc-web", "libstd-rust-web-dev-bpf"]),
+    },
+    Need {
+        what: "LLVM 22",
+        why: "bpf-linker is made of it",
+        purpose: Purpose::Build,
+        present: || {
+            bpf_linker_fits() || (Path::new(LLVM).join("include/llvm-c").is_dir() && on_path("c++"))
+        },
+        source: Source::Debian(&["llvm-22-dev", "g++", "zlib1g-dev", "libzstd-dev"]),
+    },
+    Need {
+        what: "bpf-linker",
+        why: "links the eBPF programs",
+        purpose: Purpose::Build,
+        present: bpf_linker_fits,
+        source: Source::BpfLinker,
+    },
+    Need {
+        what: "clippy for the BPF target",
+        why: "lints the eBPF programs",
+        purpose: Purpose::Lint,
+        present: || ebpf::Toolchain::find().is_some_and(|toolchain| toolchain.has_clippy()),
+        source: Source::Debian(&["rust-web-clippy"]),
+    },
+    Need {
+        what: "ip",
+        why: "makes the nodes, pods and links of a lab",
+        purpose: Purpose::Lab,
+        present: || on_path("ip"),
+        source: Source::Debian(&["iproute2"]),
+    },
+    Need {
+        what: "tcpdump",
+        why: "shows what really crosses between nodes",
+        purpose: Purpose::Lab,
+        present: || on_path("tcpdump"),
+        source: Source::Debian(&["tcpdump"]),
+    },
+    Need {
+        what: "nft",
+        why: "shows that pods have no firewall rules",
+        purpose: Purpose::Lab,
+        present: || on_path("nft"),
+        source: Source::Debian(&["nftables"]),
+    },
+    Need {
+        what: "iptables",
+        why: "shows that the agent gets along with a node's own rules",
+        purpose: Purpose::Test,
+        present: || on_path("iptables"),
+        source: Source::Debian(&["iptables"]),
+    },
+    Need {
+        what: "bpftool",
+        why: "shows which eBPF programs are attached",
+        purpose: Purpose::Lab,
+        present: || on_path("bpftool"),
+        source: Source::Debian(&["bpftool"]),
+    },
+    Need {
+        what: "redis-server",
+        why: "is an ordinary TCP service in tests",
+        purpose: Purpose::Test,
+        present: || on_path("redis-server"),
+        source: Source::Debian(&["redis-server"]),
+    },
+    Need {
+        what: "Python with venv",
+        why: "installs rotel",
+        purpose: Purpose::Test,
+        present: || rotel_fits() || succeeds("python3", &["-c", "import ensurepip, venv"]),
+        source: Source::Debian(&["python3", "python3-venv"]),
+    },
+    Need {
+        what: "rotel",
+        why: "is an OTLP receiver that is not ours, in tests",
+        purpose: Purpose::Test,
+        present: rotel_fits,
+        source: Source::Rotel,
+    },
+];
+
+/// The virtual environment of rotel; its version is in the name, so another one is another place.
+pub(crate) fn rotel_home() -> PathBuf {
+    let cache = env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
+    let home = || PathBuf::from(env::var_os("HOME").unwrap_or_else(|| "/root".into()));
+    cache.unwrap_or_else(|| home().join(".cache")).join(format!("sluice/rotel-{ROTEL}"))
+}
+
+/// The program itself.
+pub(crate) fn rotel_program() -> PathBuf {
+    rotel_home().join("bin/rotel")
+}
+
+fn rotel_fits() -> bool {
+    // It is linked there last, so it marks a complete installation.
+    rotel_program().is_file()
+}
+
+fn bpf_linker_fits() -> bool {
+    let version = Command::new("bpf-linker").arg("--version").output();
+    version.is_ok_and(|output| {
+        String::from_utf8_lossy(&output.stdout).split_whitespace().any(|word| word == BPF_LINKER)
+    })
+}
+
+/// Whether `program` can be called by its name alone.
+pub(crate) fn on_path(program: &str) -> bool {
+    let path = env::var_os("PATH").unwrap_or_default();
+    env::split_paths(&path).any(|folder| folder.join(program).is_file())
+}
+
+fn succeeds(program: &str, arguments: &[&str]) -> bool {
+    let mut command = Command::new(program);
+    command.args(arguments).stdout(Stdio::null()).stderr(Stdio::null());
+    command.status().is_ok_and(|status| status.success())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_program_is_on_the_path_only_by_its_own_name() {
+        assert!(on_path("sh"));
+        assert!(!on_path("no-such-program-anywhere"));
+    }
+
+    #[test]
+    fn whatever_is_built_from_llvm_comes_after_it() {
+        let position = |what| NEEDS.iter().position(|need| need.what == what);
+        assert!(position("LLVM 22").unwrap() < position("bpf-linker").unwrap());
+        assert!(position("Python with venv").unwrap() < position("rotel").unwrap());
+    }
+}
