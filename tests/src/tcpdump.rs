@@ -18,14 +18,15 @@ pub struct Tcpdump {
 }
 
 impl Tcpdump {
-    /// Records what crosses between `node` and the other nodes, and matches `filter`.
+    /// Records what crosses between `node` and the other nodes, and matches `filter`. `name`
+    /// tells recordings of one node apart.
     ///
     /// # Errors
     /// When tcpdump does not start.
-    pub async fn on_node(node: &Node, filter: &str) -> anyhow::Result<Self> {
-        let file = node.lab_directory().join(format!("{}.pcap", node.name()));
+    pub async fn on_node(node: &Node, name: &str, filter: &str) -> anyhow::Result<Self> {
+        let file = node.lab_directory().join(format!("{}-{name}.pcap", node.name()));
         let command = command(CHILD_INTERFACE, &file, filter);
-        Self::start(node.spawn("tcpdump", command)?, file).await
+        Self::start(node.spawn(&format!("tcpdump-{name}"), command)?, file).await
     }
 
     /// Records what crosses an interface of a pod, `lo` or `eth0`, and matches `filter`.

@@ -47,7 +47,7 @@ fn line(span: &Span) -> String {
     let recorder = if span.is_agents() { "agent" } else { "app" };
     let milliseconds = span.duration().as_secs_f64() * 1000.0;
     let mut line =
-        format!("{:<9} {kind:<6} {recorder:<5} {} {milliseconds:.2} ms", span.service, span.name);
+        format!("{:<13} {kind:<6} {recorder:<5} {} {milliseconds:.2} ms", span.service, span.name);
     // The peer is the other end: who answers a client, who calls a server.
     let peer = match span.kind {
         Kind::Client => span.attribute("mesh.destination.principal"),

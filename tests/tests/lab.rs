@@ -66,7 +66,7 @@ async fn a_recording_between_nodes_shows_what_crossed_in_plaintext() -> anyhow::
     let lab = Lab::new()?;
     let (a, b) = (lab.node("a")?, lab.node("b")?);
     let (client, near, far) = (a.pod("client")?, a.pod("near")?, b.pod("far")?);
-    let recording = Tcpdump::on_node(&a, "tcp").await?;
+    let recording = Tcpdump::on_node(&a, "link", "tcp").await?;
     send(&client, &far, far.ip(), "crosses the link").await?;
     send(&client, &near, near.ip(), "stays on the node").await?;
     let recording = recording.stop().await?;
