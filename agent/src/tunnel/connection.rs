@@ -19,7 +19,7 @@ use super::{
     error::within,
     limits::{
         CONNECTION_WINDOW, FRAME, HEADER_BYTES, PROVOKED_RESETS, SEND_BUFFER, STREAM_WINDOW,
-        TLS_BUFFER, TLS_TIMEOUT,
+        TLS_TIMEOUT,
     },
     usage::{GONE, InUse, Usage, peer_is_gone},
 };
@@ -78,10 +78,9 @@ impl Connection {
         stream.set_nodelay(true).map_err(|error| TunnelError::Dial { source: error.into() })?;
         let connector = TlsConnector::from(tls.clone());
         let name = ServerName::IpAddress(address.ip().into());
-        let mut stream = within("the TLS handshake", TLS_TIMEOUT, connector.connect(name, stream))
+        let stream = within("the TLS handshake", TLS_TIMEOUT, connector.connect(name, stream))
             .await?
             .map_err(|error| TunnelError::tls(&error))?;
-        stream.get_mut().1.set_buffer_limit(Some(TLS_BUFFER));
         let (sender, connection) = h2::client::Builder::new()
             .initial_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
@@ -124,6 +123,25 @@ impl Connection {
     fn has_ended(&self) -> bool {
         self.ended.borrow().is_some()
     }
+
+    async fn unopened(&self, error: h2::Error) -> Unopened {
+        if error.is_go_away() || error.reason() == Some(Reason::REFUSED_STREAM) {
+            return Unopened::Unprocessed(TunnelError::from(&error));
+        }
+        if error.is_reset() {
+            return Unopened::Failed(TunnelError::from(&error));
+        }
+        if !error.is_io() {
+            return Unopened::Lost(TunnelError::from(&error));
+        }
+        // A stream knows only that its connection broke; the connection knows why.
+        let mut ended = self.ended.clone();
+        let why = ended.wait_for(Option::is_some).await.ok().and_then(|why| why.clone());
+        match why {
+            Some(error @ TunnelError::Tls { .. }) => Unopened::Failed(error),
+            why => Unopened::Lost(why.unwrap_or_else(|| TunnelError::from(&error))),
+        }
+    }
 }
 
 impl Reserved {
@@ -151,24 +169,6 @@ impl Reserved {
             return Err(Unopened::Failed(TunnelError::Refused { status }));
         }
         Ok(HboneStream::new(send, response.into_body(), Some(self.in_use)))
-    }
-}
-
-impl Connection {
-    async fn unopened(&self, error: h2::Error) -> Unopened {
-        if error.is_go_away() || error.reason() == Some(Reason::REFUSED_STREAM) {
-            return Unopened::Unprocessed(TunnelError::from(&error));
-        }
-        if error.is_reset() {
-            return Unopened::Failed(TunnelError::from(&error));
-        }
-        // A stream knows only that its connection broke; the connection knows why.
-        let mut ended = self.ended.clone();
-        let why = ended.wait_for(Option::is_some).await.ok().and_then(|why| why.clone());
-        match why {
-            Some(error @ TunnelError::Tls { .. }) => Unopened::Failed(error),
-            why => Unopened::Lost(why.unwrap_or_else(|| TunnelError::from(&error))),
-        }
     }
 }
 

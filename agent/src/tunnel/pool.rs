@@ -263,7 +263,7 @@ impl Dialling {
         // Before anybody else sees it, so that the one who dialled has a place on it.
         let reserved = connection
             .reserve(options.streams_per_connection)
-            .ok_or_else(|| TunnelError::broken("it was closed before its first stream"))?;
+            .ok_or_else(|| TunnelError::broken("it takes no stream"))?;
         Ok((connection, reserved))
     }
 }

@@ -20,7 +20,7 @@ use super::{
     limits::{
         CONNECTION_WINDOW, CONNECTS_IN_WORK, FRAME, HEADER_BYTES, LINGER, PREFACE_TIMEOUT,
         PROVOKED_RESETS, RESET_UNSEEN, SEND_BUFFER, SERVER_IDLE_TIMEOUT, STREAM_WINDOW, STREAMS,
-        TLS_BUFFER, TLS_TIMEOUT,
+        TLS_TIMEOUT,
     },
     usage::{GONE, Usage, peer_is_gone},
 };
@@ -77,8 +77,7 @@ where
     F: Fn(Connect) -> Fut,
     Fut: Future<Output = ()> + Send + 'static,
 {
-    let mut stream = accept_tls(stream, tls).await?;
-    stream.get_mut().1.set_buffer_limit(Some(TLS_BUFFER));
+    let stream = accept_tls(stream, tls).await?;
     let peer = peer_of(stream.get_ref().1.peer_certificates())
         .map_err(|source| TunnelError::Tls { source })?;
     let handshake = h2::server::Builder::new()

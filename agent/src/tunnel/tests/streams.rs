@@ -1,0 +1,176 @@
+//! Bytes, ends and resets.
+
+use super::*;
+
+#[tokio::test]
+async fn each_direction_ends_by_itself() {
+    let mut bench = Bench::new().await;
+    let (mut client, mut server) = bench.stream().await;
+    client.shutdown().await.unwrap();
+    ends(&mut server).await;
+    exchange(&mut server, &mut client, b"still talking").await;
+    assert_eq!(
+        client.write(b"x").await.unwrap_err().kind(),
+        io::ErrorKind::BrokenPipe,
+        "written after the end"
+    );
+    server.shutdown().await.unwrap();
+    ends(&mut client).await;
+
+    let (mut client, mut server) = bench.stream().await;
+    server.shutdown().await.unwrap();
+    ends(&mut client).await;
+    exchange(&mut client, &mut server, b"still talking").await;
+    client.shutdown().await.unwrap();
+    ends(&mut server).await;
+}
+
+#[tokio::test]
+async fn an_aborted_or_dropped_stream_is_a_reset_at_the_other_end() {
+    let mut bench = Bench::new().await;
+    let (client, mut server) = bench.stream().await;
+    client.abort();
+    is_reset(&mut server).await;
+    let (mut client, server) = bench.stream().await;
+    server.abort();
+    is_reset(&mut client).await;
+    let (client, mut server) = bench.stream().await;
+    drop(client);
+    is_reset(&mut server).await;
+    let (mut client, server) = bench.stream().await;
+    drop(server);
+    is_reset(&mut client).await;
+    // One stream's end is no other's.
+    let (mut client, mut server) = bench.stream().await;
+    exchange(&mut client, &mut server, b"hello").await;
+    assert_eq!(bench.server.connections(), 1);
+}
+
+#[tokio::test]
+async fn a_reader_that_has_less_room_than_arrived_loses_nothing() {
+    let mut bench = Bench::new().await;
+    let (mut client, mut server) = bench.stream().await;
+    client.write_all(b"hello").await.unwrap();
+    client.shutdown().await.unwrap();
+    let mut heard = Vec::new();
+    for _ in 0..5 {
+        heard.push(server.read_u8().await.unwrap());
+    }
+    assert_eq!(heard, b"hello");
+    ends(&mut server).await;
+}
+
+#[tokio::test]
+async fn streams_of_a_connection_that_breaks_are_reset() {
+    let mut bench = Bench::new().await;
+    let (mut client, server) = bench.stream().await;
+    let Bench { pool, mesh, .. } = bench;
+    // A connection whose owner is gone at once, as when an agent is killed.
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let acceptor = TlsAcceptor::from(mesh.server("order").await);
+    let killed = async {
+        let (stream, _) = listener.accept().await.unwrap();
+        let stream = acceptor.accept(stream).await.unwrap();
+        let mut connection = h2::server::handshake(stream).await.unwrap();
+        let (_request, mut respond) = connection.accept().await.unwrap().unwrap();
+        let _send = respond.send_response(Response::new(()), false).unwrap();
+        poll_fn(|cx| Poll::Ready(connection.poll_closed(cx).is_ready())).await;
+    };
+    let opened = open(&pool, address, mesh.client().await);
+    let (opened, ()) = tokio::join!(opened, killed);
+    is_reset(&mut opened.unwrap()).await;
+    // The other connection is another matter.
+    server.abort();
+    is_reset(&mut client).await;
+}
+
+/// Endless bytes of which each place tells itself from its neighbours.
+struct Pattern {
+    bytes: Bytes,
+    place: usize,
+}
+
+impl Pattern {
+    const CYCLE: usize = 251;
+    const LONGEST: usize = 1 << 20;
+
+    fn new() -> Self {
+        let bytes = (0..Self::LONGEST + Self::CYCLE).map(|place| (place % Self::CYCLE) as u8);
+        Self { bytes: bytes.collect(), place: 0 }
+    }
+
+    fn next(&mut self, length: usize) -> Bytes {
+        let from = self.place % Self::CYCLE;
+        self.place += length;
+        self.bytes.slice(from..from + length)
+    }
+}
+
+async fn send_pattern(stream: &Mutex<HboneStream>, total: usize) {
+    let mut pattern = Pattern::new();
+    while pattern.place < total {
+        let mut part = pattern.next((64 << 10).min(total - pattern.place));
+        while !part.is_empty() {
+            let sent = poll_fn(|cx| stream.lock().unwrap().poll_write_bytes(cx, &mut part)).await;
+            assert!(sent.unwrap() > 0);
+        }
+    }
+    poll_fn(|cx| Pin::new(&mut *stream.lock().unwrap()).poll_shutdown(cx)).await.unwrap();
+}
+
+async fn expect_pattern(stream: &Mutex<HboneStream>, total: usize) {
+    let mut pattern = Pattern::new();
+    loop {
+        let part = poll_fn(|cx| stream.lock().unwrap().poll_read_bytes(cx)).await.unwrap();
+        if part.is_empty() {
+            break;
+        }
+        let place = pattern.place;
+        assert!(part == pattern.next(part.len()), "bytes differ after {place}");
+    }
+    assert_eq!(pattern.place, total);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn much_data_both_ways_at_once_arrives_as_it_was_sent() {
+    const TOTAL: usize = 64 << 20;
+    let mut bench = Bench::new().await;
+    let (client, server) = bench.stream().await;
+    let (client, server) = (Mutex::new(client), Mutex::new(server));
+    tokio::join!(
+        send_pattern(&client, TOTAL),
+        send_pattern(&server, TOTAL),
+        expect_pattern(&client, TOTAL),
+        expect_pattern(&server, TOTAL),
+    );
+}
+
+#[tokio::test]
+async fn readers_that_stand_still_do_not_stall_another_stream() {
+    let mut bench = Bench::new().await;
+    let mut stalled = Vec::new();
+    for _ in 1..STREAMS {
+        let (mut client, server) = bench.stream().await;
+        let mut window = Bytes::from(vec![0; STREAM_WINDOW as usize]);
+        while !window.is_empty() {
+            poll_fn(|cx| client.poll_write_bytes(cx, &mut window)).await.unwrap();
+        }
+        let mut more = Bytes::from_static(b"more");
+        let full = poll_fn(|cx| Poll::Ready(client.poll_write_bytes(cx, &mut more).is_pending()));
+        assert!(full.await, "the window takes more than it should");
+        stalled.push((client, server));
+    }
+    let (mut client, mut server) = bench.stream().await;
+    let data = vec![7; 4 << 20];
+    let mut heard = vec![0; data.len()];
+    let (sent, received) = tokio::join!(client.write_all(&data), server.read_exact(&mut heard));
+    sent.unwrap();
+    received.unwrap();
+    assert_eq!(bench.server.connections(), 1);
+    // A stalled stream goes on where it was when its reader wakes up.
+    let (client, server) = &mut stalled[0];
+    let mut window = vec![0; STREAM_WINDOW as usize];
+    server.read_exact(&mut window).await.unwrap();
+    exchange(client, server, b"hello").await;
+}
