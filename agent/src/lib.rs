@@ -14,6 +14,8 @@
 //! - [`node`]: puts the rooms together; start-up, enrolment, shutdown.
 //! - [`cli`]: flags and commands.
 
+#![forbid(unsafe_code)]
+
 pub mod admin;
 pub mod capture;
 pub mod cli;

@@ -22,7 +22,7 @@ use crate::{
     identity,
     mesh::{AppProtocol, Principal, Workload},
     telemetry::{Failure, Flow, Reporter, SecurityPolicy, TcpSpan},
-    tunnel::{self, Connect},
+    tunnel::{self, Connect, TunnelError},
 };
 
 /// How long the application may take to accept a connection.
@@ -78,16 +78,26 @@ async fn hbone(
         }
     };
     let drain = proxy.drain.started().clone();
-    let refused = (proxy.clone(), pod.clone());
-    let connect = move |connect: Connect| connected(proxy.clone(), pod.clone(), connect, peer);
+    let connect = {
+        let (proxy, pod) = (proxy.clone(), pod.clone());
+        move |connect: Connect| connected(proxy.clone(), pod.clone(), connect, peer)
+    };
     let served = tunnel::serve(stream, tls, identity::peer_principal, drain, connect).await;
-    if let Err(error) = served {
-        tracing::info!(%peer, %error, "HBONE connection refused or broken");
-        let (proxy, pod) = refused;
-        let arrival =
-            Arrival { client: peer, app: local, principal: None, source: None, same_node: false };
-        let span = proxy.telemetry.connection(&arrival.flow(&proxy, &pod), None);
-        span.finish(0, 0, Some(Failure::TlsFailure));
+    match served {
+        Ok(()) => {}
+        Err(error @ TunnelError::Tls { .. }) => {
+            tracing::info!(%peer, pod = %pod.uid, %error, "HBONE connection refused");
+            let arrival = Arrival {
+                client: peer,
+                app: local,
+                principal: None,
+                source: None,
+                same_node: false,
+            };
+            let span = proxy.telemetry.connection(&arrival.flow(&proxy, &pod), None);
+            span.finish(0, 0, Some(Failure::TlsFailure));
+        }
+        Err(error) => tracing::debug!(%peer, %error, "an HBONE connection broke"),
     }
 }
 
