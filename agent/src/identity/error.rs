@@ -63,9 +63,9 @@ pub enum IdentityError {
     /// The other side's verdict on us; its log says why.
     #[error("the peer refused this side's certificate: alert {0:?} (hint: see the peer's log)")]
     RefusedByPeer(AlertDescription),
-    /// Any other failure of a handshake.
-    #[error("TLS handshake failed: {0}")]
-    Handshake(String),
+    /// Any other failure of TLS, or an alert that came after the handshake.
+    #[error("TLS failed: {0} (hint: the peer's log may say more)")]
+    Tls(String),
     /// The certificate of a pod of this node could not be had.
     #[error("no certificate for {principal}: {cause}")]
     NotIssued { principal: Principal, cause: String },
@@ -90,7 +90,7 @@ impl From<&rustls::Error> for IdentityError {
             rustls::Error::NoCertificatesPresented => IdentityError::NoCertificate,
             rustls::Error::AlertReceived(alert) => IdentityError::RefusedByPeer(*alert),
             rustls::Error::InvalidCertificate(error) => error.into(),
-            error => IdentityError::Handshake(error.to_string()),
+            error => IdentityError::Tls(error.to_string()),
         }
     }
 }
@@ -122,7 +122,7 @@ impl From<&io::Error> for IdentityError {
     fn from(error: &io::Error) -> Self {
         match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
             Some(error) => error.into(),
-            None => IdentityError::Handshake(error.to_string()),
+            None => IdentityError::Tls(error.to_string()),
         }
     }
 }

@@ -132,7 +132,7 @@ impl Issued {
         };
         let mut config = ClientConfig::builder_with_provider(PROVIDER.clone())
             .with_protocol_versions(&[&TLS13])
-            .map_err(|error| IdentityError::Handshake(error.to_string()))?
+            .map_err(|error| IdentityError::Tls(error.to_string()))?
             .dangerous()
             .with_custom_certificate_verifier(Arc::new(verifier))
             .with_client_cert_resolver(self.key.clone());

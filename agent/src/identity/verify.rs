@@ -111,10 +111,8 @@ impl ClientCertVerifier for ExpectClient {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
-        let verified = self
-            .chain
-            .verify_client_cert(end_entity, intermediates, now)
-            .map_err(chain_error)?;
+        let verified =
+            self.chain.verify_client_cert(end_entity, intermediates, now).map_err(chain_error)?;
         member(end_entity, &self.trust_domain)?;
         Ok(verified)
     }

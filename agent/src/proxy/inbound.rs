@@ -151,7 +151,7 @@ async fn carry(proxy: Arc<Proxy>, pod: Arc<LocalPod>, arrival: Arrival, door: Do
     }
     // The application is reached before the client is let in: a client whose server cannot be
     // reached is refused, and a server that speaks first is not kept waiting.
-    let (mut app, span) = match open(&proxy, &pod, &arrival, door.headers()).await {
+    let (mut app, mut span) = match open(&proxy, &pod, &arrival, door.headers()).await {
         Ok(opened) => opened,
         Err((refusal, span)) => {
             tracing::info!(
@@ -189,6 +189,7 @@ async fn carry(proxy: Arc<Proxy>, pod: Arc<LocalPod>, arrival: Arrival, door: Do
             }
         }
     };
+    span.opaque();
     let Outcome { sent, received, failure } = relay(client, Io::Tcp(app), early).await;
     span.finish(sent, received, failure);
 }

@@ -256,7 +256,8 @@ struct Unopened {
 }
 
 impl Opened {
-    async fn relay(self, client: TcpStream, early: Early) {
+    async fn relay(mut self, client: TcpStream, early: Early) {
+        self.spans.iter_mut().for_each(TcpSpan::opaque);
         let Outcome { sent, received, failure } = relay(Io::Tcp(client), self.server, early).await;
         for span in self.spans {
             span.finish(sent, received, failure);

@@ -80,7 +80,7 @@ impl Connection {
         let name = ServerName::IpAddress(address.ip().into());
         let mut stream = within("the TLS handshake", TLS_TIMEOUT, connector.connect(name, stream))
             .await?
-            .map_err(|error| TunnelError::handshake(&error))?;
+            .map_err(|error| TunnelError::tls(&error))?;
         stream.get_mut().1.set_buffer_limit(Some(TLS_BUFFER));
         let (sender, connection) = h2::client::Builder::new()
             .initial_window_size(STREAM_WINDOW)

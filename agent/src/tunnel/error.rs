@@ -34,20 +34,21 @@ impl TunnelError {
         TunnelError::Broken { cause: cause.to_string().into() }
     }
 
-    /// For an error out of a TLS handshake.
-    pub(super) fn handshake(error: &io::Error) -> Self {
+    /// For an error out of TLS.
+    pub(super) fn tls(error: &io::Error) -> Self {
         TunnelError::Tls { source: error.into() }
     }
 }
 
 impl From<&h2::Error> for TunnelError {
     /// In TLS 1.3 a client learns only after its own handshake that the server refused its
-    /// certificate, so this can be a verdict on an identity as well.
+    /// certificate, so this can be a verdict on an identity as well. Of the TLS error, h2
+    /// keeps the kind and the words.
     fn from(error: &h2::Error) -> Self {
-        let tls = error
-            .get_io()
-            .filter(|error| error.get_ref().is_some_and(|inner| inner.is::<rustls::Error>()));
-        tls.map_or_else(|| TunnelError::broken(error), TunnelError::handshake)
+        match error.get_io() {
+            Some(error) if error.kind() == io::ErrorKind::InvalidData => TunnelError::tls(error),
+            _ => TunnelError::broken(error),
+        }
     }
 }
 

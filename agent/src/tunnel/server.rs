@@ -116,7 +116,7 @@ async fn accept_tls(
                 io::Result::Ok(())
             })
             .await;
-            Err(TunnelError::handshake(&error))
+            Err(TunnelError::tls(&error))
         }
     }
 }
@@ -145,7 +145,10 @@ where
     loop {
         let (request, mut respond) = tokio::select! {
             accepted = connection.accept() => match accepted {
-                Some(accepted) => accepted.map_err(|error| TunnelError::from(&error))?,
+                Some(Ok(accepted)) => accepted,
+                // A client that closes does not wait for our goodbye, which then fails.
+                Some(Err(error)) if in_work.is_zero() && is_hangup(&error) => return Ok(()),
+                Some(Err(error)) => return Err(TunnelError::from(&error)),
                 None => return Ok(()),
             },
             () = &mut gone => return Err(TunnelError::broken(GONE)),
@@ -180,6 +183,13 @@ fn authority(request: &Request<RecvStream>) -> Option<SocketAddr> {
         && request.extensions().get::<h2::ext::Protocol>().is_none();
     let authority = request.uri().authority().filter(|_| plain)?;
     authority.as_str().parse().ok()
+}
+
+fn is_hangup(error: &h2::Error) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionReset, NotConnected};
+    error
+        .get_io()
+        .is_some_and(|error| matches!(error.kind(), BrokenPipe | ConnectionReset | NotConnected))
 }
 
 fn refuse(respond: &mut SendResponse<Bytes>, status: StatusCode) {

@@ -138,14 +138,14 @@ enum ExportError {
 
 enum Client {
     Grpc(grpc::Client),
-    Http(http::Client),
+    Http(Box<http::Client>),
 }
 
 impl Client {
     fn new(receiver: &Receiver) -> anyhow::Result<Self> {
         Ok(match receiver.protocol {
             Protocol::Grpc => Client::Grpc(grpc::Client::new(receiver)?),
-            Protocol::Http => Client::Http(http::Client::new(receiver)?),
+            Protocol::Http => Client::Http(http::Client::new(receiver)?.into()),
         })
     }
 
@@ -197,7 +197,7 @@ impl Sender {
                 Err(ExportError::Refused { cause }) => break (Dropped::Rejected, cause),
                 Err(ExportError::Retry { after, cause }) => {
                     let wait = after.unwrap_or_else(|| backoff.next());
-                    if began.elapsed() + wait > self.queue.batching().export_timeout {
+                    if began.elapsed().saturating_add(wait) > self.queue.batching().export_timeout {
                         break (Dropped::ExportFailed, cause);
                     }
                     tracing::debug!(%cause, ?wait, "spans will be sent again");

@@ -137,6 +137,22 @@ mod tests {
     }
 
     #[test]
+    fn a_wait_no_clock_can_hold_is_no_panic() {
+        let mut details = Vec::new();
+        wire::nested(&mut details, 3, |any| {
+            wire::bytes(any, 1, b"type.googleapis.com/google.rpc.RetryInfo");
+            wire::nested(any, 2, |info| {
+                wire::nested(info, 1, |delay| {
+                    wire::uint(delay, 1, u64::MAX);
+                    wire::uint(delay, 2, 999_999_999);
+                });
+            });
+        });
+        let after = retry_info(&details).unwrap();
+        assert!(after >= Duration::from_secs(u64::MAX));
+    }
+
+    #[test]
     fn retry_after_is_seconds_or_a_date() {
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000);
         let read = |text: &str| {

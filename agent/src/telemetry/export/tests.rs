@@ -172,8 +172,13 @@ async fn answer_http(
     };
     let mut answer = Response::new(Full::from(response(rejected).encode_to_vec()));
     *answer.status_mut() = status;
-    if status == StatusCode::TOO_MANY_REQUESTS {
-        answer.headers_mut().insert(header::RETRY_AFTER, header::HeaderValue::from_static("0"));
+    let patience = match status {
+        StatusCode::TOO_MANY_REQUESTS => Some(header::HeaderValue::from(0_u64)),
+        StatusCode::BAD_GATEWAY => Some(header::HeaderValue::from(u64::MAX)),
+        _ => None,
+    };
+    if let Some(patience) = patience {
+        answer.headers_mut().insert(header::RETRY_AFTER, patience);
     }
     answer
 }
@@ -294,6 +299,17 @@ async fn a_throttled_message_goes_again_over_http() {
         assert_eq!(attempts.recv().await.unwrap().spans, 2);
     }
     assert_eq!(exported(&telemetry), 2);
+}
+
+#[tokio::test]
+async fn a_receiver_that_asks_to_wait_for_ever_is_not_waited_for() {
+    let (script, _attempts) = Script::new(&[Answer::Http(StatusCode::BAD_GATEWAY)]);
+    let address = http_receiver(script).await;
+    let (telemetry, exporter) = start(options(receiver(Protocol::Http, address)));
+    record(&telemetry, 2);
+    settle(exporter).await;
+    assert_eq!(dropped(&telemetry, Dropped::ExportFailed), 2);
+    assert_eq!(dropped(&telemetry, Dropped::Shutdown), 0);
 }
 
 #[tokio::test]

@@ -11,7 +11,7 @@ use std::{
 use super::{
     histogram::{BOUNDS, Histogram, bucket},
     labels::Names,
-    text::{Exemplar, Kind, Text},
+    text::{Exemplar, Text},
 };
 use crate::telemetry::context::TraceId;
 
@@ -79,11 +79,11 @@ pub(super) struct Connections {
 }
 
 pub(super) fn render_requests(out: &mut Text, all: &[(&str, &Requests)]) {
-    out.family("istio_requests", Kind::Counter, "Requests");
+    out.family("istio_requests", "counter", "Requests");
     for (labels, values) in all {
         out.sample("istio_requests_total", labels, values.total.load(Relaxed) as f64);
     }
-    out.family("istio_request_duration_milliseconds", Kind::Histogram, "Duration of requests");
+    out.family("istio_request_duration_milliseconds", "histogram", "Duration of requests");
     for (labels, values) in all {
         let traced = values.traced.lock().ok().and_then(|traced| *traced);
         let exemplar = traced.map(|Traced { trace, microseconds, at }| Exemplar {
@@ -100,11 +100,11 @@ pub(super) fn render_requests(out: &mut Text, all: &[(&str, &Requests)]) {
             exemplar.as_ref(),
         );
     }
-    out.family("istio_request_bytes", Kind::Histogram, "Size of request bodies");
+    out.family("istio_request_bytes", "histogram", "Size of request bodies");
     for (labels, values) in all {
         histogram(out, "istio_request_bytes", labels, &values.request_bytes, None);
     }
-    out.family("istio_response_bytes", Kind::Histogram, "Size of response bodies");
+    out.family("istio_response_bytes", "histogram", "Size of response bodies");
     for (labels, values) in all {
         histogram(out, "istio_response_bytes", labels, &values.response_bytes, None);
     }
@@ -119,7 +119,7 @@ pub(super) fn render_connections(out: &mut Text, all: &[(&str, &Connections)]) {
         ("istio_tcp_received_bytes", "Bytes of requests on TCP connections", |c| &c.received_bytes),
     ];
     for (name, help, value) in families {
-        out.family(name, Kind::Counter, help);
+        out.family(name, "counter", help);
         for (labels, values) in all {
             let value = value(values).load(Relaxed);
             out.sample(&format!("{name}_total"), labels, value as f64);

@@ -14,9 +14,15 @@ pub enum Kind {
     Gauge,
     /// Only goes up while the agent lives.
     Counter,
-    /// Values by size; not for a [`Reading`], which has one value.
-    #[doc(hidden)]
-    Histogram,
+}
+
+impl Kind {
+    fn as_str(self) -> &'static str {
+        match self {
+            Kind::Gauge => "gauge",
+            Kind::Counter => "counter",
+        }
+    }
 }
 
 /// One value another room adds to the metrics.
@@ -80,12 +86,7 @@ pub(super) struct Text(String);
 
 impl Text {
     /// Begins a metric; its samples must follow before the next begins.
-    pub(super) fn family(&mut self, name: &str, kind: Kind, help: &str) {
-        let kind = match kind {
-            Kind::Gauge => "gauge",
-            Kind::Counter => "counter",
-            Kind::Histogram => "histogram",
-        };
+    pub(super) fn family(&mut self, name: &str, kind: &str, help: &str) {
         let _ = writeln!(self.0, "# TYPE {name} {kind}\n# HELP {name} {help}.");
     }
 
@@ -117,7 +118,7 @@ impl Text {
         for Reading { name, help, kind, labels, value } in readings {
             if *name != last {
                 // OpenMetrics names a counter without the suffix of its samples.
-                self.family(name.strip_suffix("_total").unwrap_or(name), *kind, help);
+                self.family(name.strip_suffix("_total").unwrap_or(name), kind.as_str(), help);
                 last = name;
             }
             let mut text = String::new();

@@ -96,10 +96,10 @@ impl HttpSpan {
 
     /// The trailers of the response passed.
     pub fn trailers(&mut self, trailers: &HeaderMap) {
-        if self.grpc {
-            if let Some(code) = grpc::Code::read(trailers) {
-                self.grpc_status = Some(code);
-            }
+        if self.grpc
+            && let Some(code) = grpc::Code::read(trailers)
+        {
+            self.grpc_status = Some(code);
         }
     }
 

@@ -4,7 +4,8 @@ use std::fmt;
 
 use http::{HeaderValue, Uri};
 
-/// Query keys whose values sign or authorise a request (semantic conventions, `url.full`).
+/// Query keys whose values sign or authorise a request: those the semantic conventions list
+/// under `url.full`, and bearer tokens (RFC 6750 §2.3).
 const SECRET_KEYS: [&str; 10] = [
     "AWSAccessKeyId",
     "Signature",
