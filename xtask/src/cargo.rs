@@ -107,7 +107,7 @@ impl Programs {
     }
 
     pub(crate) fn demo(&self, keep: bool) -> anyhow::Result<()> {
-        run(cargo().args(["build", "--package", TESTS, "--bin", "demo"]), "the build of the demo")?;
+        run(cargo().args(["build", "--package", TESTS, "--bins"]), "the build of the demo")?;
         let mut demo = self.named_to(Command::new(target_dir()?.join("debug/demo")));
         demo.args(keep.then_some("--keep"));
         // In place of this process: Ctrl-C then reaches nothing but the demo, which cleans up.
