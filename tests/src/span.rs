@@ -102,7 +102,7 @@ impl Span {
         Duration::from_nanos(self.end.saturating_sub(self.start))
     }
 
-    /// Whether an agent recorded it, not the application: only the agent knows principals.
+    /// Whether an agent recorded it, not the application.
     pub fn is_agents(&self) -> bool {
         self.scope == "sluice"
     }

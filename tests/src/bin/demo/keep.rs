@@ -7,8 +7,8 @@ use sluice_tests::{agent_program, sample_program};
 
 use crate::world::World;
 
-/// Prints what can be tried, and never returns by itself: Ctrl-C ends the demo.
-pub(crate) async fn until_interrupted(world: &World) -> anyhow::Result<()> {
+/// Prints what can be tried.
+pub(crate) fn print_commands(world: &World) -> anyhow::Result<()> {
     let inside = script(world)?;
     let (inside, lab) = (inside.display(), world.lab.name());
     let (agent, sample) = (agent_program()?, sample_program()?);
@@ -29,7 +29,6 @@ pub(crate) async fn until_interrupted(world: &World) -> anyhow::Result<()> {
          tail -f {directory}/*.log\n",
         url = world.order_url(),
     );
-    std::future::pending::<()>().await;
     Ok(())
 }
 

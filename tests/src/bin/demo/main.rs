@@ -17,7 +17,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::Parser;
 use sluice_tests::{Agent, trace_tree};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::{claim::Claim, step::Step, traffic::Evidence, world::World};
 
@@ -32,20 +32,51 @@ struct Options {
 #[tokio::main]
 async fn main() -> ExitCode {
     let options = Options::parse();
-    let mut terminate = match signal(SignalKind::terminate()) {
-        Ok(terminate) => terminate,
-        Err(error) => return failed(&error.into()),
+    let mut interruption = match Interruption::listen() {
+        Ok(interruption) => interruption,
+        Err(error) => return failed(&error),
     };
     // Whatever ends the demo, the lab is dropped and takes everything with it.
-    let result = tokio::select! {
-        result = run(options) => result,
-        _ = tokio::signal::ctrl_c() => Err(anyhow::anyhow!("interrupted")),
-        _ = terminate.recv() => Err(anyhow::anyhow!("terminated")),
+    let shown = tokio::select! {
+        shown = show() => shown,
+        () = interruption.next() => Err(anyhow::anyhow!("interrupted")),
     };
-    match result {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
+    match shown {
+        Ok(shown) => {
+            if options.keep {
+                if let Err(error) = keep::print_commands(&shown.world) {
+                    return failed(&error);
+                }
+                interruption.next().await;
+            }
+            if shown.claims.iter().all(Claim::holds) {
+                ExitCode::SUCCESS
+            } else {
+                ExitCode::FAILURE
+            }
+        }
         Err(error) => failed(&error),
+    }
+}
+
+/// Ctrl-C, or being asked to end.
+struct Interruption {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Interruption {
+    fn listen() -> anyhow::Result<Self> {
+        let listen = |kind| signal(kind).context("could not listen for signals");
+        let interrupt = listen(SignalKind::interrupt())?;
+        Ok(Self { interrupt, terminate: listen(SignalKind::terminate())? })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
     }
 }
 
@@ -54,8 +85,14 @@ fn failed(error: &anyhow::Error) -> ExitCode {
     ExitCode::FAILURE
 }
 
-/// Returns whether every claim holds.
-async fn run(options: Options) -> anyhow::Result<bool> {
+/// The demo after its last line; all of it still runs.
+struct Shown {
+    claims: Vec<Claim>,
+    _agents: [Agent; 2],
+    world: World,
+}
+
+async fn show() -> anyhow::Result<Shown> {
     let step = Step::start("Making two nodes and six pods, and starting the application");
     let world = World::make().await?;
     step.done(&world.describe());
@@ -65,7 +102,7 @@ async fn run(options: Options) -> anyhow::Result<bool> {
     step.done(&format!("{} packets, all readable", bare.packets));
 
     let step = Step::start("Starting an agent on each node");
-    let _agents = world.start_agents().await?;
+    let agents = world.start_agents().await?;
     step.done("both are ready");
 
     let step = Step::start("Placing orders and sending bytes through the echo service");
@@ -88,8 +125,5 @@ async fn run(options: Options) -> anyhow::Result<bool> {
     for claim in &claims {
         println!("{claim}");
     }
-    if options.keep {
-        keep::until_interrupted(&world).await?;
-    }
-    Ok(claims.iter().all(Claim::holds))
+    Ok(Shown { claims, _agents: agents, world })
 }
