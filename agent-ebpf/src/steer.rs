@@ -30,37 +30,47 @@ struct Tuple {
     remote_port: u16,
 }
 
+/// The pod in whose netns this copy of the program runs, as its slot. Each pod has a copy: a
+/// SYN from one pod of a node to another has the same addresses where it leaves as where it
+/// arrives, and no helper tells a program of this kind which netns it is in.
+#[unsafe(no_mangle)]
+static POD: u32 = u32::MAX;
+
 #[sk_lookup]
 pub fn sluice_steer(ctx: SkLookupContext) -> u32 {
     // SAFETY: a read of the context's own field.
     if unsafe { (&raw const (*ctx.lookup).protocol).read_volatile() } != IPPROTO_TCP {
         return PASS;
     }
+    // SAFETY: an aligned static. Volatile, for it is written when the program is loaded.
+    let pod = unsafe { (&raw const POD).read_volatile() };
     let Tuple { local, local_port, remote, remote_port } = tuple(ctx.lookup);
-    // SAFETY: nothing holds a reference into the map across an update of this element.
-    if let Some(pod) = unsafe { POD_IPS.get(local) } {
+    if is_of(pod, &local) {
         if local == remote {
             // The application dialled itself.
             return PASS;
         }
         let dial =
             Dial { client: remote, app: local, client_port: remote_port, app_port: local_port };
-        // SAFETY: as above.
+        // SAFETY: nothing holds a reference into the map across an update of this element.
         if unsafe { DIALS.get(dial) }.is_some() {
             return PASS;
         }
         debug!(&ctx, "steer in: {:i} to port {}", remote, local_port);
-        return hand_over(&ctx, inbound_slot(*pod), Counter::SteeredIn, Counter::DroppedIn);
+        return hand_over(&ctx, inbound_slot(pod), Counter::SteeredIn, Counter::DroppedIn);
     }
-    // SAFETY: as above.
-    if let Some(pod) = unsafe { POD_IPS.get(remote) } {
-        if address::is_loopback(&local) {
-            return PASS;
-        }
+    if is_of(pod, &remote) && !address::is_loopback(&local) {
         debug!(&ctx, "steer out: to {:i} port {}", local, local_port);
-        return hand_over(&ctx, outbound_slot(*pod), Counter::SteeredOut, Counter::DroppedOut);
+        return hand_over(&ctx, outbound_slot(pod), Counter::SteeredOut, Counter::DroppedOut);
     }
     PASS
+}
+
+/// Whether `address` is one of the pod's.
+#[inline(always)]
+fn is_of(pod: u32, address: &Address) -> bool {
+    // SAFETY: nothing holds a reference into the map across an update of this element.
+    unsafe { POD_IPS.get(address) }.is_some_and(|slot| *slot == pod)
 }
 
 /// Gives the SYN to the listener in `slot`. Where no agent listens it is refused: passing it on

@@ -69,7 +69,7 @@ impl Agent {
         command.arg("--cgroup").arg(node.cgroup());
         command.arg("--bpffs").arg(node.bpffs());
         command.arg("--ca-dir").arg(ca);
-        command.args(["--trace-sampling", "1"]);
+        command.env("SLUICE_TRACE_SAMPLING", "1");
         if let Some((receiver, protocol)) = options.otlp {
             command.env("OTEL_EXPORTER_OTLP_ENDPOINT", receiver.endpoint(protocol));
             command.env("OTEL_EXPORTER_OTLP_PROTOCOL", protocol.name());

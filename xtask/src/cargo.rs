@@ -114,6 +114,14 @@ impl Programs {
         Err(demo.exec()).with_context(|| format!("could not run {demo:?}"))
     }
 
+    pub(crate) fn bench(&self, options: &[String]) -> anyhow::Result<()> {
+        let mut build = cargo();
+        build.args(["build", "--release", "--package", TESTS, "--bins"]);
+        run(&mut build, "the build of the benchmark")?;
+        let mut bench = self.named_to(Command::new(target_dir()?.join("release/bench")));
+        run(bench.args(options), "the benchmark")
+    }
+
     /// Tells `command` where the programs are, as `sluice_tests::programs` expects it.
     fn named_to(&self, mut command: Command) -> Command {
         command.env("SLUICE_BIN", &self.agent).env("SLUICE_SAMPLE_BIN", &self.sample);

@@ -26,6 +26,7 @@ enum Command {
     Lint,
     Test(Test),
     Demo(Demo),
+    Bench(Bench),
 }
 
 /// Install what building and testing need (Debian 12, root); quick when all is there
@@ -75,6 +76,14 @@ struct Demo {
     debug: bool,
 }
 
+/// Measure what the mesh costs, beside no mesh, in one interleaved run (root)
+#[derive(Args, Debug)]
+struct Bench {
+    /// For the benchmark itself; `cargo xtask bench -- --help` lists them
+    #[arg(last = true)]
+    options: Vec<String>,
+}
+
 impl Cli {
     pub(crate) fn run(self) -> anyhow::Result<()> {
         match self.command {
@@ -90,6 +99,10 @@ impl Cli {
             }
             Command::Test(test) => test.run(),
             Command::Demo(demo) => demo.run(),
+            Command::Bench(Bench { options }) => {
+                setup::run(&[Purpose::Build, Purpose::Lab])?;
+                cargo::programs(Profile::Release)?.bench(&options)
+            }
         }
     }
 }

@@ -22,7 +22,7 @@ pub(crate) enum Purpose {
     Build,
     /// `lint`.
     Lint,
-    /// Nodes and pods made of namespaces: `demo` and the end-to-end tests.
+    /// Nodes and pods made of namespaces: `demo`, `bench` and the end-to-end tests.
     Lab,
     /// The end-to-end tests alone.
     Test,

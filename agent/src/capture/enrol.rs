@@ -87,9 +87,8 @@ impl Capture {
         host::need_root()?;
         let (cgroup_path, cgroup) = host::cgroup(options.cgroup.as_deref())?;
         let pins = Pins::open(&options.bpffs)?;
-        let mut programs = Programs::load(&pins)?;
+        let programs = Programs::capture_cgroup(&cgroup, &pins)?;
         let mut maps = Maps::open(&pins)?;
-        programs.capture_cgroup(&cgroup, &pins)?;
         let own = Netns::own().step("open the agent's network namespace")?;
         let host_netns = cookie(own, &mut DialMaps::open(&pins)?)?
             .ok_or(CaptureError::OutsideCgroup { path: cgroup_path })?;
@@ -151,7 +150,7 @@ impl Capture {
             namespace.run(|| routing::install(ips)).step(step("set up routing"))?;
             maps.listen(slot, &outbound, &inbound).step(step("register the listeners"))?;
             maps.add_addresses(slot, ips).step(step("register the pod's addresses"))?;
-            let link = programs.steer(&namespace).step(step("attach sluice_steer"))?;
+            let link = programs.steer(slot, &namespace, &self.pins)?;
             self.pins.pin_pod(link, &pin)?;
             maps.capture(slot, cookie).step(step("register the pod"))
         })();

@@ -1,0 +1,67 @@
+//! `cargo xtask bench`: what the mesh costs, beside no mesh at all.
+//!
+//! One lab, one run, rounds interleaved (without, same node, across nodes, without, …), so that
+//! whatever else the machine does hits every way alike. Prints the median of each figure. Both
+//! ends of the traffic live in this process; only the agents' CPU time is counted.
+
+mod bulk;
+mod connects;
+mod cpu;
+mod requests;
+mod table;
+mod world;
+
+use std::time::Duration;
+
+use clap::Parser;
+
+use crate::{
+    table::{Figure, Table},
+    world::{Way, World},
+};
+
+/// Measures the mesh against no mesh, in one interleaved run.
+#[derive(Debug, Parser)]
+struct Options {
+    /// Rounds of each measurement; the table shows their medians
+    #[arg(long, default_value_t = 5)]
+    rounds: usize,
+
+    /// Seconds one round of requests or connects lasts
+    #[arg(long, default_value_t = 2.0)]
+    seconds: f64,
+
+    /// MiB one round of the bulk stream moves
+    #[arg(long, default_value_t = 1024)]
+    mebibytes: u64,
+}
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    let Options { rounds, seconds, mebibytes } = Options::parse();
+    let round = Duration::from_secs_f64(seconds);
+    let world = World::make().await?;
+    let mut table = Table::default();
+    for number in 0..=rounds {
+        for way in Way::ALL {
+            let figures = [
+                requests::measure(&world, way, round).await?,
+                bulk::measure(&world, way, mebibytes << 20).await?,
+                connects::measure(&world, way, round).await?,
+            ];
+            // The first round only warms everything up.
+            if number > 0 {
+                figures.into_iter().flatten().for_each(|figure| table.add(way, figure));
+            }
+        }
+        eprintln!("round {number} of {rounds}");
+    }
+    println!("{table}");
+    println!("Agents' memory afterwards: {}", world.memory()?);
+    Ok(())
+}
+
+/// One measured value: what it is, and how much.
+fn figure(name: &'static str, value: f64) -> Figure {
+    Figure { name, value }
+}
