@@ -13,7 +13,7 @@ use aya_log_ebpf::debug;
 
 use crate::{
     address,
-    maps::{DIALS, LISTENERS, POD_IPS, count},
+    maps::{DIALS, LISTENERS, POD, POD_IPS, count},
 };
 
 const PASS: u32 = sk_action::SK_PASS;
@@ -30,21 +30,14 @@ struct Tuple {
     remote_port: u16,
 }
 
-/// The pod in whose netns this copy of the program runs, as its slot. Each pod has a copy: a
-/// SYN from one pod of a node to another has the same addresses where it leaves as where it
-/// arrives, and no helper tells a program of this kind which netns it is in.
-#[unsafe(no_mangle)]
-static POD: u32 = u32::MAX;
-
 #[sk_lookup]
 pub fn sluice_steer(ctx: SkLookupContext) -> u32 {
     // SAFETY: a read of the context's own field.
     if unsafe { (&raw const (*ctx.lookup).protocol).read_volatile() } != IPPROTO_TCP {
         return PASS;
     }
-    // SAFETY: an aligned static. Volatile, for it is written when the program is loaded.
-    let pod = unsafe { (&raw const POD).read_volatile() };
     let Tuple { local, local_port, remote, remote_port } = tuple(ctx.lookup);
+    let pod = POD.load();
     if is_of(pod, &local) {
         if local == remote {
             // The application dialled itself.
@@ -59,18 +52,20 @@ pub fn sluice_steer(ctx: SkLookupContext) -> u32 {
         debug!(&ctx, "steer in: {:i} to port {}", remote, local_port);
         return hand_over(&ctx, inbound_slot(pod), Counter::SteeredIn, Counter::DroppedIn);
     }
-    if is_of(pod, &remote) && !address::is_loopback(&local) {
+    if is_of(pod, &remote) {
+        if address::is_loopback(&local) {
+            return PASS;
+        }
         debug!(&ctx, "steer out: to {:i} port {}", local, local_port);
         return hand_over(&ctx, outbound_slot(pod), Counter::SteeredOut, Counter::DroppedOut);
     }
     PASS
 }
 
-/// Whether `address` is one of the pod's.
 #[inline(always)]
 fn is_of(pod: u32, address: &Address) -> bool {
     // SAFETY: nothing holds a reference into the map across an update of this element.
-    unsafe { POD_IPS.get(address) }.is_some_and(|slot| *slot == pod)
+    unsafe { POD_IPS.get(address) }.is_some_and(|owner| *owner == pod)
 }
 
 /// Gives the SYN to the listener in `slot`. Where no agent listens it is refused: passing it on

@@ -18,8 +18,7 @@ use super::{
     maps::{DialMaps, Maps},
     netns::Netns,
     pins::{Pins, PodPin},
-    programs::Programs,
-    routing,
+    programs, routing,
     sockets::listener,
 };
 use crate::mesh::PodUid;
@@ -52,7 +51,6 @@ pub struct Capture {
 }
 
 struct State {
-    programs: Programs,
     maps: Maps,
     pods: BTreeMap<PodUid, Enrolled>,
 }
@@ -87,7 +85,7 @@ impl Capture {
         host::need_root()?;
         let (cgroup_path, cgroup) = host::cgroup(options.cgroup.as_deref())?;
         let pins = Pins::open(&options.bpffs)?;
-        let programs = Programs::capture_cgroup(&cgroup, &pins)?;
+        programs::connect(&pins, &cgroup)?;
         let mut maps = Maps::open(&pins)?;
         let own = Netns::own().step("open the agent's network namespace")?;
         let host_netns = cookie(own, &mut DialMaps::open(&pins)?)?
@@ -95,7 +93,7 @@ impl Capture {
         let deny_unknown = u32::from(options.unknown_pods == UnknownPods::Deny);
         maps.configure(Config { host_netns, deny_unknown, reserved: 0 })
             .step("configure the eBPF programs")?;
-        let state = State { programs, maps, pods: BTreeMap::new() };
+        let state = State { maps, pods: BTreeMap::new() };
         Ok(Self { pins, state: Mutex::new(state) })
     }
 
@@ -122,7 +120,7 @@ impl Capture {
             namespace.run(|| Ok((listener()?, listener()?))).step(step("listen"))?;
 
         let mut state = self.state();
-        let State { programs, maps, pods } = &mut *state;
+        let State { maps, pods } = &mut *state;
         let pins = self.pins.pods().step("read the pins of enrolled pods")?;
         let former = pins.iter().find(|pin| pin.uid == *uid);
         if let Some(former) = former.filter(|former| former.netns != namespace.inode()) {
@@ -137,20 +135,20 @@ impl Capture {
                 Maps::free_slot(&taken).ok_or(CaptureError::Full)?
             }
         };
-        let fwmark_accept =
-            namespace.run(routing::fwmark_accept).step(step("read tcp_fwmark_accept"))?;
+        let settings =
+            namespace.run(routing::Settings::read).step(step("read network settings"))?;
         let pin = PodPin {
             uid: uid.clone(),
             slot,
             netns: namespace.inode(),
-            fwmark_accept: former.map_or(fwmark_accept, |former| former.fwmark_accept),
+            settings: former.map_or(settings, |former| former.settings),
         };
         // Listeners before the SYNs that need them, and marks last.
         let captured = (|| {
             namespace.run(|| routing::install(ips)).step(step("set up routing"))?;
             maps.listen(slot, &outbound, &inbound).step(step("register the listeners"))?;
             maps.add_addresses(slot, ips).step(step("register the pod's addresses"))?;
-            let link = programs.steer(slot, &namespace, &self.pins)?;
+            let link = programs::steer(&self.pins, &namespace, slot)?;
             self.pins.pin_pod(link, &pin)?;
             maps.capture(slot, cookie).step(step("register the pod"))
         })();
@@ -221,7 +219,7 @@ fn release(
     let forgotten = maps.forget(pin.slot).step(step("clear the map entries"));
     let unpinned = pins.unpin_pod(pin).step(step("remove the pin"));
     let unrouted = netns
-        .map_or(Ok(()), |netns| netns.run(|| routing::remove(pin.fwmark_accept)))
+        .map_or(Ok(()), |netns| netns.run(|| routing::remove(pin.settings)))
         .step(step("undo the routing"));
     forgotten.and(unpinned).and(unrouted)
 }

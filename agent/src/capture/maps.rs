@@ -11,7 +11,8 @@ use super::{
     pins::Pins,
 };
 
-/// Every map, by the name `agent-ebpf` gives it; aya's logging brings the last one.
+/// Every map, by the name `agent-ebpf` gives it. Pinned, they are shared by the programs of all
+/// pods and of a former agent; the last is aya-log's own.
 pub(super) const MAPS: [&str; 8] =
     ["CONFIG", "PODS", "POD_IPS", "LISTENERS", "DIALS", "OWN", "COUNTERS", "AYA_LOGS"];
 
