@@ -138,13 +138,13 @@ impl Capture {
                 Maps::free_slot(&taken).ok_or(CaptureError::Full)?
             }
         };
-        let fwmark_accept =
-            namespace.run(routing::fwmark_accept).step(step("read tcp_fwmark_accept"))?;
+        let settings =
+            namespace.run(routing::Settings::read).step(step("read network settings"))?;
         let pin = PodPin {
             uid: uid.clone(),
             slot,
             netns: namespace.inode(),
-            fwmark_accept: former.map_or(fwmark_accept, |former| former.fwmark_accept),
+            settings: former.map_or(settings, |former| former.settings),
         };
         // Listeners before the SYNs that need them, and marks last.
         let captured = (|| {
@@ -222,7 +222,7 @@ fn release(
     let forgotten = maps.forget(pin.slot).step(step("clear the map entries"));
     let unpinned = pins.unpin_pod(pin).step(step("remove the pin"));
     let unrouted = netns
-        .map_or(Ok(()), |netns| netns.run(|| routing::remove(pin.fwmark_accept)))
+        .map_or(Ok(()), |netns| netns.run(|| routing::remove(pin.settings)))
         .step(step("undo the routing"));
     forgotten.and(unpinned).and(unrouted)
 }

@@ -22,6 +22,7 @@ use nix::fcntl::{Flock, FlockArg};
 use super::{
     error::{CaptureError, Step, gone_is_fine},
     host,
+    routing::Settings,
 };
 use crate::mesh::PodUid;
 
@@ -127,14 +128,14 @@ pub(super) struct PodPin {
     pub(super) slot: u32,
     /// The inode of its network namespace.
     pub(super) netns: u64,
-    /// Whether `net.ipv4.tcp_fwmark_accept` was on before enrolment.
-    pub(super) fwmark_accept: bool,
+    /// The namespace's settings before enrolment.
+    pub(super) settings: Settings,
 }
 
 impl PodPin {
     fn name(&self) -> String {
-        let Self { uid, slot, netns, fwmark_accept } = self;
-        format!("{uid}_{slot}_{netns}_{}", u8::from(*fwmark_accept))
+        let Self { uid, slot, netns, settings: Settings(settings) } = self;
+        format!("{uid}_{slot}_{netns}_{settings}")
     }
 }
 
@@ -143,16 +144,12 @@ impl FromStr for PodPin {
 
     fn from_str(name: &str) -> Result<Self, ()> {
         let fields: Vec<_> = name.split('_').collect();
-        let &[uid, slot, netns, fwmark_accept] = fields.as_slice() else { return Err(()) };
+        let &[uid, slot, netns, settings] = fields.as_slice() else { return Err(()) };
         Ok(Self {
             uid: PodUid::new(uid).ok_or(())?,
             slot: slot.parse().map_err(|_| ())?,
             netns: netns.parse().map_err(|_| ())?,
-            fwmark_accept: match fwmark_accept {
-                "0" => false,
-                "1" => true,
-                _ => return Err(()),
-            },
+            settings: Settings(settings.parse().map_err(|_| ())?),
         })
     }
 }
@@ -167,7 +164,7 @@ mod tests {
             uid: PodUid::new("0a1b-2c3d").unwrap(),
             slot: 17,
             netns: 4_026_532_999,
-            fwmark_accept: true,
+            settings: Settings(5),
         };
         assert_eq!(pin.name().parse(), Ok(pin));
     }

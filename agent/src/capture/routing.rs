@@ -1,9 +1,9 @@
-//! The rule, the route and the setting that keep a pod's marked packets inside its netns.
+//! The rule, the route and the settings that keep a pod's marked packets inside its netns.
 //!
 //! ```text
 //! ip rule add priority PRIORITY fwmark MARK lookup TABLE
 //! ip route add local default dev lo [src POD_IP] table TABLE
-//! sysctl net.ipv4.tcp_fwmark_accept=1
+//! sysctl net.ipv4.tcp_fwmark_accept=1 net.ipv4.fwmark_reflect=1 net.ipv6.fwmark_reflect=1
 //! ```
 
 use std::{
@@ -28,15 +28,47 @@ use super::netlink::Netlink;
 const PRIORITY: u32 = 1337;
 /// The index of `lo` in every netns.
 const LOOPBACK: u32 = 1;
-/// Makes sockets accepted from marked packets answer with the mark (Linux 3.16).
-const FWMARK_ACCEPT: &str = "/proc/sys/net/ipv4/tcp_fwmark_accept";
+/// What makes answers to marked packets marked too, and so stay on `lo` (all Linux 3.16):
+/// packets of accepted sockets, and the resets of ports where nobody listens. Without the
+/// latter a refused dial would only time out.
+const SETTINGS: [&str; 3] = [
+    "/proc/sys/net/ipv4/tcp_fwmark_accept",
+    "/proc/sys/net/ipv4/fwmark_reflect",
+    "/proc/sys/net/ipv6/fwmark_reflect",
+];
 
-/// Whether the setting is on in the calling thread's netns.
-pub(super) fn fwmark_accept() -> io::Result<bool> {
-    Ok(fs::read_to_string(FWMARK_ACCEPT)?.trim() != "0")
+/// Which of the settings are on: one bit each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Settings(pub(super) u8);
+
+impl Settings {
+    /// Those of the calling thread's netns. A kernel without IPv6 lacks the last.
+    pub(super) fn read() -> io::Result<Self> {
+        let mut on = 0;
+        for (bit, path) in SETTINGS.iter().enumerate() {
+            match fs::read_to_string(path) {
+                Ok(value) => on |= u8::from(value.trim() != "0") << bit,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(Self(on))
+    }
+
+    /// Sets those that are not as `self` says.
+    fn restore(self) -> io::Result<()> {
+        let Self(now) = Self::read()?;
+        for (bit, path) in SETTINGS.iter().enumerate() {
+            let on = self.0 >> bit & 1;
+            if now >> bit & 1 != on && fs::exists(path)? {
+                fs::write(path, on.to_string())?;
+            }
+        }
+        Ok(())
+    }
 }
 
-/// Installs all three in the calling thread's netns; what is there already stays.
+/// Installs all of it in the calling thread's netns; what is there already stays.
 pub(super) fn install(ips: &[IpAddr]) -> io::Result<()> {
     let netlink = Netlink::open()?;
     for family in families() {
@@ -48,11 +80,11 @@ pub(super) fn install(ips: &[IpAddr]) -> io::Result<()> {
         let route = RouteNetlinkMessage::NewRoute(route(family, Some(ips)));
         netlink.request(route, NLM_F_CREATE | NLM_F_REPLACE)?;
     }
-    fs::write(FWMARK_ACCEPT, "1")
+    Settings(u8::MAX).restore()
 }
 
-/// Takes away what [`install`] did; `fwmark_accept` is how the setting was before.
-pub(super) fn remove(fwmark_accept: bool) -> io::Result<()> {
+/// Takes away what [`install`] did; `settings` are those from before.
+pub(super) fn remove(settings: Settings) -> io::Result<()> {
     let netlink = Netlink::open()?;
     for family in families() {
         for request in [
@@ -68,10 +100,7 @@ pub(super) fn remove(fwmark_accept: bool) -> io::Result<()> {
             }
         }
     }
-    if !fwmark_accept {
-        fs::write(FWMARK_ACCEPT, "0")?;
-    }
-    Ok(())
+    settings.restore()
 }
 
 /// IPv4, and IPv6 unless it is switched off. A pod without an IPv6 address gets the IPv6 rule

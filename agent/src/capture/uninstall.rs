@@ -26,7 +26,7 @@ pub fn uninstall(bpffs: &Path) -> Result<(), CaptureError> {
         // A namespace that cannot be found is gone with its pod.
         if let Some(netns) = find_netns(pod.netns) {
             netns
-                .run(|| routing::remove(pod.fwmark_accept))
+                .run(|| routing::remove(pod.settings))
                 .step(format!("undo the routing of pod {}", pod.uid))?;
         }
     }
