@@ -2,10 +2,6 @@
 
 use std::{
     pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
     task::{Context, Poll},
 };
 
@@ -142,21 +138,16 @@ impl Source {
     }
 }
 
-/// Counts bytes into a cell somebody else reads.
-impl Tap for Arc<AtomicU64> {
-    fn data(&mut self, bytes: usize) {
-        self.fetch_add(bytes as u64, Ordering::Relaxed);
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::sync::{Arc, Mutex};
+
     use http_body_util::BodyExt;
 
     use super::*;
 
     #[derive(Clone, Default)]
-    struct Log(Arc<std::sync::Mutex<Vec<String>>>);
+    struct Log(Arc<Mutex<Vec<String>>>);
 
     impl Tap for Log {
         fn data(&mut self, bytes: usize) {

@@ -5,7 +5,7 @@ use std::{
     future::Future,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
@@ -69,9 +69,9 @@ where
     if parts.version == http::Version::HTTP_10 {
         parts.version = http::Version::HTTP_11;
     }
-    let sent = Arc::new(AtomicU64::new(0));
+    let sent = Arc::new(Progress::default());
     let mut watch = Watch { span: Some(span), sent: sent.clone(), received: 0 };
-    let request = Request::from_parts(parts, body.tapped(sent));
+    let request = Request::from_parts(parts, body.tapped(sent.clone()));
     match send(request).await {
         Ok(mut response) => {
             strip_connection_fields(&mut response);
@@ -83,7 +83,8 @@ where
             }
             response.map(|body| body.tapped(watch))
         }
-        Err(Refusal { status, failure, message }) => {
+        Err(refusal) => {
+            let Refusal { status, failure, message } = sent.explain(refusal);
             tracing::debug!(error = %message, "request refused");
             let response = plain(status, format!("sluice: {message}\n"));
             let (parts, body) = response.into_parts();
@@ -94,10 +95,55 @@ where
     }
 }
 
+/// How far the request's body came.
+#[derive(Default)]
+struct Progress {
+    bytes: AtomicU64,
+    broken: AtomicBool,
+}
+
+impl Progress {
+    fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    /// A request whose body broke off, or is not framed as HTTP says, ends the exchange with
+    /// the server too. That is neither the server's doing nor what it was asked for.
+    fn blame(&self, failure: Option<Failure>) -> Option<Failure> {
+        match failure {
+            None | Some(Failure::ResetRemote) if self.broken.load(Ordering::Relaxed) => {
+                Some(Failure::ResetLocal)
+            }
+            other => other,
+        }
+    }
+
+    fn explain(&self, refusal: Refusal) -> Refusal {
+        if self.blame(Some(refusal.failure)) == Some(refusal.failure) {
+            return refusal;
+        }
+        Refusal {
+            status: StatusCode::BAD_REQUEST,
+            failure: Failure::ResetLocal,
+            message: "the request's body broke off or is not framed as HTTP says".into(),
+        }
+    }
+}
+
+impl Tap for Arc<Progress> {
+    fn data(&mut self, bytes: usize) {
+        self.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    fn broken(&mut self, _error: &hyper::Error) {
+        self.broken.store(true, Ordering::Relaxed);
+    }
+}
+
 /// Follows a response body and ends the span with it.
 struct Watch {
     span: Option<HttpSpan>,
-    sent: Arc<AtomicU64>,
+    sent: Arc<Progress>,
     received: u64,
 }
 
@@ -112,7 +158,7 @@ impl Watch {
     fn upgraded(&mut self, telemetry: &Telemetry, flow: &Arc<Flow>, response: &mut Response<Body>) {
         let Some(http) = self.span.take() else { return };
         let connection = telemetry.upgraded_connection(flow, &http);
-        http.finish(self.sent.load(Ordering::Relaxed), 0, None);
+        http.finish(self.sent.bytes(), 0, None);
         Upgraded::when_done(response, move |moved| match moved {
             Ok((sent, received)) => connection.finish(*sent, *received, None),
             Err(_) => connection.finish(0, 0, Some(Failure::ResetRemote)),
@@ -121,7 +167,7 @@ impl Watch {
 
     fn finish(&mut self, failure: Option<Failure>) {
         if let Some(span) = self.span.take() {
-            span.finish(self.sent.load(Ordering::Relaxed), self.received, failure);
+            span.finish(self.sent.bytes(), self.received, self.sent.blame(failure));
         }
     }
 }
