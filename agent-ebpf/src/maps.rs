@@ -2,9 +2,16 @@
 
 use agent_common::{Address, Config, Counter, Dial, MAX_POD_IPS, MAX_PODS};
 use aya_ebpf::{
+    Global,
     macros::map,
     maps::{Array, HashMap, LruHashMap, PerCpuArray, SockMap},
 };
+
+/// The slot of the pod whose netns `steer` runs in. Every pod has a copy of that program with
+/// its own number: a SYN between two enrolled pods of one node looks the same in both netns, and
+/// an address on a packet proves nothing.
+#[unsafe(no_mangle)]
+pub static POD: Global<u32> = Global::new(u32::MAX);
 
 /// What is the same for every pod; one element.
 #[map]

@@ -13,7 +13,7 @@ use aya_log_ebpf::debug;
 
 use crate::{
     address,
-    maps::{DIALS, LISTENERS, POD_IPS, count},
+    maps::{DIALS, LISTENERS, POD, POD_IPS, count},
 };
 
 const PASS: u32 = sk_action::SK_PASS;
@@ -37,30 +37,35 @@ pub fn sluice_steer(ctx: SkLookupContext) -> u32 {
         return PASS;
     }
     let Tuple { local, local_port, remote, remote_port } = tuple(ctx.lookup);
-    // SAFETY: nothing holds a reference into the map across an update of this element.
-    if let Some(pod) = unsafe { POD_IPS.get(local) } {
+    let pod = POD.load();
+    if is_of(pod, &local) {
         if local == remote {
             // The application dialled itself.
             return PASS;
         }
         let dial =
             Dial { client: remote, app: local, client_port: remote_port, app_port: local_port };
-        // SAFETY: as above.
+        // SAFETY: nothing holds a reference into the map across an update of this element.
         if unsafe { DIALS.get(dial) }.is_some() {
             return PASS;
         }
         debug!(&ctx, "steer in: {:i} to port {}", remote, local_port);
-        return hand_over(&ctx, inbound_slot(*pod), Counter::SteeredIn, Counter::DroppedIn);
+        return hand_over(&ctx, inbound_slot(pod), Counter::SteeredIn, Counter::DroppedIn);
     }
-    // SAFETY: as above.
-    if let Some(pod) = unsafe { POD_IPS.get(remote) } {
+    if is_of(pod, &remote) {
         if address::is_loopback(&local) {
             return PASS;
         }
         debug!(&ctx, "steer out: to {:i} port {}", local, local_port);
-        return hand_over(&ctx, outbound_slot(*pod), Counter::SteeredOut, Counter::DroppedOut);
+        return hand_over(&ctx, outbound_slot(pod), Counter::SteeredOut, Counter::DroppedOut);
     }
     PASS
+}
+
+#[inline(always)]
+fn is_of(pod: u32, address: &Address) -> bool {
+    // SAFETY: nothing holds a reference into the map across an update of this element.
+    unsafe { POD_IPS.get(address) }.is_some_and(|owner| *owner == pod)
 }
 
 /// Gives the SYN to the listener in `slot`. Where no agent listens it is refused: passing it on

@@ -18,8 +18,7 @@ use super::{
     maps::{DialMaps, Maps},
     netns::Netns,
     pins::{Pins, PodPin},
-    programs::Programs,
-    routing,
+    programs, routing,
     sockets::listener,
 };
 use crate::mesh::PodUid;
@@ -52,7 +51,6 @@ pub struct Capture {
 }
 
 struct State {
-    programs: Programs,
     maps: Maps,
     pods: BTreeMap<PodUid, Enrolled>,
 }
@@ -87,16 +85,15 @@ impl Capture {
         host::need_root()?;
         let (cgroup_path, cgroup) = host::cgroup(options.cgroup.as_deref())?;
         let pins = Pins::open(&options.bpffs)?;
-        let mut programs = Programs::load(&pins)?;
+        programs::connect(&pins, &cgroup)?;
         let mut maps = Maps::open(&pins)?;
-        programs.capture_cgroup(&cgroup, &pins)?;
         let own = Netns::own().step("open the agent's network namespace")?;
         let host_netns = cookie(own, &mut DialMaps::open(&pins)?)?
             .ok_or(CaptureError::OutsideCgroup { path: cgroup_path })?;
         let deny_unknown = u32::from(options.unknown_pods == UnknownPods::Deny);
         maps.configure(Config { host_netns, deny_unknown, reserved: 0 })
             .step("configure the eBPF programs")?;
-        let state = State { programs, maps, pods: BTreeMap::new() };
+        let state = State { maps, pods: BTreeMap::new() };
         Ok(Self { pins, state: Mutex::new(state) })
     }
 
@@ -123,7 +120,7 @@ impl Capture {
             namespace.run(|| Ok((listener()?, listener()?))).step(step("listen"))?;
 
         let mut state = self.state();
-        let State { programs, maps, pods } = &mut *state;
+        let State { maps, pods } = &mut *state;
         let pins = self.pins.pods().step("read the pins of enrolled pods")?;
         let former = pins.iter().find(|pin| pin.uid == *uid);
         if let Some(former) = former.filter(|former| former.netns != namespace.inode()) {
@@ -151,7 +148,7 @@ impl Capture {
             namespace.run(|| routing::install(ips)).step(step("set up routing"))?;
             maps.listen(slot, &outbound, &inbound).step(step("register the listeners"))?;
             maps.add_addresses(slot, ips).step(step("register the pod's addresses"))?;
-            let link = programs.steer(&namespace).step(step("attach sluice_steer"))?;
+            let link = programs::steer(&self.pins, &namespace, slot)?;
             self.pins.pin_pod(link, &pin)?;
             maps.capture(slot, cookie).step(step("register the pod"))
         })();

@@ -11,9 +11,10 @@ use super::{
     pins::Pins,
 };
 
-/// Every map, by the name `agent-ebpf` gives it.
-pub(super) const MAPS: [&str; 7] =
-    ["CONFIG", "PODS", "POD_IPS", "LISTENERS", "DIALS", "OWN", "COUNTERS"];
+/// Every map, by the name `agent-ebpf` gives it. Pinned, they are shared by the programs of all
+/// pods and of a former agent; the last is aya-log's own.
+pub(super) const MAPS: [&str; 8] =
+    ["CONFIG", "PODS", "POD_IPS", "LISTENERS", "DIALS", "OWN", "COUNTERS", "AYA_LOGS"];
 
 /// The maps that enrolment writes.
 pub(super) struct Maps {

@@ -1,10 +1,11 @@
-//! The eBPF programs: loaded once, attached to the cgroup and to each pod's netns.
+//! The eBPF programs: the connect programs, loaded once for the cgroup, and a steer program for
+//! each pod's netns.
 
 use std::fs::File;
 
 use aya::{
     Ebpf, EbpfLoader,
-    programs::{CgroupAttachMode, CgroupSockAddr, ProgramError, SkLookup, links::FdLink},
+    programs::{CgroupAttachMode, CgroupSockAddr, Program, ProgramError, SkLookup, links::FdLink},
 };
 
 use super::{
@@ -18,69 +19,55 @@ use super::{
 /// The object `build.rs` compiled, aligned as its ELF header wants it.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("SLUICE_EBPF_OBJECT"));
 
-/// The programs, loaded into the kernel.
-pub(super) struct Programs {
-    ebpf: Ebpf,
+const CONNECT: [&str; 2] = ["sluice_connect4", "sluice_connect6"];
+const STEER: &str = "sluice_steer";
+/// The connect programs serve all pods; no pod has this slot.
+const NO_POD: u32 = u32::MAX;
+
+/// Attaches the connect programs to `cgroup`, in place of a former agent's.
+pub(super) fn connect(pins: &Pins, cgroup: &File) -> Result<(), CaptureError> {
+    let mut ebpf = object(pins, NO_POD)?;
+    for name in CONNECT {
+        let program: &mut CgroupSockAddr = program(&mut ebpf, name);
+        program.load().map_err(|error| refused(name, error))?;
+        // `Single` is about programs attached without a link; links are always many.
+        let attached = program.attach(cgroup, CgroupAttachMode::Single);
+        let link = attached.and_then(|link| program.take_link(link));
+        let link = link.step(format!("attach {name}"))?;
+        pins.pin_link(link.try_into().step(format!("attach {name}"))?, name)?;
+    }
+    log::forward(&mut ebpf);
+    Ok(())
 }
 
-impl Programs {
-    /// Loads the programs. They share the pinned maps of a former agent where there are any.
-    pub(super) fn load(pins: &Pins) -> Result<Self, CaptureError> {
-        let level = log::level();
-        let mut loader = EbpfLoader::new();
-        loader.override_global(aya_log::LEVEL, &level, false);
-        for map in MAPS {
-            loader.map_pin_path(map, pins.map(map));
-        }
-        let mut ebpf = loader.load(OBJECT).step("load the eBPF maps")?;
-        for (name, program) in ebpf.programs_mut() {
-            let loaded = match program {
-                aya::programs::Program::CgroupSockAddr(program) => program.load(),
-                aya::programs::Program::SkLookup(program) => program.load(),
-                _ => unreachable!("agent-ebpf has programs of two kinds"),
-            };
-            loaded.map_err(|error| refused(name, error))?;
-        }
-        log::forward(&mut ebpf);
-        Ok(Self { ebpf })
-    }
+/// Attaches a steer program of its own to the namespace of the pod in `slot`. It detaches and is
+/// unloaded when the link goes.
+pub(super) fn steer(pins: &Pins, netns: &Netns, slot: u32) -> Result<FdLink, CaptureError> {
+    let mut ebpf = object(pins, slot)?;
+    let program: &mut SkLookup = program(&mut ebpf, STEER);
+    program.load().map_err(|error| refused(STEER, error))?;
+    let attached = program.attach(netns.file()).and_then(|link| program.take_link(link));
+    Ok(attached.step(format!("attach {STEER}"))?.into())
+}
 
-    /// Attaches the connect programs to `cgroup`, in place of a former agent's.
-    pub(super) fn capture_cgroup(
-        &mut self,
-        cgroup: &File,
-        pins: &Pins,
-    ) -> Result<(), CaptureError> {
-        for name in ["sluice_connect4", "sluice_connect6"] {
-            let link = self
-                .connect_link(name, cgroup)
-                .map_err(|error| CaptureError::kernel(format!("attach {name}"), &*error))?;
-            pins.pin_link(link, name)?;
-        }
-        Ok(())
+/// The maps, and the programs ready to be loaded for the pod in `slot`.
+fn object(pins: &Pins, slot: u32) -> Result<Ebpf, CaptureError> {
+    let level = log::level();
+    let mut loader = EbpfLoader::new();
+    loader.override_global(aya_log::LEVEL, &level, false);
+    loader.override_global("POD", &slot, true);
+    for map in MAPS {
+        loader.map_pin_path(map, pins.map(map));
     }
+    loader.load(OBJECT).step("load the eBPF maps")
+}
 
-    fn connect_link(
-        &mut self,
-        name: &str,
-        cgroup: &File,
-    ) -> Result<FdLink, Box<dyn std::error::Error + Send + Sync>> {
-        let program: &mut CgroupSockAddr = self.program(name).try_into()?;
-        // `Single` is about programs attached without a link; links are always many.
-        let link = program.attach(cgroup, CgroupAttachMode::Single)?;
-        Ok(program.take_link(link)?.try_into()?)
-    }
-
-    /// Attaches the steer program to a pod's namespace. It detaches when the link goes.
-    pub(super) fn steer(&mut self, netns: &Netns) -> Result<FdLink, ProgramError> {
-        let program: &mut SkLookup = self.program("sluice_steer").try_into()?;
-        let link = program.attach(netns.file())?;
-        Ok(program.take_link(link)?.into())
-    }
-
-    fn program(&mut self, name: &str) -> &mut aya::programs::Program {
-        self.ebpf.program_mut(name).expect("agent-ebpf defines it")
-    }
+fn program<'a, P>(ebpf: &'a mut Ebpf, name: &str) -> &'a mut P
+where
+    &'a mut P: TryFrom<&'a mut Program, Error = ProgramError>,
+{
+    let program = ebpf.program_mut(name).and_then(|program| program.try_into().ok());
+    program.expect("agent-ebpf defines it")
 }
 
 /// The verifier's output is hundreds of lines, for whoever debugs the program; the error itself
