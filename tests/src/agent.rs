@@ -1,6 +1,6 @@
 //! The agent under test, running on a node.
 
-use std::{net::SocketAddr, path::PathBuf, process::Command, time::Duration};
+use std::{ffi::OsStr, net::SocketAddr, path::PathBuf, process::Command, time::Duration};
 
 use anyhow::{Context, bail};
 use nix::sys::signal::Signal;
@@ -31,7 +31,7 @@ pub struct Agent {
 pub struct AgentOptions<'a> {
     /// Where spans go, and how.
     pub otlp: Option<(&'a OtlpReceiver, Protocol)>,
-    /// More flags, e.g. `--force-tunnel`.
+    /// More flags, e.g. `--force-tunnel`; or others in place of the usual ones.
     pub flags: Vec<String>,
     /// More of the environment.
     pub environment: Vec<(String, String)>,
@@ -64,12 +64,19 @@ impl Agent {
         let ca: PathBuf = node.lab_directory().join("ca");
         let mut command = Command::new(agent_program()?);
         command.arg("agent");
-        command.arg("--config-dir").arg(mesh.directory());
-        command.arg("--node-name").arg(node.name());
-        command.arg("--cgroup").arg(node.cgroup());
-        command.arg("--bpffs").arg(node.bpffs());
-        command.arg("--ca-dir").arg(ca);
-        command.env("SLUICE_TRACE_SAMPLING", "1");
+        let usual: [(&str, &OsStr); 6] = [
+            ("--config-dir", mesh.directory().as_os_str()),
+            ("--node-name", node.name().as_ref()),
+            ("--cgroup", node.cgroup().as_os_str()),
+            ("--bpffs", node.bpffs().as_os_str()),
+            ("--ca-dir", ca.as_os_str()),
+            ("--trace-sampling", "1".as_ref()),
+        ];
+        for (flag, value) in usual {
+            if !options.flags.iter().any(|other| other == flag) {
+                command.arg(flag).arg(value);
+            }
+        }
         if let Some((receiver, protocol)) = options.otlp {
             command.env("OTEL_EXPORTER_OTLP_ENDPOINT", receiver.endpoint(protocol));
             command.env("OTEL_EXPORTER_OTLP_PROTOCOL", protocol.name());
@@ -101,6 +108,11 @@ impl Agent {
     /// Its process: output, signals.
     pub fn process(&self) -> &Process {
         &self.process
+    }
+
+    /// Its process, to wait for.
+    pub fn process_mut(&mut self) -> &mut Process {
+        &mut self.process
     }
 
     /// Kills it as a crash would; what it pinned stays.

@@ -1,6 +1,7 @@
 //! What the agents know of the mesh: the Kubernetes YAML they read.
 
 use std::{
+    collections::BTreeMap,
     fs, io,
     net::IpAddr,
     path::{Path, PathBuf},
@@ -60,6 +61,14 @@ impl MeshConfig {
     /// # Errors
     /// When the file cannot be written.
     pub fn pod(&self, pod: &Pod) -> anyhow::Result<()> {
+        self.pod_with(pod, pod.labels())
+    }
+
+    /// Declares a pod with `labels` in place of its own, or changes them.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn pod_with(&self, pod: &Pod, labels: BTreeMap<&str, &str>) -> anyhow::Result<()> {
         let account = format!(
             "apiVersion: v1\n\
              kind: ServiceAccount\n\
@@ -72,7 +81,7 @@ impl MeshConfig {
             &account,
         )?;
         let labels: String =
-            pod.labels().iter().map(|(key, value)| format!("    {key}: {value}\n")).collect();
+            labels.iter().map(|(key, value)| format!("    {key}: {value}\n")).collect();
         let ips: String = pod.ips().iter().map(|ip| format!("  - ip: \"{ip}\"\n")).collect();
         let text = format!(
             "apiVersion: v1\n\

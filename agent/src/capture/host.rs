@@ -16,7 +16,10 @@ use nix::{
 use super::error::{CaptureError, Step};
 
 /// Refuses to go on without root, and lifts the limit kernels before 5.11 charge maps to.
-pub(super) fn need_root() -> Result<(), CaptureError> {
+///
+/// # Errors
+/// When the process is not root's.
+pub fn need_root() -> Result<(), CaptureError> {
     if !geteuid().is_root() {
         return Err(CaptureError::NotRoot);
     }

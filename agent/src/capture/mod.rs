@@ -23,5 +23,6 @@ mod uninstall;
 pub use dial::PodDialer;
 pub use enrol::{Capture, CaptureOptions, EnrolledPod, UnknownPods};
 pub use error::CaptureError;
+pub use host::need_root;
 pub use sockets::{Accepted, accept};
 pub use uninstall::uninstall;

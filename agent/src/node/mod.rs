@@ -13,7 +13,7 @@ use anyhow::Context;
 
 use crate::{
     admin::Readiness,
-    capture::{Capture, CaptureOptions, UnknownPods},
+    capture::{self, Capture, CaptureOptions, UnknownPods},
     config::files::FileSource,
     identity::{IdentityStore, SelfSignedCa},
     mesh::{SnapshotStore, TrustDomain},
@@ -54,6 +54,8 @@ const CONFIGURATION: &str = "configuration";
 /// When something the agent cannot do without fails at start-up. Once it runs, failures are
 /// logged, counted and shown by `sluice status` instead.
 pub async fn run(options: Options) -> anyhow::Result<()> {
+    // First, since everything else without root fails on some file, which says less.
+    capture::need_root()?;
     let mut signals = signals::Signals::listen()?;
     let readiness = Readiness::waiting_for([CAPTURE, IDENTITY, CONFIGURATION]);
 

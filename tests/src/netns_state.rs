@@ -1,0 +1,73 @@
+//! All that capture could change in a pod's network namespace, to compare before and after.
+
+use std::{fs, os::unix::fs::MetadataExt, process::Command};
+
+use anyhow::Context;
+use serde_json::Value;
+
+use crate::{Pod, eventually, firewall_rules};
+
+/// Rules, routes, addresses, settings, programs, listeners and firewall rules of a pod's
+/// namespace, line by line.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct NetnsState(Vec<String>);
+
+/// What is asked, each a shell command.
+const QUESTIONS: [&str; 8] = [
+    "ip rule",
+    "ip -6 rule",
+    "ip route show table all",
+    "ip -6 route show table all",
+    "ip -oneline address",
+    "sysctl -a --pattern '^net[.]ipv[46][.]' 2>/dev/null",
+    "bpftool net show",
+    // Without Recv-Q and Send-Q, which are traffic.
+    "ss --no-header --listening --numeric --tcp | awk '{print $4}' | sort",
+];
+
+impl NetnsState {
+    /// Looks at it now.
+    ///
+    /// # Errors
+    /// When a tool that looks fails.
+    pub fn of(pod: &Pod) -> anyhow::Result<Self> {
+        let mut lines = firewall_rules(pod)?;
+        for question in QUESTIONS {
+            let mut shell = Command::new("sh");
+            shell.args(["-c", question]);
+            let answer = pod.run(shell)?.success().with_context(|| question.to_owned())?;
+            lines.extend(answer.lines().map(|line| format!("{question}: {line}")));
+        }
+        lines.extend(attached(pod)?);
+        Ok(Self(lines))
+    }
+
+    /// Waits until the namespace is exactly like this again.
+    ///
+    /// # Errors
+    /// When it is not in time, with what differs.
+    pub async fn is_back(&self, pod: &Pod) -> anyhow::Result<()> {
+        let same = || async { Ok((Self::of(pod)? == *self).then_some(())) };
+        eventually("the namespace is as before", same).await.with_context(|| {
+            Self::of(pod).map_or_else(|error| error.to_string(), |now| self.difference(&now))
+        })
+    }
+
+    fn difference(&self, now: &Self) -> String {
+        let only = |these: &Self, those: &Self, sign: &str| -> String {
+            let lines = these.0.iter().filter(|line| !those.0.contains(line));
+            lines.map(|line| format!("{sign} {line}\n")).collect()
+        };
+        only(self, now, "-") + &only(now, self, "+")
+    }
+}
+
+/// The links of BPF programs that are attached to the namespace.
+fn attached(pod: &Pod) -> anyhow::Result<Vec<String>> {
+    let inode = fs::metadata(pod.netns_path())?.ino();
+    let shown = Command::new("bpftool").args(["--json", "link", "show"]).output()?;
+    let links: Value = serde_json::from_slice(&shown.stdout)?;
+    let links = links.as_array().into_iter().flatten();
+    let ours = links.filter(|link| link["netns_ino"].as_u64() == Some(inode));
+    Ok(ours.map(|link| format!("link: {link}")).collect())
+}
