@@ -72,8 +72,8 @@ impl World {
         // As users run it: one trace in a hundred is recorded.
         let options = || AgentOptions {
             otlp: Some((&receiver, Protocol::Grpc)),
-            flags: vec!["--log=warn".into()],
-            environment: vec![("SLUICE_TRACE_SAMPLING".into(), "0.01".into())],
+            flags: ["--trace-sampling", "0.01", "--log", "warn"].map(String::from).to_vec(),
+            ..AgentOptions::default()
         };
         let first = Agent::start(&a, &mesh, options());
         let second = Agent::start(&b, &mesh, options());
