@@ -104,7 +104,15 @@ impl Lab {
     /// # Errors
     /// When its directory cannot be written.
     pub fn mesh(&self) -> anyhow::Result<MeshConfig> {
-        MeshConfig::create(self.ground.directory.join("config"))
+        self.mesh_named("config")
+    }
+
+    /// Another configuration, for an agent that is told something else than the others.
+    ///
+    /// # Errors
+    /// When its directory cannot be written.
+    pub fn mesh_named(&self, name: &str) -> anyhow::Result<MeshConfig> {
+        MeshConfig::create(self.ground.directory.join(name))
     }
 }
 

@@ -3,10 +3,12 @@
 use std::{
     fmt, io,
     net::{IpAddr, SocketAddr},
+    ops::RangeInclusive,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use agent_common::{Dial, MARK};
+use aya::{maps::MapError, sys::SyscallError};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpSocket, TcpStream};
 
@@ -14,6 +16,13 @@ use super::{
     maps::{DialMaps, address},
     netns::Netns,
 };
+
+/// Where Linux takes ports for clients from, unless told otherwise.
+const PORTS: RangeInclusive<u16> = 32_768..=60_999;
+/// Ports tried before a dial fails: one in a thousand does when 93 % of them are in use.
+const PORTS_TRIED: usize = 100;
+/// Only add an element that is not there.
+const BPF_NOEXIST: u64 = 1;
 
 /// Dials from inside one pod. Cloning is cheap.
 #[derive(Clone)]
@@ -30,11 +39,26 @@ impl PodDialer {
     }
 
     /// Connects to the pod's own application as `client`: the application sees the real
-    /// client's address.
+    /// client's address, with a port of its own.
     ///
     /// # Errors
-    /// As `connect()` has them; also when the client's address has no free port left.
+    /// As `connect()` has them; [`io::ErrorKind::AddrNotAvailable`] when nearly all ports are
+    /// in use between this client and this port of the application, about 28,000.
     pub async fn to_app(&self, client: IpAddr, app: SocketAddr) -> io::Result<TcpStream> {
+        for _ in 0..PORTS_TRIED {
+            let from = SocketAddr::new(client, rand::random_range(PORTS));
+            match self.to_app_from(from, app).await {
+                Err(error) if is_taken(&error) => {}
+                done => return done,
+            }
+        }
+        Err(io::Error::new(
+            io::ErrorKind::AddrNotAvailable,
+            format!("{PORTS_TRIED} ports of {client} are all connected to {app} already"),
+        ))
+    }
+
+    async fn to_app_from(&self, from: SocketAddr, app: SocketAddr) -> io::Result<TcpStream> {
         let socket = self.0.netns.run(|| {
             let socket = tcp_socket(app)?;
             match app {
@@ -43,17 +67,20 @@ impl PodDialer {
             }
             // The client's address is not here: marked, its packets stay on `lo`.
             socket.set_mark(MARK)?;
-            socket.bind(&SocketAddr::new(client, 0).into())?;
+            // The port must be known before the SYN leaves, so it cannot be left to connect();
+            // left to bind(), it would be taken from all of the pod's ports until a minute
+            // after the connection. This way only the whole four-tuple has to be free, and
+            // connect() takes one that waits that minute out (RFC 6191).
+            socket.set_reuse_address(true)?;
+            socket.bind(&from.into())?;
             Ok(socket)
         })?;
-        // The port must be known before the SYN leaves, so it cannot be left to connect().
-        let port = socket.local_addr()?.as_socket().map_or(0, |address| address.port());
         let _announced = Announced::new(
             &self.0,
             Dial {
-                client: address(client),
+                client: address(from.ip()),
                 app: address(app.ip()),
-                client_port: port,
+                client_port: from.port(),
                 app_port: app.port(),
             },
         )?;
@@ -113,7 +140,11 @@ struct Announced<'a> {
 
 impl<'a> Announced<'a> {
     fn new(to: &'a Inner, dial: Dial) -> io::Result<Self> {
-        to.maps().dials.insert(dial, 0, 0).map_err(io::Error::other)?;
+        to.maps().dials.insert(dial, 0, BPF_NOEXIST).map_err(|error| match error {
+            // Another dial is at the same port, and must not lose its announcement to this one.
+            MapError::SyscallError(SyscallError { io_error, .. }) => io_error,
+            error => io::Error::other(error),
+        })?;
         Ok(Self { to, dial })
     }
 }
@@ -124,6 +155,12 @@ impl Drop for Announced<'_> {
             tracing::debug!(%error, "could not withdraw a dial");
         }
     }
+}
+
+/// Whether the port is the trouble, in bind(), in `DIALS` or in connect().
+fn is_taken(error: &io::Error) -> bool {
+    use io::ErrorKind::{AddrInUse, AddrNotAvailable, AlreadyExists};
+    matches!(error.kind(), AddrInUse | AlreadyExists | AddrNotAvailable)
 }
 
 fn tcp_socket(to: SocketAddr) -> io::Result<Socket> {

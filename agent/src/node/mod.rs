@@ -3,6 +3,7 @@
 //! Enters: [`Options`]. Leaves: nothing but an exit; every other room is reached from here,
 //! and none reaches back.
 
+mod descriptors;
 mod enrolment;
 mod observe;
 mod signals;
@@ -54,8 +55,7 @@ const CONFIGURATION: &str = "configuration";
 /// When something the agent cannot do without fails at start-up. Once it runs, failures are
 /// logged, counted and shown by `sluice status` instead.
 pub async fn run(options: Options) -> anyhow::Result<()> {
-    // First, since everything else without root fails on some file, which says less.
-    capture::need_root()?;
+    descriptors::allow_all();
     let mut signals = signals::Signals::listen()?;
     let readiness = Readiness::waiting_for([CAPTURE, IDENTITY, CONFIGURATION]);
 
