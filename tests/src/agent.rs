@@ -1,6 +1,6 @@
 //! The agent under test, running on a node.
 
-use std::{net::SocketAddr, process::Command, time::Duration};
+use std::{ffi::OsStr, net::SocketAddr, path::PathBuf, process::Command, time::Duration};
 
 use anyhow::{Context, bail};
 use nix::sys::signal::Signal;
@@ -31,8 +31,7 @@ pub struct Agent {
 pub struct AgentOptions<'a> {
     /// Where spans go, and how.
     pub otlp: Option<(&'a OtlpReceiver, Protocol)>,
-    /// More flags, e.g. `--force-tunnel`. With a `--ca-dir` among them, it does not trust the
-    /// other agents of the lab, nor they it.
+    /// More flags, e.g. `--force-tunnel`; or others in place of the usual ones.
     pub flags: Vec<String>,
     /// More of the environment.
     pub environment: Vec<(String, String)>,
@@ -62,17 +61,21 @@ impl Agent {
         mesh: &MeshConfig,
         options: AgentOptions<'_>,
     ) -> anyhow::Result<Self> {
+        let ca: PathBuf = node.lab_directory().join("ca");
         let mut command = Command::new(agent_program()?);
         command.arg("agent");
-        command.arg("--config-dir").arg(mesh.directory());
-        command.arg("--node-name").arg(node.name());
-        command.arg("--cgroup").arg(node.cgroup());
-        command.arg("--bpffs").arg(node.bpffs());
-        if !options.flags.iter().any(|flag| flag == "--ca-dir") {
-            command.arg("--ca-dir").arg(node.lab_directory().join("ca"));
-        }
-        if !options.flags.iter().any(|flag| flag == "--trace-sampling") {
-            command.args(["--trace-sampling", "1"]);
+        let usual: [(&str, &OsStr); 6] = [
+            ("--config-dir", mesh.directory().as_os_str()),
+            ("--node-name", node.name().as_ref()),
+            ("--cgroup", node.cgroup().as_os_str()),
+            ("--bpffs", node.bpffs().as_os_str()),
+            ("--ca-dir", ca.as_os_str()),
+            ("--trace-sampling", "1".as_ref()),
+        ];
+        for (flag, value) in usual {
+            if !options.flags.iter().any(|other| other == flag) {
+                command.arg(flag).arg(value);
+            }
         }
         if let Some((receiver, protocol)) = options.otlp {
             command.env("OTEL_EXPORTER_OTLP_ENDPOINT", receiver.endpoint(protocol));

@@ -51,4 +51,4 @@ pub use sockets::serve as serve_sockets;
 pub use span::{Kind, Span};
 pub use tcpdump::{Recording, Tcpdump};
 pub use trace_tree::trace_tree;
-pub use tunnel_fixture::{OPAQUE, PATIENCE, TunnelLab, within};
+pub use tunnel_fixture::{OPAQUE, TunnelLab, within};

@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// How long anything may take that should take no time.
-pub const PATIENCE: Duration = Duration::from_secs(10);
+pub const PATIENCE: Duration = Duration::from_secs(20);
 /// How soon a state is looked at again that reports no changes.
 const AGAIN: Duration = Duration::from_millis(20);
 

@@ -12,13 +12,12 @@ use crate::{
     agent::{Agent, AgentOptions},
     lab::Lab,
     mesh::{MeshConfig, Port, Service},
+    mesh_fixture::PATIENCE,
     node::Node,
     otlp::{OtlpReceiver, Protocol},
     pod::{Pod, PodOptions},
 };
 
-/// How long anything small may take; only a fault takes longer.
-pub const PATIENCE: Duration = Duration::from_secs(20);
 /// The ports of every pod in a [`TunnelLab`] that are declared opaque.
 pub const OPAQUE: [u16; 2] = [9000, 9001];
 

@@ -55,6 +55,8 @@ const CONFIGURATION: &str = "configuration";
 /// When something the agent cannot do without fails at start-up. Once it runs, failures are
 /// logged, counted and shown by `sluice status` instead.
 pub async fn run(options: Options) -> anyhow::Result<()> {
+    // First, since everything else without root fails on some file, which says less.
+    capture::need_root()?;
     descriptors::allow_all();
     let mut signals = signals::Signals::listen()?;
     let readiness = Readiness::waiting_for([CAPTURE, IDENTITY, CONFIGURATION]);
