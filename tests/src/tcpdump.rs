@@ -1,23 +1,27 @@
 //! What really crosses a link.
 
-use std::{fs, path::PathBuf, process::Command, time::Duration};
+use std::{
+    fs,
+    path::PathBuf,
+    process::Command,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, bail};
 use nix::sys::signal::Signal;
-use tokio::time::{sleep, timeout};
 
 use crate::{link::CHILD_INTERFACE, node::Node, pod::Pod, process::Process};
 
 /// How long tcpdump may take to start and to stop.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// How soon its answer is looked for again.
-const AGAIN: Duration = Duration::from_millis(5);
 
 /// A recording of packets, from the moment `start` returns.
 #[derive(Debug)]
 pub struct Tcpdump {
     process: Process,
     file: PathBuf,
+    /// How often the kernel shows it each packet; of two, it leaves one out.
+    sightings: u64,
 }
 
 impl Tcpdump {
@@ -29,7 +33,7 @@ impl Tcpdump {
     pub async fn on_node(node: &Node, name: &str, filter: &str) -> anyhow::Result<Self> {
         let file = node.lab_directory().join(format!("{}-{name}.pcap", node.name()));
         let command = command(CHILD_INTERFACE, &file, filter);
-        Self::start(node.spawn(&format!("tcpdump-{name}"), command)?, file).await
+        Self::start(node.spawn(&format!("tcpdump-{name}"), command)?, file, 1).await
     }
 
     /// Records what crosses an interface of a pod, `lo` or `eth0`, and matches `filter`.
@@ -39,34 +43,14 @@ impl Tcpdump {
     pub async fn in_pod(pod: &Pod, interface: &str, filter: &str) -> anyhow::Result<Self> {
         let file = pod.lab_directory().join(format!("{}-{interface}.pcap", pod.name()));
         let command = command(interface, &file, filter);
-        Self::start(pod.spawn(&format!("tcpdump-{interface}"), command)?, file).await
+        let process = pod.spawn(&format!("tcpdump-{interface}"), command)?;
+        // What leaves through `lo` comes back through it.
+        Self::start(process, file, if interface == "lo" { 2 } else { 1 }).await
     }
 
-    async fn start(process: Process, file: PathBuf) -> anyhow::Result<Self> {
+    async fn start(process: Process, file: PathBuf, sightings: u64) -> anyhow::Result<Self> {
         process.output().line(PATIENCE, |line| line.contains("listening on")).await?;
-        Ok(Self { process, file })
-    }
-
-    /// Waits until it has read all that crossed so far: asked to end, it ends at once, and leaves
-    /// what it had not come to.
-    async fn catch_up(&self) -> anyhow::Result<()> {
-        let reports = || {
-            let lines = self.process.output().lines().into_iter();
-            lines.filter(|line| line.starts_with(REPORT) && line.contains(" by filter"))
-        };
-        loop {
-            let before = reports().count();
-            self.process.signal(Signal::SIGUSR1)?;
-            let report = loop {
-                match reports().nth(before) {
-                    Some(report) => break report,
-                    None => sleep(AGAIN).await,
-                }
-            };
-            if is_complete(&report) {
-                return Ok(());
-            }
-        }
+        Ok(Self { process, file, sightings })
     }
 
     /// Ends the recording and reads it.
@@ -75,16 +59,16 @@ impl Tcpdump {
     /// When tcpdump does not end, or the kernel dropped packets: what is not there proves
     /// nothing then.
     pub async fn stop(mut self) -> anyhow::Result<Recording> {
-        timeout(PATIENCE, self.catch_up()).await.context("tcpdump falls behind")??;
+        self.catch_up().await?;
         self.process.signal(Signal::SIGINT)?;
         self.process.exit(PATIENCE).await?;
         let lines = self.process.output().lines();
-        let lines: Vec<_> = lines.iter().filter(|line| !line.starts_with(REPORT)).collect();
+        // At the end there is one line for each count; before it, all are in one.
         let count = |what: &str| {
-            let line = lines.iter().find(|line| line.contains(what))?;
+            let line = lines.iter().rev().find(|line| line.ends_with(what))?;
             line.split(' ').next()?.parse::<u64>().ok()
         };
-        let packets = count(" captured");
+        let packets = count("packets captured").or_else(|| count("packet captured"));
         if count("dropped by kernel") != Some(0) {
             bail!("the recording has gaps: {}", self.process.output().tail(5));
         }
@@ -92,17 +76,27 @@ impl Tcpdump {
             .with_context(|| format!("could not read {}", self.file.display()))?;
         Ok(Recording { bytes, packets: packets.context("tcpdump did not count its packets")? })
     }
-}
 
-/// How the lines begin that tcpdump prints on SIGUSR1: `tcpdump: 3 packets captured, 5 packets
-/// received by filter, 0 packets dropped by kernel`.
-const REPORT: &str = "tcpdump: ";
-
-/// Whether a report counts as many packets captured as the filter let through.
-fn is_complete(report: &str) -> bool {
-    let counts = report.trim_start_matches(REPORT).split(", ");
-    let counts: Vec<_> = counts.filter_map(|count| count.split(' ').next()).collect();
-    counts.len() >= 2 && counts[0] == counts[1]
+    /// Waits until tcpdump has written down what the kernel has for it: asked to end, it ends.
+    async fn catch_up(&self) -> anyhow::Result<()> {
+        let output = self.process.output();
+        let deadline = Instant::now() + PATIENCE;
+        let mut asked = 0;
+        while Instant::now() < deadline {
+            self.process.signal(Signal::SIGUSR1)?;
+            asked += 1;
+            let report = output.nth_line(PATIENCE, asked, |line| line.contains(" captured, "));
+            let report = report.await?;
+            let counts = report.trim_start_matches("tcpdump: ").split(", ");
+            let counts = counts.filter_map(|count| count.split(' ').next()?.parse::<u64>().ok());
+            if let [captured, received, _] = counts.collect::<Vec<_>>()[..]
+                && captured * self.sightings == received
+            {
+                return Ok(());
+            }
+        }
+        bail!("tcpdump does not keep up: {}", output.tail(3))
+    }
 }
 
 fn command(interface: &str, file: &std::path::Path, filter: &str) -> Command {
