@@ -1,6 +1,12 @@
 //! What is wrong is said in one line, with what to do about it.
 
-use std::{net::TcpListener, path::Path, process::Command};
+use std::{
+    fs::{Permissions, set_permissions},
+    net::TcpListener,
+    os::unix::fs::PermissionsExt,
+    path::Path,
+    process::Command,
+};
 
 use sluice_tests::{
     Agent, AgentOptions, Mesh, NetnsState, PATIENCE, Talk, agent_program, ask, eventually,
@@ -69,10 +75,13 @@ async fn an_unknown_field_is_shown_with_the_one_that_was_meant() -> anyhow::Resu
 #[tokio::test]
 async fn without_root_it_says_that_it_needs_root() -> anyhow::Result<()> {
     let mesh = Mesh::new()?;
-    // Where anybody may read it.
-    let program = tempfile::Builder::new().prefix("sluice-").tempfile()?;
-    std::fs::copy(agent_program()?, program.path())?;
-    let program = program.into_temp_path();
+    // Where anybody may read it. Written by another process: a file that this one has open for
+    // writing is for a moment open in whatever child a test beside this one forks, and busy.
+    let directory = tempfile::tempdir()?;
+    set_permissions(directory.path(), Permissions::from_mode(0o755))?;
+    let program = directory.path().join("sluice");
+    let copied = Command::new("cp").arg(agent_program()?).arg(&program).status()?;
+    assert!(copied.success());
     for command in ["agent", "uninstall"] {
         let mut setpriv = Command::new("setpriv");
         setpriv.args(["--reuid", "65534", "--regid", "65534", "--clear-groups"]);
