@@ -65,10 +65,15 @@ impl ServicePort {
         Self { port, name, protocol, endpoints, next: AtomicUsize::new(0) }
     }
 
-    /// The next endpoint in round-robin order; `None` when no endpoint is ready.
-    pub fn pick(&self) -> Option<&Endpoint> {
+    /// The next endpoint in round-robin order, of the family of the address that was dialled: a
+    /// client has no address of the other family to reach it from. `None` when none is ready.
+    pub fn pick(&self, dialled: IpAddr) -> Option<&Endpoint> {
+        let of_family = || {
+            let endpoints = self.endpoints.iter();
+            endpoints.filter(|endpoint| endpoint.address.is_ipv4() == dialled.is_ipv4())
+        };
         let turn = self.next.fetch_add(1, Ordering::Relaxed);
-        self.endpoints.get(turn.checked_rem(self.endpoints.len())?)
+        of_family().nth(turn.checked_rem(of_family().count())?)
     }
 }
 
@@ -94,5 +99,32 @@ impl Service {
     /// The port clients reach under `number`.
     pub fn port(&self, number: u16) -> Option<&Arc<ServicePort>> {
         self.ports.iter().find(|port| port.port == number)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn endpoints_take_turns_and_those_of_the_other_family_are_passed_over() {
+        let endpoint =
+            |address: &str| Endpoint { address: address.parse().unwrap(), workload: None };
+        let addresses = ["10.0.0.1:80", "[fd00::1]:80", "10.0.0.2:80", "[fd00::2]:80"];
+        let endpoints = addresses.map(endpoint).to_vec();
+        let port = ServicePort::new(80, String::new(), AppProtocol::Http, endpoints);
+        let picked = |dialled: &str, times: usize| -> Vec<String> {
+            let dialled = dialled.parse().unwrap();
+            (0..times).map(|_| port.pick(dialled).unwrap().address.to_string()).collect()
+        };
+        assert_eq!(picked("10.96.0.1", 3), ["10.0.0.1:80", "10.0.0.2:80", "10.0.0.1:80"]);
+        assert_eq!(picked("fd00:96::1", 2), ["[fd00::2]:80", "[fd00::1]:80"]);
+    }
+
+    #[test]
+    fn without_an_endpoint_of_the_family_there_is_none() {
+        let v6 = Endpoint { address: "[fd00::1]:80".parse().unwrap(), workload: None };
+        let port = ServicePort::new(80, String::new(), AppProtocol::Http, vec![v6]);
+        assert_eq!(port.pick("10.96.0.1".parse().unwrap()), None);
     }
 }

@@ -48,7 +48,7 @@ impl Hop {
     ) -> Result<Self, NoEndpoint> {
         let (service, endpoint) = match destination {
             Destination::Service(service, port) => {
-                let endpoint = port.pick().cloned().ok_or_else(|| NoEndpoint {
+                let endpoint = port.pick(address.ip()).cloned().ok_or_else(|| NoEndpoint {
                     service: format!("{}/{}", service.namespace, service.name),
                     port: port.port,
                 })?;
