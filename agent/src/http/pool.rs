@@ -179,13 +179,24 @@ impl Server {
 
     async fn send_http2<S, E, Dialling>(
         &self,
-        request: Request<Body>,
+        mut request: Request<Body>,
         dial: impl FnOnce() -> Dialling,
     ) -> Result<Response<Body>, SendError<E>>
     where
         Dialling: Future<Output = Result<S, E>>,
         S: Stream,
     {
+        let shared = self.http2.lock().await.clone();
+        if let Some(mut sender) = shared.filter(|sender| !sender.is_closed()) {
+            match sender.try_send_request(request).await {
+                Ok(response) => return Ok(response.map(Body::from)),
+                // The server is closing the connection and has not looked at the request.
+                Err(mut error) => match error.take_message() {
+                    Some(unsent) => request = unsent,
+                    None => return Err(SendError::Exchange(error.into_error())),
+                },
+            }
+        }
         // Requests that come while the connection is being made wait for it here.
         let mut sender = {
             let mut shared = self.http2.lock().await;
