@@ -15,6 +15,7 @@ use tokio::net::{TcpSocket, TcpStream};
 use super::{
     maps::{DialMaps, address},
     netns::Netns,
+    sockets::ready_for_traffic,
 };
 
 /// Where Linux takes ports for clients from, unless told otherwise.
@@ -113,9 +114,7 @@ impl PodDialer {
         // The connect program leaves sockets alone that are registered here.
         self.0.maps().own.insert(socket.cookie()?, 0, 0).map_err(io::Error::other)?;
         let socket = TcpSocket::from_std_stream(socket.into());
-        let stream = socket.connect(to).await?;
-        stream.set_nodelay(true)?;
-        Ok(stream)
+        socket.connect(to).await
     }
 }
 
@@ -166,5 +165,6 @@ fn is_taken(error: &io::Error) -> bool {
 fn tcp_socket(to: SocketAddr) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(to), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_nonblocking(true)?;
+    ready_for_traffic(&socket)?;
     Ok(socket)
 }

@@ -3,9 +3,10 @@
 use std::{
     io,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    time::Duration,
 };
 
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 use tokio::net::{TcpListener, TcpStream};
 
 /// Connections that wait to be accepted; the kernel caps it at `net.core.somaxconn`.
@@ -28,7 +29,6 @@ pub struct Accepted {
 /// When the process is out of file descriptors, or the client is gone already.
 pub async fn accept(listener: &TcpListener) -> io::Result<Accepted> {
     let (stream, peer) = listener.accept().await?;
-    stream.set_nodelay(true)?;
     let original_destination = canonical(stream.local_addr()?);
     Ok(Accepted { stream, peer: canonical(peer), original_destination })
 }
@@ -54,8 +54,21 @@ pub(super) fn listener() -> io::Result<TcpListener> {
         }
     };
     socket.set_nonblocking(true)?;
+    // Linux passes both on to every accepted socket.
+    ready_for_traffic(&socket)?;
     socket.listen(BACKLOG)?;
     TcpListener::from_std(socket.into())
+}
+
+/// What every connection the agent carries wants: small writes leave at once, and a peer that
+/// vanished without a word is noticed, about five minutes later.
+pub(super) fn ready_for_traffic(socket: &Socket) -> io::Result<()> {
+    socket.set_tcp_nodelay(true)?;
+    let probes = TcpKeepalive::new()
+        .with_time(Duration::from_secs(180))
+        .with_interval(Duration::from_secs(15))
+        .with_retries(9);
+    socket.set_tcp_keepalive(&probes)
 }
 
 /// IPv4 over a dual-stack socket, as IPv4.
