@@ -7,6 +7,8 @@ use std::{
     path::{Path, PathBuf},
     process::Command,
     sync::OnceLock,
+    thread,
+    time::{Duration, Instant},
 };
 
 use anyhow::Context;
@@ -20,6 +22,9 @@ use crate::{
     process::{Finished, Place, Process},
     sockets::Sockets,
 };
+
+/// How long a process may take from fork to exec.
+const FORK: Duration = Duration::from_secs(1);
 
 /// What a pod is in the mesh.
 #[derive(Clone, Debug)]
@@ -205,7 +210,16 @@ impl Pod {
         let socket = self.socket(Domain::IPV6, Type::STREAM)?;
         socket.set_reuse_address(true)?;
         socket.set_only_v6(false)?;
-        socket.bind(&SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), port).into())?;
+        let address = SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), port).into();
+        // A listener that was just dropped lives on for a moment in processes that another test
+        // is starting: between fork and exec they have a copy of everything.
+        let deadline = Instant::now() + FORK;
+        while let Err(error) = socket.bind(&address) {
+            if error.kind() != io::ErrorKind::AddrInUse || Instant::now() > deadline {
+                return Err(error.into());
+            }
+            thread::sleep(FORK / 100);
+        }
         socket.listen(1024)?;
         Ok(TcpListener::from_std(socket.into())?)
     }

@@ -1,8 +1,7 @@
 //! Pods that come into the mesh and leave it while their agent runs.
 
-use std::{net::SocketAddr, process::Command};
+use std::{collections::BTreeMap, net::SocketAddr, process::Command};
 
-use serde_json::Value;
 use sluice_tests::{
     Agent, Mesh, NetnsState, Node, PATIENCE, Pod, PodOptions, Talk, Tcpdump, capture_events,
     eventually,
@@ -15,7 +14,7 @@ fn is_captured(node: &Node, pod: &Pod) -> anyhow::Result<bool> {
     let status = Agent::status(node)?;
     let pods = status["pods"].as_array().into_iter().flatten();
     let name = format!("{}/{}", pod.namespace(), pod.name());
-    let mut ours = pods.filter(|pod| pod["name"] == Value::from(name.as_str()));
+    let mut ours = pods.filter(|pod| pod["name"] == name.as_str());
     Ok(ours.any(|pod| pod["error"].is_null()))
 }
 
@@ -33,7 +32,7 @@ async fn steered(node: &Node, client: &Pod, server: &Pod) -> anyhow::Result<u64>
     Ok(capture_events(node, "steered_out")? - before)
 }
 
-fn without_label<'a>(pod: &'a Pod) -> std::collections::BTreeMap<&'a str, &'a str> {
+fn without_label(pod: &Pod) -> BTreeMap<&str, &str> {
     let mut labels = pod.labels();
     labels.remove("istio.io/dataplane-mode");
     labels

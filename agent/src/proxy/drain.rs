@@ -18,6 +18,8 @@ impl Drain {
         let abort = self.abort.clone();
         self.connections.spawn(async move {
             tokio::select! {
+                // A connection that watches for the cut itself gets to record how it ended.
+                biased;
                 () = connection => {}
                 () = abort.cancelled() => {}
             }
@@ -27,6 +29,11 @@ impl Drain {
     /// Cancelled when connections should finish what they are doing and close.
     pub fn started(&self) -> &CancellationToken {
         &self.started
+    }
+
+    /// Cancelled when what is still open is cut.
+    pub(super) fn cut(&self) -> &CancellationToken {
+        &self.abort
     }
 
     /// Connections open now.

@@ -200,7 +200,8 @@ async fn carry(proxy: Arc<Proxy>, pod: Arc<LocalPod>, arrival: Arrival, door: Do
         }
     };
     span.opaque();
-    let Outcome { sent, received, failure } = relay(client, Io::Tcp(app), early).await;
+    let Outcome { sent, received, failure } =
+        relay(client, Io::Tcp(app), early, proxy.drain.cut()).await;
     span.finish(sent, received, failure);
 }
 

@@ -8,6 +8,7 @@ use std::{
 
 use http::{HeaderMap, Request, Response};
 use tokio::net::TcpStream;
+use tokio_util::sync::CancellationToken;
 
 use super::{
     HBONE_PORT, Hop, Io, LocalPod, Proxy, Way,
@@ -38,7 +39,7 @@ pub(super) async fn connection(proxy: Arc<Proxy>, pod: Arc<LocalPod>, accepted: 
         AppProtocol::Http | AppProtocol::Http2 => outbound.requests(stream, None).await,
         AppProtocol::Opaque => {
             if let Some(opened) = outbound.open_or_reset(&stream, &destination).await {
-                opened.relay(stream, Early::default()).await;
+                opened.relay(stream, Early::default(), outbound.proxy.drain.cut()).await;
             }
         }
         AppProtocol::Unknown => outbound.undeclared(stream, &destination).await,
@@ -84,7 +85,7 @@ impl Outbound {
             }
         };
         if detected.protocol == Protocol::Opaque {
-            return opened.relay(client, detected.early).await;
+            return opened.relay(client, detected.early, self.proxy.drain.cut()).await;
         }
         let hop = opened.hop.clone();
         if let Err(error) = opened.adopt(&self, detected.protocol).await {
@@ -256,9 +257,10 @@ struct Unopened {
 }
 
 impl Opened {
-    async fn relay(mut self, client: TcpStream, early: Early) {
+    async fn relay(mut self, client: TcpStream, early: Early, cut: &CancellationToken) {
         self.spans.iter_mut().for_each(TcpSpan::opaque);
-        let Outcome { sent, received, failure } = relay(Io::Tcp(client), self.server, early).await;
+        let Outcome { sent, received, failure } =
+            relay(Io::Tcp(client), self.server, early, cut).await;
         for span in self.spans {
             span.finish(sent, received, failure);
         }

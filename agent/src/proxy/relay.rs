@@ -9,6 +9,7 @@ use std::{
 
 use bytes::Bytes;
 use tokio::io::AsyncWrite;
+use tokio_util::sync::CancellationToken;
 
 use super::io::{Io, ReadSize};
 use crate::telemetry::Failure;
@@ -34,15 +35,23 @@ pub(super) struct Early {
 /// Moves bytes between `client` and `server`. An end in one direction is passed on and the
 /// other direction goes on; a reset at one end becomes a reset at the other.
 ///
-/// When the returned future is dropped half way, as the drain deadline does it, both ends are
-/// reset: an end would tell them that they have everything.
-pub(super) async fn relay(client: Io, server: Io, early: Early) -> Outcome {
+/// When `cut` is cancelled, or the returned future dropped half way, both ends are reset: an end
+/// would tell them that they have everything.
+pub(super) async fn relay(
+    client: Io,
+    server: Io,
+    early: Early,
+    cut: &CancellationToken,
+) -> Outcome {
     let mut relay = Relay {
         ends: Some((client, server)),
         up: Direction::starting_with(early.from_client),
         down: Direction::starting_with(early.from_server),
     };
-    let failure = poll_fn(|cx| relay.poll(cx)).await;
+    let failure = tokio::select! {
+        failure = poll_fn(|cx| relay.poll(cx)) => failure,
+        () = cut.cancelled() => Some(Failure::DrainTimeout),
+    };
     if failure.is_none() {
         // Both directions were shut down; nothing is left to reset.
         relay.ends = None;
@@ -187,7 +196,9 @@ mod tests {
     async fn bench(early: Early) -> Bench {
         let (client, near) = pair().await;
         let (far, server) = pair().await;
-        let relay = tokio::spawn(relay(Io::Tcp(near), Io::Tcp(far), early));
+        let relay = tokio::spawn(async move {
+            relay(Io::Tcp(near), Io::Tcp(far), early, &CancellationToken::new()).await
+        });
         Bench { client, server, relay }
     }
 

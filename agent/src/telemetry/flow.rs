@@ -94,6 +94,8 @@ pub enum Failure {
     AuthzDenied,
     /// The Service has no ready endpoint.
     NoHealthyUpstream,
+    /// The agent ended before the connection did.
+    DrainTimeout,
 }
 
 impl Failure {
@@ -107,6 +109,7 @@ impl Failure {
             Failure::ResetLocal => "reset_local",
             Failure::AuthzDenied => "authz_denied",
             Failure::NoHealthyUpstream => "no_healthy_upstream",
+            Failure::DrainTimeout => "drain_timeout",
         }
     }
 
@@ -120,6 +123,7 @@ impl Failure {
             Failure::ResetLocal => "DC",
             Failure::AuthzDenied => "DENY",
             Failure::NoHealthyUpstream => "UH",
+            Failure::DrainTimeout => "DT",
         }
     }
 }
