@@ -207,21 +207,25 @@ impl Pod {
     /// # Errors
     /// When the port is taken.
     pub fn listen(&self, port: u16) -> anyhow::Result<TcpListener> {
-        let socket = self.socket(Domain::IPV6, Type::STREAM)?;
-        socket.set_reuse_address(true)?;
-        socket.set_only_v6(false)?;
         let address = SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), port).into();
         // A listener that was just dropped lives on for a moment in processes that another test
         // is starting: between fork and exec they have a copy of everything.
         let deadline = Instant::now() + FORK;
-        while let Err(error) = socket.bind(&address) {
-            if error.kind() != io::ErrorKind::AddrInUse || Instant::now() > deadline {
-                return Err(error.into());
+        loop {
+            let socket = self.socket(Domain::IPV6, Type::STREAM)?;
+            socket.set_reuse_address(true)?;
+            socket.set_only_v6(false)?;
+            match socket.bind(&address).and_then(|()| socket.listen(1024)) {
+                Ok(()) => return Ok(TcpListener::from_std(socket.into())?),
+                Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+                    if Instant::now() > deadline {
+                        return Err(error.into());
+                    }
+                    thread::sleep(FORK / 100);
+                }
+                Err(error) => return Err(error.into()),
             }
-            thread::sleep(FORK / 100);
         }
-        socket.listen(1024)?;
-        Ok(TcpListener::from_std(socket.into())?)
     }
 
     fn tcp(&self, domain: Domain) -> anyhow::Result<TcpSocket> {

@@ -129,6 +129,13 @@ pub(crate) static NEEDS: &[Need] = &[
         source: Source::Debian(&["bpftool"]),
     },
     Need {
+        what: "sysctl",
+        why: "shows that a pod that leaves the mesh has its settings back",
+        purpose: Purpose::Test,
+        present: || on_path("sysctl"),
+        source: Source::Debian(&["procps"]),
+    },
+    Need {
         what: "redis-server",
         why: "is an ordinary TCP service in tests",
         purpose: Purpose::Test,
@@ -141,6 +148,13 @@ pub(crate) static NEEDS: &[Need] = &[
         purpose: Purpose::Test,
         present: || rotel_fits() || succeeds("python3", &["-c", "import ensurepip, venv"]),
         source: Source::Debian(&["python3", "python3-venv"]),
+    },
+    Need {
+        what: "Python's library",
+        why: "is what rotel is linked with",
+        purpose: Purpose::Test,
+        present: rotel_starts_or_could,
+        source: Source::Debian(&["libpython3.11"]),
     },
     Need {
         what: "rotel",
@@ -166,6 +180,13 @@ pub(crate) fn rotel_program() -> PathBuf {
 fn rotel_fits() -> bool {
     // It is linked there last, so it marks a complete installation.
     rotel_program().is_file()
+}
+
+/// Whether rotel runs or, where it is yet to be installed, will find Debian's library.
+fn rotel_starts_or_could() -> bool {
+    let library = |folder: &str| Path::new(folder).join("libpython3.11.so.1.0").is_file();
+    ["/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu"].into_iter().any(library)
+        || rotel_program().to_str().is_some_and(|rotel| succeeds(rotel, &["--version"]))
 }
 
 fn bpf_linker_fits() -> bool {

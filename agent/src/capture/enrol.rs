@@ -147,12 +147,16 @@ impl Capture {
         let captured = (|| {
             namespace.run(|| routing::install(ips)).step(step("set up routing"))?;
             maps.listen(slot, &outbound, &inbound).step(step("register the listeners"))?;
-            maps.add_addresses(slot, ips).step(step("register the pod's addresses"))?;
+            maps.set_addresses(slot, ips).step(step("register the pod's addresses"))?;
             let link = programs::steer(&self.pins, &namespace, slot)?;
             self.pins.pin_pod(link, &pin)?;
             maps.capture(slot, cookie).step(step("register the pod"))
         })();
         if let Err(error) = captured {
+            if former.is_some() {
+                // Still captured, and closed while nobody listens: better than let go.
+                return Err(error);
+            }
             if let Err(left) = release(maps, &self.pins, &pin, Some(&namespace)) {
                 tracing::warn!(pod = %uid, %left, "a failed enrolment left something behind");
             }

@@ -61,8 +61,11 @@ impl Maps {
     }
 
     /// Makes the pod's addresses known, so that its SYNs are steered.
-    pub(super) fn add_addresses(&mut self, slot: u32, ips: &[IpAddr]) -> Result<(), MapError> {
-        ips.iter().try_for_each(|ip| self.pod_ips.insert(address(*ip), slot, 0))
+    /// Addresses it had before and has no longer are forgotten.
+    pub(super) fn set_addresses(&mut self, slot: u32, ips: &[IpAddr]) -> Result<(), MapError> {
+        let now: Vec<_> = ips.iter().copied().map(address).collect();
+        now.iter().try_for_each(|ip| self.pod_ips.insert(ip, slot, 0))?;
+        forget(&mut self.pod_ips, slot, |ip| !now.contains(ip))
     }
 
     /// Marks what the pod connects from here on.
@@ -72,8 +75,8 @@ impl Maps {
 
     /// Forgets everything about the pod in `slot`.
     pub(super) fn forget(&mut self, slot: u32) -> Result<(), MapError> {
-        forget(&mut self.pods, slot)?;
-        forget(&mut self.pod_ips, slot)?;
+        forget(&mut self.pods, slot, |_| true)?;
+        forget(&mut self.pod_ips, slot, |_| true)?;
         for listener in [outbound_slot(slot), inbound_slot(slot)] {
             // A listener that closed is gone already.
             let _ = self.listeners.clear_index(&listener);
@@ -113,10 +116,14 @@ where
     open().step(format!("open the eBPF map {name}"))
 }
 
-/// Removes every entry that leads to `slot`.
-fn forget<K: aya::Pod>(map: &mut HashMap<MapData, K, u32>, slot: u32) -> Result<(), MapError> {
+/// Removes every entry that leads to `slot` and whose key `is_over`.
+fn forget<K: aya::Pod>(
+    map: &mut HashMap<MapData, K, u32>,
+    slot: u32,
+    is_over: impl Fn(&K) -> bool,
+) -> Result<(), MapError> {
     let of_slot = |entry: Result<(K, u32), MapError>| match entry {
-        Ok((key, value)) => (value == slot).then_some(Ok(key)),
+        Ok((key, value)) => (value == slot && is_over(&key)).then_some(Ok(key)),
         Err(error) => Some(Err(error)),
     };
     let keys: Vec<K> = map.iter().filter_map(of_slot).collect::<Result<_, _>>()?;

@@ -19,7 +19,7 @@ pub(super) struct Agent {
     config_dir: PathBuf,
 
     /// This node's name: pods whose spec.nodeName is this are enrolled
-    #[arg(long, env = "NODE_NAME", value_name = "NAME", default_value_t = hostname())]
+    #[arg(long, env = "NODE_NAME", value_name = "NAME", default_value_t = hostname(), value_parser = clap::builder::NonEmptyStringValueParser::new())]
     node_name: String,
 
     /// Root of trust of local workloads

@@ -96,7 +96,11 @@ impl http_body::Body for Body {
             }
         };
         this.seen(frame.as_ref());
-        if frame.as_ref().is_none_or(|frame| frame.is_err() || this.source.is_end_stream()) {
+        // Nothing follows trailers, and whoever sent them on need not poll again.
+        let is_last = |frame: &Result<Frame<Bytes>, hyper::Error>| {
+            frame.as_ref().map_or(true, Frame::is_trailers)
+        };
+        if frame.as_ref().is_none_or(is_last) || this.source.is_end_stream() {
             if matches!(frame, Some(Ok(_))) {
                 this.seen(None);
             }

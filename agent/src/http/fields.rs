@@ -34,6 +34,16 @@ pub fn forwardable(headers: &mut HeaderMap) {
     }
 }
 
+/// As [`forwardable`], for a request. A body of unknown length stays chunked whatever the method:
+/// hyper sends no body with a GET unless the fields say that there is one.
+pub fn forwardable_request(headers: &mut HeaderMap) {
+    let chunked = headers.contains_key(header::TRANSFER_ENCODING);
+    forwardable(headers);
+    if chunked {
+        headers.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+    }
+}
+
 /// The fields `Connection` declares to be for this hop only.
 fn named_by_connection(headers: &HeaderMap) -> Vec<HeaderName> {
     tokens(headers, &header::CONNECTION)

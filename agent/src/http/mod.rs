@@ -15,7 +15,7 @@ mod sniff;
 mod tests;
 
 pub use body::{Body, Tap};
-pub use fields::forwardable;
+pub use fields::{forwardable, forwardable_request};
 pub use pool::{Pool, PoolKey, SendError, Stream};
 pub use prefixed::Prefixed;
 pub use serve::{Handler, Upgraded, plain, serve};

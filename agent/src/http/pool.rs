@@ -186,7 +186,7 @@ impl Server {
         Dialling: Future<Output = Result<S, E>>,
         S: Stream,
     {
-        let shared = self.http2.lock().await.clone();
+        let shared = self.http2.try_lock().ok().and_then(|shared| shared.clone());
         if let Some(mut sender) = shared.filter(|sender| !sender.is_closed()) {
             match sender.try_send_request(request).await {
                 Ok(response) => return Ok(response.map(Body::from)),
@@ -197,11 +197,19 @@ impl Server {
                 },
             }
         }
-        // Requests that come while the connection is being made wait for it here.
+        // Requests that come while the connection is being made wait for it here; where that
+        // fails they try by themselves, all at once.
+        let waited = self.http2.try_lock().is_err();
         let mut sender = {
             let mut shared = self.http2.lock().await;
             match &*shared {
                 Some(sender) if !sender.is_closed() => sender.clone(),
+                _ if waited => {
+                    drop(shared);
+                    let io = dial().await.map_err(SendError::Connect)?;
+                    let sender = connect_http2(io).await.map_err(SendError::Exchange)?;
+                    self.http2.lock().await.insert(sender).clone()
+                }
                 _ => {
                     let io = dial().await.map_err(SendError::Connect)?;
                     let sender = connect_http2(io).await.map_err(SendError::Exchange)?;

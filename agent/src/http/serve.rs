@@ -15,6 +15,7 @@ use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::conn::auto,
 };
+use tokio::{sync::Notify, time::timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -22,8 +23,12 @@ use super::{
     pool::{H2_CONNECTION_WINDOW, H2_STREAM_WINDOW, MOST_HEADER_BYTES},
 };
 
-/// How long a client may take over the header of a request (slow-loris).
-const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a client may take until the header of its next request is whole. hyper counts the
+/// time between two requests in, so this is also how long a connection may idle: as long as
+/// Envoy lets it, for a client whose pool keeps connections longer would meet closed ones.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(3600);
+/// How long a connection that has not asked for anything yet may stay when draining starts.
+const FIRST_REQUEST_TIMEOUT: Duration = Duration::from_secs(1);
 /// Requests one client may have open on one HTTP/2 connection.
 const MOST_STREAMS: u32 = 1000;
 
@@ -83,15 +88,24 @@ where
         .max_concurrent_streams(MOST_STREAMS)
         .max_header_list_size(MOST_HEADER_BYTES)
         .keep_alive_interval(Duration::from_secs(30));
+    let asked = Arc::new(Notify::new());
+    let first_request = asked.clone();
     let service = hyper::service::service_fn(move |request| {
+        asked.notify_one();
         let handler = handler.clone();
         async move { Ok::<_, Infallible>(answer(&*handler, request).await) }
     });
     let mut connection =
         pin!(builder.serve_connection_with_upgrades(TokioIo::new(stream), service));
+    let drained = async {
+        drain.cancelled().await;
+        // Shut down before its first request, a connection would close without an answer.
+        let _ = timeout(FIRST_REQUEST_TIMEOUT, first_request.notified()).await;
+    };
     tokio::select! {
+        biased;
         ended = connection.as_mut() => ended,
-        () = drain.cancelled() => {
+        () = drained => {
             connection.as_mut().graceful_shutdown();
             connection.await
         }

@@ -6,13 +6,14 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
+    time::Duration,
 };
 
 use http::{Request, Response, StatusCode};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 use tokio_util::sync::CancellationToken;
 
-use super::{Body, Handler, Pool, PoolKey, forwardable, plain, serve};
+use super::{Body, Handler, Pool, PoolKey, Tap, forwardable, forwardable_request, plain, serve};
 
 /// Passes every request to one server, whose ends of the connections a test plays.
 struct Forward {
@@ -25,7 +26,7 @@ impl Handler for Forward {
     async fn handle(&self, mut request: Request<Body>) -> Response<Body> {
         let server = SocketAddr::from((Ipv4Addr::LOCALHOST, 80));
         let key = PoolKey::new(Ipv4Addr::LOCALHOST.into(), server, request.version());
-        forwardable(request.headers_mut());
+        forwardable_request(request.headers_mut());
         let dial = || async {
             self.dialled.fetch_add(1, Ordering::Relaxed);
             let (ours, theirs) = duplex(64 << 10);
@@ -231,4 +232,97 @@ async fn draining_closes_an_idle_connection_and_lets_a_request_under_way_finish(
     let mut answer = String::new();
     bench.client.read_to_string(&mut answer).await.unwrap();
     assert!(answer.contains("connection: close") && answer.ends_with("ok"), "{answer}");
+}
+
+#[tokio::test]
+async fn a_chunked_body_passes_whatever_the_method() {
+    let mut bench = bench();
+    bench
+        .say("GET / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n")
+        .await;
+    let request = read_until(&mut bench.server().await, "0\r\n\r\n").await;
+    assert!(request.ends_with("3\r\nabc\r\n0\r\n\r\n"), "{request}");
+}
+
+#[tokio::test]
+async fn a_connection_that_draining_finds_before_its_first_request_is_still_answered() {
+    let mut bench = bench();
+    bench.drain.cancel();
+    bench.say("GET / HTTP/1.1\r\nhost: a\r\n\r\n").await;
+    let mut server = bench.server().await;
+    read_until(&mut server, "\r\n\r\n").await;
+    server.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await.unwrap();
+    let mut answer = String::new();
+    bench.client.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.contains("connection: close") && answer.ends_with("ok"), "{answer}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn requests_that_waited_for_an_http_2_dial_that_failed_do_not_queue_up() {
+    let pool = Arc::new(Pool::default());
+    let server = SocketAddr::from((Ipv4Addr::LOCALHOST, 80));
+    let key = PoolKey { client: Ipv4Addr::LOCALHOST.into(), server, http2: true };
+    let slow = Duration::from_secs(10);
+    let began = tokio::time::Instant::now();
+    let requests = (0..20).map(|_| {
+        let pool = pool.clone();
+        tokio::spawn(async move {
+            let dial = || async {
+                tokio::time::sleep(slow).await;
+                Err::<DuplexStream, _>("nobody there")
+            };
+            pool.send(key, Request::new(Body::default()), dial).await.is_err()
+        })
+    });
+    for request in requests.collect::<Vec<_>>() {
+        assert!(request.await.unwrap());
+    }
+    assert_eq!(began.elapsed(), 2 * slow);
+}
+
+/// Tells how a body ended.
+struct Ended(tokio::sync::mpsc::UnboundedSender<&'static str>);
+
+impl Tap for Ended {
+    fn data(&mut self, _bytes: usize) {}
+    fn trailers(&mut self, _trailers: &http::HeaderMap) {
+        let _ = self.0.send("trailers");
+    }
+    fn complete(&mut self) {
+        let _ = self.0.send("complete");
+    }
+}
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        let _ = self.0.send("dropped");
+    }
+}
+
+struct Tapped(Forward, tokio::sync::mpsc::UnboundedSender<&'static str>);
+
+impl Handler for Tapped {
+    async fn handle(&self, request: Request<Body>) -> Response<Body> {
+        self.0.handle(request).await.map(|body| body.tapped(Ended(self.1.clone())))
+    }
+}
+
+#[tokio::test]
+async fn a_body_that_ends_with_trailers_is_complete() {
+    let (connections, mut servers) = tokio::sync::mpsc::unbounded_channel();
+    let (ended, mut how) = tokio::sync::mpsc::unbounded_channel();
+    let forward = Forward { pool: Pool::default(), connections, dialled: Arc::default() };
+    let (mut client, agent) = duplex(64 << 10);
+    let handler = Arc::new(Tapped(forward, ended));
+    tokio::spawn(async move { serve(agent, handler, &CancellationToken::new()).await });
+    let request = b"GET / HTTP/1.1\r\nhost: a\r\nte: trailers\r\nconnection: te\r\n\r\n";
+    client.write_all(request).await.unwrap();
+    let mut server = servers.recv().await.unwrap();
+    read_until(&mut server, "\r\n\r\n").await;
+    let answer = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\ntrailer: x-sum\r\n\r\n\
+                  3\r\nabc\r\n0\r\nx-sum: 9\r\n\r\n";
+    server.write_all(answer.as_bytes()).await.unwrap();
+    read_until(&mut client, "x-sum: 9\r\n\r\n").await;
+    assert_eq!(how.recv().await, Some("trailers"));
+    assert_eq!(how.recv().await, Some("complete"));
 }

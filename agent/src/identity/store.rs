@@ -127,7 +127,9 @@ impl IdentityStore {
 
     async fn issued(&self, who: &Principal) -> Result<Arc<Issued>, IdentityError> {
         let known = self.kept.load().get(who).cloned();
-        let state = known.unwrap_or_else(|| self.keep(who)).state.clone();
+        // Held until the answer is there: whoever is forgotten meanwhile is still answered.
+        let kept = known.unwrap_or_else(|| self.keep(who));
+        let state = &kept.state;
         let issued = match state.current.load_full() {
             Some(issued) => issued,
             None => state.first().await?,

@@ -104,11 +104,7 @@ impl Enrolment {
     async fn reconcile(&self) -> bool {
         let desired = self.desired();
         self.proxy.telemetry.metrics().retain(&self.proxy.snapshots.load());
-        self.release(|uid, pod, netns| {
-            desired.get(uid).is_none_or(|workload| {
-                workload.netns.as_ref() != Some(netns) || workload.ips != pod.workload().ips
-            })
-        });
+        self.release(&desired);
         let mut complete = true;
         for (uid, workload) in &desired {
             if self.refresh(uid, workload) {
@@ -130,11 +126,13 @@ impl Enrolment {
         complete
     }
 
-    /// Passes a newer view of an already captured pod on. `false` when it is not captured.
+    /// Passes a newer view of an already captured pod on. `false` when it is not captured, or
+    /// under other addresses: it is enrolled anew then, over the old enrolment, so that there
+    /// is no moment without one.
     fn refresh(&self, uid: &PodUid, workload: &Arc<Workload>) -> bool {
         let pods = self.pods.lock().unwrap_or_else(PoisonError::into_inner);
         match pods.get(uid) {
-            Some(State::Captured { pod, .. }) => {
+            Some(State::Captured { pod, .. }) if pod.workload().ips == workload.ips => {
                 pod.update(workload.clone());
                 true
             }
@@ -160,15 +158,23 @@ impl Enrolment {
         Ok(State::Captured { pod, netns, _serving })
     }
 
-    /// Lets go of every pod that `is_over` says so of.
-    fn release(&self, is_over: impl Fn(&PodUid, &LocalPod, &PathBuf) -> bool) {
+    /// Lets go of every pod that is not `desired`, or is in another namespace now.
+    fn release(&self, desired: &BTreeMap<PodUid, Arc<Workload>>) {
         let mut pods = self.pods.lock().unwrap_or_else(PoisonError::into_inner);
         pods.retain(|uid, state| {
-            let State::Captured { pod, netns, .. } = state else { return false };
-            if !is_over(uid, pod, netns) {
+            let workload = match state {
+                State::Captured { pod, .. } => pod.workload(),
+                State::Failed { workload, .. } => workload.clone(),
+            };
+            let stays = desired.get(uid).is_some_and(|desired| match state {
+                State::Captured { netns, .. } => desired.netns.as_ref() == Some(netns),
+                // Perhaps closed, by an enrolment that failed half way: not to be opened.
+                State::Failed { .. } => true,
+            });
+            if stays {
                 return true;
             }
-            let name = format!("{}/{}", pod.workload().namespace, pod.workload().name);
+            let name = format!("{}/{}", workload.namespace, workload.name);
             match self.capture.unenroll(uid) {
                 Ok(()) => tracing::info!(pod = name, "pod released"),
                 Err(error) => tracing::warn!(pod = name, %error, "pod not released cleanly"),

@@ -3,6 +3,8 @@
 use std::{
     fmt,
     future::Future,
+    mem,
+    net::SocketAddr,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -12,7 +14,7 @@ use std::{
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, header, uri};
 
 use crate::{
-    http::{Body, SendError, Tap, Upgraded, forwardable, plain},
+    http::{Body, SendError, Tap, Upgraded, forwardable, forwardable_request, plain},
     telemetry::{Failure, Flow, HttpSpan, Telemetry},
 };
 
@@ -64,7 +66,8 @@ where
 {
     let (mut parts, body) = request.into_parts();
     let span = telemetry.http_request(flow, &mut parts);
-    forwardable(&mut parts.headers);
+    forwardable_request(&mut parts.headers);
+    name_the_host(&mut parts, flow.server);
     origin_form(&mut parts);
     if parts.version == http::Version::HTTP_10 {
         parts.version = http::Version::HTTP_11;
@@ -196,6 +199,24 @@ impl Drop for Watch {
     /// The client went away before the response was through.
     fn drop(&mut self) {
         self.finish(Some(Failure::ResetLocal));
+    }
+}
+
+/// Every request names its host on the next hop: HTTP/1.0 need not, and HTTP/2 may do so with
+/// a Host field instead of `:authority` (RFC 9113 §8.3.1).
+fn name_the_host(parts: &mut http::request::Parts, dialled: SocketAddr) {
+    if parts.uri.authority().is_some() {
+        return;
+    }
+    let dialled = || HeaderValue::from_str(&dialled.to_string()).ok();
+    let Some(host) = parts.headers.get(header::HOST).cloned().or_else(dialled) else { return };
+    if parts.version == http::Version::HTTP_2 {
+        let mut named = mem::take(&mut parts.uri).into_parts();
+        named.scheme = Some(uri::Scheme::HTTP);
+        named.authority = uri::Authority::try_from(host.as_bytes()).ok();
+        parts.uri = Uri::from_parts(named).unwrap_or_default();
+    } else {
+        parts.headers.entry(header::HOST).or_insert(host);
     }
 }
 

@@ -29,6 +29,16 @@ pub enum Way {
     Plain,
 }
 
+impl Way {
+    /// Who must be at the other end of a connection on this way; `None` in plaintext.
+    pub(super) fn peer(&self) -> Option<&Principal> {
+        match self {
+            Way::Tunnel(peer) => Some(peer),
+            Way::SameNode(_) | Way::Plain => None,
+        }
+    }
+}
+
 /// The dialled Service port has no ready endpoint.
 #[derive(Debug, thiserror::Error)]
 #[error(

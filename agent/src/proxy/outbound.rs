@@ -270,12 +270,11 @@ impl Opened {
     /// request by request from here on.
     async fn adopt(self, by: &Outbound, protocol: Protocol) -> Result<(), hyper::Error> {
         self.spans.into_iter().for_each(TcpSpan::discard);
-        let pool = match &self.hop.way {
-            Way::SameNode(pod) => &pod.inbound,
-            Way::Tunnel(_) | Way::Plain => &by.pod.outbound,
-        };
         let key = PoolKey::speaking(by.client.ip(), self.hop.address, protocol);
-        pool.adopt(key, self.server).await
+        match &self.hop.way {
+            Way::SameNode(pod) => pod.inbound.adopt(key, self.server).await,
+            way => by.pod.outbound(way.peer()).adopt(key, self.server).await,
+        }
     }
 
     fn abort(self, failure: Failure) {
@@ -321,7 +320,7 @@ impl web::Handler for Requests {
             }
             let key = PoolKey::new(client.ip(), hop.address, request.version());
             let dial = || self.outbound.reach(&hop);
-            pod.outbound.send(key, request, dial).await.map_err(Refusal::from)
+            pod.outbound(hop.way.peer()).send(key, request, dial).await.map_err(Refusal::from)
         })
         .await
     }
@@ -334,9 +333,16 @@ impl Requests {
 
     fn flow(&self, hop: &Hop) -> Arc<Flow> {
         let mut flows = self.flows.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((_, flow)) = flows.iter().find(|(address, _)| *address == hop.address) {
+        let local = self.outbound.pod.workload();
+        if let Some((_, flow)) = flows.iter().find(|(address, _)| *address == hop.address)
+            && Arc::ptr_eq(&flow.local, &local)
+            && flow.remote.as_ref().map(Arc::as_ptr) == hop.workload.as_ref().map(Arc::as_ptr)
+            && flow.same_node == matches!(hop.way, Way::SameNode(_))
+        {
             return flow.clone();
         }
+        // A newer snapshot may say something else about this endpoint.
+        flows.retain(|(address, _)| *address != hop.address);
         let flow = self.outbound.flow(Some(hop), hop.service.clone());
         flows.push((hop.address, flow.clone()));
         flow

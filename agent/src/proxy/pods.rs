@@ -7,7 +7,7 @@ use arc_swap::ArcSwap;
 use crate::{
     capture::PodDialer,
     http::Pool,
-    mesh::{PodUid, Workload},
+    mesh::{PodUid, Principal, Workload},
     tunnel::HbonePool,
 };
 
@@ -19,10 +19,9 @@ pub struct LocalPod {
     pub dialer: PodDialer,
     /// HBONE connections with this pod as their client.
     pub tunnels: HbonePool,
-    /// HTTP connections to other pods.
-    pub outbound: Pool,
     /// HTTP connections to this pod's own application.
     pub inbound: Pool,
+    outbound: papaya::HashMap<Option<Principal>, Arc<Pool>>,
     workload: ArcSwap<Workload>,
 }
 
@@ -33,10 +32,17 @@ impl LocalPod {
             uid: workload.uid.clone(),
             dialer,
             tunnels,
-            outbound: Pool::default(),
+            outbound: papaya::HashMap::new(),
             inbound: Pool::default(),
             workload: ArcSwap::new(workload),
         }
+    }
+
+    /// HTTP connections to servers that have proved to be `peer`, or in plaintext to servers
+    /// outside the mesh. Kept apart: a server that joins the mesh, or an address that becomes
+    /// somebody else's, must not be asked on a connection from before.
+    pub fn outbound(&self, peer: Option<&Principal>) -> Arc<Pool> {
+        self.outbound.pin().get_or_insert_with(peer.cloned(), Arc::default).clone()
     }
 
     /// What the newest snapshot says about the pod.
