@@ -182,17 +182,19 @@ impl Capture {
     /// Ends capture of pods a former agent enrolled and that are not among `known`.
     ///
     /// # Errors
-    /// When the kernel refuses a step; the pods after it are left for the next try.
+    /// When the kernel refuses a step; the first refusal is told, and the other pods let go.
     pub fn forget_unknown(&self, known: &HashSet<PodUid>) -> Result<(), CaptureError> {
         let mut state = self.state();
+        let mut released = Ok(());
         for pin in self.pins.pods().step("read the pins of enrolled pods")? {
             if !known.contains(&pin.uid) {
                 let netns = super::uninstall::find_netns(pin.netns);
-                release(&mut state.maps, &self.pins, &pin, netns.as_ref())?;
-                tracing::info!(pod = %pin.uid, "released a pod that a former agent captured");
+                let pod = release(&mut state.maps, &self.pins, &pin, netns.as_ref());
+                tracing::info!(pod = %pin.uid, "let go of a pod that a former agent captured");
+                released = released.and(pod);
             }
         }
-        Ok(())
+        released
     }
 
     /// What the programs counted, by name, since they were first loaded on this node.

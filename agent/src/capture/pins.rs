@@ -82,21 +82,26 @@ impl Pins {
         Ok(pods)
     }
 
-    /// Removes every pin: all links are detached, all programs and maps freed.
-    pub(super) fn remove_all(self) -> io::Result<()> {
-        // Links first: while they exist, maps and programs have to stay.
+    /// Detaches the programs that are the same for every pod: no connection is marked any more.
+    pub(super) fn remove_links(&self) -> io::Result<()> {
+        remove_files(&self.root.join("links"))
+    }
+
+    /// Removes what is left when there are no links: maps and directories.
+    pub(super) fn remove_rest(self) -> io::Result<()> {
+        remove_files(&self.root.join("maps"))?;
         for kind in ["links", "pods", "maps"] {
-            let directory = self.root.join(kind);
-            for entry in fs::read_dir(&directory)? {
-                fs::remove_file(entry?.path())?;
-            }
-            fs::remove_dir(directory)?;
+            fs::remove_dir(self.root.join(kind))?;
         }
         fs::remove_dir(&self.root)?;
         // The pins of another layout's agent may still be beside ours.
         let _ = self.root.parent().map(fs::remove_dir);
         Ok(())
     }
+}
+
+fn remove_files(directory: &Path) -> io::Result<()> {
+    fs::read_dir(directory)?.try_for_each(|entry| fs::remove_file(entry?.path()))
 }
 
 /// The pins of this version of the maps' layout.

@@ -20,17 +20,19 @@ use super::{
 pub fn uninstall(bpffs: &Path) -> Result<(), CaptureError> {
     host::need_root()?;
     let pins = Pins::open(bpffs)?;
-    let pods = pins.pods().step("read the pins of enrolled pods")?;
-    pins.remove_all().step("remove the pins")?;
-    for pod in pods {
+    pins.remove_links().step("remove the pins of links")?;
+    let mut undone = Ok(());
+    for pod in pins.pods().step("read the pins of enrolled pods")? {
         // A namespace that cannot be found is gone with its pod.
-        if let Some(netns) = find_netns(pod.netns) {
-            netns
-                .run(|| routing::remove(pod.settings))
-                .step(format!("undo the routing of pod {}", pod.uid))?;
-        }
+        let routing = find_netns(pod.netns)
+            .map_or(Ok(()), |netns| netns.run(|| routing::remove(pod.settings)))
+            .step(format!("undo the routing of pod {}", pod.uid));
+        // The pin is all that is known about the pod; it goes last, and only then.
+        let pod = routing.and_then(|()| pins.unpin_pod(&pod).step("remove the pin of a pod"));
+        undone = undone.and(pod);
     }
-    Ok(())
+    undone?;
+    pins.remove_rest().step("remove the pins")
 }
 
 /// The living network namespace with this inode, by its name or by a process inside it.
