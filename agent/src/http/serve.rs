@@ -3,7 +3,7 @@
 use std::{
     convert::Infallible,
     future::Future,
-    io,
+    io, mem,
     pin::pin,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -15,7 +15,7 @@ use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::conn::auto,
 };
-use tokio::{sync::Notify, time::timeout};
+use tokio::{sync::Notify, task::JoinSet, time::timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -57,7 +57,8 @@ impl Upgraded {
 }
 
 /// Serves HTTP/1 or HTTP/2, whichever the client starts with, until the client is done or
-/// `drain` is cancelled and the requests under way are answered.
+/// `drain` is cancelled and the requests under way are answered. What a connection was upgraded
+/// to is served to its end.
 ///
 /// # Errors
 /// When the connection breaks or the client's bytes are not HTTP; the client has then been
@@ -90,10 +91,12 @@ where
         .keep_alive_interval(Duration::from_secs(30));
     let asked = Arc::new(Notify::new());
     let first_request = asked.clone();
+    let upgrades = Upgrades::default();
+    let upgraded = upgrades.clone();
     let service = hyper::service::service_fn(move |request| {
         asked.notify_one();
-        let handler = handler.clone();
-        async move { Ok::<_, Infallible>(answer(&*handler, request).await) }
+        let (handler, upgrades) = (handler.clone(), upgrades.clone());
+        async move { Ok::<_, Infallible>(answer(&*handler, request, &upgrades).await) }
     });
     let mut connection =
         pin!(builder.serve_connection_with_upgrades(TokioIo::new(stream), service));
@@ -102,17 +105,28 @@ where
         // Shut down before its first request, a connection would close without an answer.
         let _ = timeout(FIRST_REQUEST_TIMEOUT, first_request.notified()).await;
     };
-    tokio::select! {
+    let ended = tokio::select! {
         biased;
         ended = connection.as_mut() => ended,
         () = drained => {
             connection.as_mut().graceful_shutdown();
             connection.await
         }
-    }
+    };
+    // What it was upgraded to is still this client's connection.
+    let mut relays = mem::take(&mut *upgraded.lock().unwrap_or_else(PoisonError::into_inner));
+    while relays.join_next().await.is_some() {}
+    ended
 }
 
-async fn answer(handler: &impl Handler, mut request: Request<Incoming>) -> Response<Body> {
+/// The relays of one connection's upgrades; they end with whoever serves the connection.
+type Upgrades = Arc<Mutex<JoinSet<()>>>;
+
+async fn answer(
+    handler: &impl Handler,
+    mut request: Request<Incoming>,
+    upgrades: &Upgrades,
+) -> Response<Body> {
     if let Err(reason) = safe(&request) {
         return plain(StatusCode::BAD_REQUEST, reason);
     }
@@ -123,7 +137,8 @@ async fn answer(handler: &impl Handler, mut request: Request<Incoming>) -> Respo
         || connects && response.status().is_success();
     if upgraded && let Some(to_server) = response.extensions_mut().remove::<OnUpgrade>() {
         let watchers = response.extensions_mut().remove::<Upgraded>().unwrap_or_default();
-        tokio::spawn(relay_upgraded(from_client, to_server, watchers));
+        let mut upgrades = upgrades.lock().unwrap_or_else(PoisonError::into_inner);
+        upgrades.spawn(relay_upgraded(from_client, to_server, watchers));
     }
     response
 }

@@ -1,13 +1,21 @@
 //! Finding out what a connection speaks without holding up a server that speaks first.
 
+use std::time::Duration;
+
 use bytes::BytesMut;
-use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt},
+    time::sleep,
+};
 
 use super::relay::Early;
 use crate::{
     http::{Protocol, Sniff, sniff},
     telemetry::Failure,
 };
+
+/// How long bytes that may yet become a request line are held back for more of it.
+const LONGEST_HOLD: Duration = Duration::from_millis(100);
 
 /// What a connection speaks, and what was read to find out.
 #[derive(Debug)]
@@ -56,6 +64,8 @@ pub(super) async fn detect(
                 read.map_err(|_| Side::Server)?;
                 break Protocol::Opaque;
             }
+            // A client that waits for an answer to `HELLO` must not wait for us.
+            () = sleep(LONGEST_HOLD), if !from_client.is_empty() => break Protocol::Opaque,
         }
     };
     let early = Early { from_client: from_client.freeze(), from_server: from_server.freeze() };
@@ -90,6 +100,16 @@ mod tests {
         let detected = detected.await.unwrap().unwrap();
         assert_eq!(detected.protocol, Protocol::Http1);
         assert_eq!(detected.early.from_client, "GET /order HTTP/1.1\r\n");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_line_that_does_not_end_is_held_back_for_a_moment_only() {
+        let (mut client, mut client_end) = duplex(64);
+        let (mut server, _server_end) = duplex(64);
+        client_end.write_all(b"HELLO").await.unwrap();
+        let detected = detect(&mut client, &mut server).await.unwrap();
+        assert_eq!(detected.protocol, Protocol::Opaque);
+        assert_eq!(detected.early.from_client, "HELLO");
     }
 
     #[tokio::test]
