@@ -13,6 +13,7 @@ use super::{CAPTURE, IDENTITY};
 use crate::{
     admin::{self, Readiness},
     capture::{Capture, EnrolledPod},
+    identity::IdentityError,
     mesh::{PodUid, Workload},
     proxy::{self, LocalPod, Proxy, Serving},
     tunnel::{HbonePool, PoolOptions},
@@ -27,6 +28,14 @@ pub(super) struct Enrolment {
     capture: Arc<Capture>,
     proxy: Arc<Proxy>,
     pods: Mutex<BTreeMap<PodUid, State>>,
+}
+
+/// How far reconciling came.
+struct Reconciled {
+    /// Every pod is as it should be.
+    complete: bool,
+    /// Every pod has a certificate.
+    certified: bool,
 }
 
 /// One pod that belongs to the mesh.
@@ -47,9 +56,13 @@ impl Enrolment {
         self.forget_former_pods();
         loop {
             changed.mark_unchanged();
-            let complete = self.reconcile().await;
+            let Reconciled { complete, certified } = self.reconcile().await;
+            // A pod that cannot be captured is that pod's trouble and does not hold up the
+            // node; a CA that issues nothing is everybody's.
             readiness.met(CAPTURE);
-            readiness.met(IDENTITY);
+            if certified {
+                readiness.met(IDENTITY);
+            }
             if complete {
                 retry = RETRY.0;
                 let _ = changed.changed().await;
@@ -100,30 +113,31 @@ impl Enrolment {
         }
     }
 
-    /// Returns whether every pod is as it should be.
-    async fn reconcile(&self) -> bool {
+    /// Makes this node's pods what they should be, as far as that works.
+    async fn reconcile(&self) -> Reconciled {
         let desired = self.desired();
         self.proxy.telemetry.metrics().retain(&self.proxy.snapshots.load());
         self.release(&desired);
-        let mut complete = true;
+        let mut reconciled = Reconciled { complete: true, certified: true };
         for (uid, workload) in &desired {
             if self.refresh(uid, workload) {
                 continue;
             }
             let state = self.enroll(workload).await.unwrap_or_else(|error| {
+                reconciled.complete = false;
+                reconciled.certified &= !error.is::<IdentityError>();
                 let error = format!("{error:#}");
                 tracing::warn!(pod = %format!("{}/{}", workload.namespace, workload.name), error,
                     "could not capture a pod");
                 State::Failed { workload: workload.clone(), error }
             });
-            complete &= matches!(state, State::Captured { .. });
             self.pods.lock().unwrap_or_else(PoisonError::into_inner).insert(uid.clone(), state);
             self.publish();
         }
         self.publish();
         let principals = desired.values().map(|workload| workload.principal.clone()).collect();
         self.proxy.identity.retain(&principals);
-        complete
+        reconciled
     }
 
     /// Passes a newer view of an already captured pod on. `false` when it is not captured, or
