@@ -65,12 +65,16 @@ impl<E: fmt::Display> fmt::Display for SendError<E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             SendError::Connect(error) => error.fmt(f),
-            // hyper's own text names the step, its source the cause.
-            SendError::Exchange(error) => match std::error::Error::source(error) {
-                Some(cause) => write!(f, "{error}: {cause}"),
-                None => error.fmt(f),
-            },
+            SendError::Exchange(error) => f.write_str(&with_cause(error)),
         }
+    }
+}
+
+/// hyper's own text names the step, its source the cause.
+pub fn with_cause(error: &hyper::Error) -> String {
+    match std::error::Error::source(error) {
+        Some(cause) => format!("{error}: {cause}"),
+        None => error.to_string(),
     }
 }
 

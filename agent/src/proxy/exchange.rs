@@ -14,7 +14,7 @@ use std::{
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, header, uri};
 
 use crate::{
-    http::{Body, SendError, Tap, Upgraded, forwardable, forwardable_request, plain},
+    http::{Body, SendError, Tap, Upgraded, forwardable, forwardable_request, plain, with_cause},
     telemetry::{Failure, Flow, HttpSpan, Telemetry},
 };
 
@@ -42,14 +42,6 @@ impl From<SendError<Refusal>> for Refusal {
                 message: format!("the server broke off: {}", with_cause(&error)),
             },
         }
-    }
-}
-
-/// hyper's own text names the step, its source the cause.
-fn with_cause(error: &hyper::Error) -> String {
-    match std::error::Error::source(error) {
-        Some(cause) => format!("{error}: {cause}"),
-        None => error.to_string(),
     }
 }
 

@@ -1,16 +1,12 @@
 //! Connections that reach pods of this node: the server's side.
 
-use std::{
-    net::SocketAddr,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{net::SocketAddr, sync::Arc, time::Instant};
 
 use http::{HeaderMap, Request, Response, StatusCode};
 use tokio::net::TcpStream;
 
 use super::{
-    HBONE_PORT, Io, LocalPod, Proxy,
+    CONNECT_TIMEOUT, HBONE_PORT, Io, LocalPod, Proxy,
     detect::{Detected, detect},
     exchange::{Refusal, exchange},
     io,
@@ -24,9 +20,6 @@ use crate::{
     telemetry::{Failure, Flow, Reporter, SecurityPolicy, TcpSpan},
     tunnel::{self, Connect, TunnelError},
 };
-
-/// How long the application may take to accept a connection.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What is known about a connection when it arrives at a pod.
 #[derive(Clone)]

@@ -15,7 +15,7 @@ mod outbound;
 mod pods;
 mod relay;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 pub use drain::Drain;
 pub use hop::{Hop, NoEndpoint, Way};
@@ -27,6 +27,9 @@ use crate::{capture, identity::IdentityStore, mesh::SnapshotStore, telemetry::Te
 
 /// The port HBONE is spoken on, as Istio's ambient mode has it.
 pub const HBONE_PORT: u16 = 15008;
+
+/// How long an application, or a server outside the mesh, may take to accept a connection.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What every connection of the node shares.
 pub struct Proxy {
@@ -80,7 +83,7 @@ async fn accept<F>(
                 // Out of file descriptors, or a client gone before it was accepted. Neither
                 // gets better by trying again at once.
                 tracing::warn!(pod = %pod.uid, %error, "could not accept a captured connection");
-                tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+                tokio::time::sleep(Duration::from_millis(10)).await;
             }
         }
     }

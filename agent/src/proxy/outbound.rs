@@ -3,7 +3,7 @@
 use std::{
     net::SocketAddr,
     sync::{Arc, Mutex, PoisonError},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use http::{HeaderMap, Request, Response};
@@ -11,7 +11,7 @@ use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    HBONE_PORT, Hop, Io, LocalPod, Proxy, Way,
+    CONNECT_TIMEOUT, HBONE_PORT, Hop, Io, LocalPod, Proxy, Way,
     detect::detect,
     exchange::{Refusal, exchange},
     hop::{declared, service_of},
@@ -26,9 +26,6 @@ use crate::{
     telemetry::{Failure, Flow, Reporter, SecurityPolicy, TcpSpan},
     tunnel::{ConnectRequest, PoolKey as TunnelKey, TunnelError},
 };
-
-/// How long a server outside the mesh may take to accept a connection.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Carries one captured connection from a pod of this node to where it wants to go.
 pub(super) async fn connection(proxy: Arc<Proxy>, pod: Arc<LocalPod>, accepted: Accepted) {
