@@ -53,6 +53,9 @@ fn build(root: &Path, target_dir: &Path) -> Result<(), String> {
         .env_remove("CARGO_BUILD_TARGET")
         .env_remove("CARGO_MAKEFLAGS")
         .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"));
+    if env::var_os("CARGO_FEATURE_BROKEN_STEER").is_some() {
+        cargo.args(["--features", "broken-steer"]);
+    }
     match cargo.status() {
         Ok(status) if status.success() => Ok(()),
         Ok(_) => Err("the compiler's messages above say why".into()),

@@ -4,7 +4,7 @@ use std::{
     env,
     os::unix::process::CommandExt,
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, Stdio},
 };
 
 use anyhow::{Context, bail};
@@ -85,18 +85,53 @@ pub(crate) fn unit_tests(filter: Option<&str>) -> anyhow::Result<()> {
 
 /// What the end-to-end tests and the demo start.
 pub(crate) struct Programs {
-    agent: PathBuf,
-    sample: PathBuf,
+    pub(crate) agent: PathBuf,
+    pub(crate) sample: PathBuf,
 }
 
 /// Builds the agent and the sample application.
 pub(crate) fn programs(profile: Profile) -> anyhow::Result<Programs> {
+    programs_with(profile, false)
+}
+
+/// The same, with an agent that steers nothing, if so wished: tests must notice.
+pub(crate) fn programs_with(profile: Profile, broken_steer: bool) -> anyhow::Result<Programs> {
     let mut cargo = cargo();
     cargo.args(["build", "--package", "sluice", "--package", "sluice-sample", "--bins"]);
     profile.apply(&mut cargo);
+    if broken_steer {
+        cargo.args(["--features", "sluice/broken-steer"]);
+    }
     run(&mut cargo, "the build of the agent and the sample application")?;
     let folder = target_dir()?.join(profile.folder());
     Ok(Programs { agent: folder.join("sluice"), sample: folder.join("sluice-sample") })
+}
+
+/// Builds the end-to-end tests and what they start, and returns each test program by its name.
+pub(crate) fn test_programs() -> anyhow::Result<Vec<(String, PathBuf)>> {
+    run(cargo().args(["build", "--package", TESTS, "--bins"]), "the build of the tests")?;
+    let mut cargo = cargo();
+    cargo.args(["test", "--package", TESTS, "--no-run", "--message-format=json"]);
+    let output = cargo.stderr(Stdio::inherit()).output();
+    let output = output.with_context(|| format!("could not run {cargo:?}"))?;
+    if !output.status.success() {
+        bail!("the build of the tests failed; the lines above say why");
+    }
+    // One JSON object a line; those of programs name the target and the file.
+    let messages = String::from_utf8_lossy(&output.stdout);
+    let program = |line: &str| {
+        let message: serde_json::Value = serde_json::from_str(line).ok()?;
+        let is_test = message["target"]["kind"][0] == "test";
+        let name = message["target"]["name"].as_str().filter(|_| is_test)?;
+        Some((name.to_owned(), PathBuf::from(message["executable"].as_str()?)))
+    };
+    Ok(messages.lines().filter_map(program).collect())
+}
+
+/// Builds the demo and what it starts.
+pub(crate) fn demo_programs() -> anyhow::Result<Vec<(String, PathBuf)>> {
+    run(cargo().args(["build", "--package", TESTS, "--bins"]), "the build of the demo")?;
+    Ok(vec![("demo".to_owned(), target_dir()?.join("debug/demo"))])
 }
 
 impl Programs {

@@ -8,6 +8,7 @@ use crate::{
     lint,
     needs::Purpose,
     setup,
+    vm::Vm,
 };
 
 /// Every chore of Sluice. Whatever a command needs and the machine lacks, it installs first.
@@ -25,6 +26,7 @@ enum Command {
     /// Check formatting and run clippy with warnings denied, the eBPF programs included
     Lint,
     Test(Test),
+    Vm(Vm),
     Demo(Demo),
     Bench(Bench),
 }
@@ -45,14 +47,14 @@ struct Build {
     release: bool,
 }
 
-/// Run the unit tests, then the end-to-end tests on namespaces (root)
+/// Run the unit tests, the end-to-end tests on namespaces (root), and those on other kernels
 #[derive(Args, Debug)]
 struct Test {
     /// Only the unit tests, which need no root
     #[arg(long, conflicts_with = "e2e")]
     unit: bool,
 
-    /// Only the end-to-end tests
+    /// Only the end-to-end tests, on this machine's kernel
     #[arg(long)]
     e2e: bool,
 
@@ -98,6 +100,7 @@ impl Cli {
                 lint::run()
             }
             Command::Test(test) => test.run(),
+            Command::Vm(vm) => vm.run(),
             Command::Demo(demo) => demo.run(),
             Command::Bench(Bench { options }) => {
                 setup::run(&[Purpose::Build, Purpose::Lab])?;
@@ -110,7 +113,7 @@ impl Cli {
 impl Test {
     fn run(self) -> anyhow::Result<()> {
         let filter = self.filter.as_deref();
-        // Both kinds run whatever the first says: one run shows everything that is red.
+        // All kinds run whatever the first says: one run shows everything that is red.
         let mut red = Vec::new();
         if !self.e2e {
             setup::run(&[Purpose::Build])?;
@@ -122,6 +125,12 @@ impl Test {
             setup::run(&[Purpose::Build, Purpose::Lab, Purpose::Test])?;
             let programs = cargo::programs(Profile::optimised(!self.debug))?;
             if let Err(error) = programs.end_to_end_tests(filter) {
+                red.push(format!("{error:#}"));
+            }
+        }
+        // A filter is for one subject at a time; `vm --test` has one of its own.
+        if !self.unit && !self.e2e && self.filter.is_none() {
+            if let Err(error) = Vm::matrix().run() {
                 red.push(format!("{error:#}"));
             }
         }

@@ -11,6 +11,7 @@ mod lint;
 mod needs;
 mod setup;
 mod step;
+mod vm;
 
 use std::process::ExitCode;
 

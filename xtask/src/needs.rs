@@ -15,6 +15,14 @@ pub(crate) const LLVM: &str = "/usr/lib/llvm-22";
 /// An OTLP receiver that is not ours, with which tests check what ours accepts.
 pub(crate) const ROTEL: &str = "0.0.1a15";
 
+/// The QEMU for machines like this one, and its package.
+pub(crate) const QEMU: &str =
+    if cfg!(target_arch = "aarch64") { "qemu-system-aarch64" } else { "qemu-system-x86_64" };
+const QEMU_PACKAGE: &str =
+    if cfg!(target_arch = "aarch64") { "qemu-system-arm" } else { "qemu-system-x86" };
+/// The keys that Debian's own package brings.
+pub(crate) const ARCHIVE_KEYS: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
+
 /// Which chores need a thing.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Purpose {
@@ -26,10 +34,12 @@ pub(crate) enum Purpose {
     Lab,
     /// The end-to-end tests alone.
     Test,
+    /// The same on other kernels: `vm`.
+    Vm,
 }
 
 impl Purpose {
-    pub(crate) const ALL: &[Self] = &[Self::Build, Self::Lint, Self::Lab, Self::Test];
+    pub(crate) const ALL: &[Self] = &[Self::Build, Self::Lint, Self::Lab, Self::Test, Self::Vm];
 }
 
 /// One thing the machine must have.
@@ -163,13 +173,53 @@ pub(crate) static NEEDS: &[Need] = &[
         present: rotel_fits,
         source: Source::Rotel,
     },
+    Need {
+        what: "QEMU",
+        why: "runs other kernels",
+        purpose: Purpose::Vm,
+        present: || on_path(QEMU),
+        source: Source::Debian(&[QEMU_PACKAGE]),
+    },
+    Need {
+        what: "cpio",
+        why: "packs what a virtual machine boots with",
+        purpose: Purpose::Vm,
+        present: || on_path("cpio"),
+        source: Source::Debian(&["cpio"]),
+    },
+    Need {
+        what: "depmod and modprobe",
+        why: "find the modules of another kernel",
+        purpose: Purpose::Vm,
+        present: || find("depmod").is_some() && find("modprobe").is_some(),
+        source: Source::Debian(&["kmod"]),
+    },
+    Need {
+        what: "tools of the virtual machines",
+        why: "are what tests call there",
+        purpose: Purpose::Vm,
+        present: || ["awk", "ps", "strip"].into_iter().all(on_path),
+        source: Source::Debian(&["mawk", "procps", "binutils"]),
+    },
+    Need {
+        what: "keys of Debian's archive",
+        why: "prove that a kernel is Debian's",
+        purpose: Purpose::Vm,
+        present: || Path::new(ARCHIVE_KEYS).is_file(),
+        source: Source::Debian(&["debian-archive-keyring"]),
+    },
 ];
+
+/// What is kept from one run to the next, outside every repository.
+pub(crate) fn cache() -> PathBuf {
+    let cache = env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
+    let home = || PathBuf::from(env::var_os("HOME").unwrap_or_else(|| "/root".into()));
+    cache.unwrap_or_else(|| home().join(".cache")).join("sluice")
+}
 
 /// The virtual environment of rotel; its version is in the name, so another one is another place.
 pub(crate) fn rotel_home() -> PathBuf {
-    let cache = env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
-    let home = || PathBuf::from(env::var_os("HOME").unwrap_or_else(|| "/root".into()));
-    cache.unwrap_or_else(|| home().join(".cache")).join(format!("sluice/rotel-{ROTEL}"))
+    cache().join(format!("rotel-{ROTEL}"))
 }
 
 /// The program itself.
@@ -200,6 +250,14 @@ fn bpf_linker_fits() -> bool {
 pub(crate) fn on_path(program: &str) -> bool {
     let path = env::var_os("PATH").unwrap_or_default();
     env::split_paths(&path).any(|folder| folder.join(program).is_file())
+}
+
+/// The file of a program, which may be one of the system administrator's.
+pub(crate) fn find(program: &str) -> Option<PathBuf> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    let administration = ["/usr/sbin", "/sbin"].map(PathBuf::from);
+    let mut folders = env::split_paths(&path).chain(administration);
+    folders.find_map(|folder| Some(folder.join(program)).filter(|file| file.is_file()))
 }
 
 fn succeeds(program: &str, arguments: &[&str]) -> bool {

@@ -1,0 +1,201 @@
+//! `vm`: the end-to-end tests on Debian's kernels, each in a virtual machine.
+//!
+//! Enters: which kernels, which tests. Leaves: a table, and an error unless every kernel passed.
+//! A machine has a kernel of Debian's archive (`archive.rs`), a root file system in memory made
+//! of this machine's tools and our programs (`initramfs.rs`), and as its init program
+//! `tests/src/bin/vm-init.rs`.
+
+mod archive;
+mod initramfs;
+mod kernel;
+mod machine;
+mod report;
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::Instant,
+};
+
+use anyhow::{Context, bail};
+use clap::Args;
+
+use self::{
+    archive::Unpacked,
+    initramfs::Root,
+    kernel::{Kernel, Kernels},
+    report::{Matrix, Report},
+};
+use crate::{
+    cargo::{self, Profile, Programs},
+    needs::Purpose,
+    setup,
+    step::Step,
+};
+
+/// Test programs that say nothing about a kernel, and why.
+const ELSEWHERE: &[(&str, &str)] = &[
+    ("grpc", "what HTTP/2 frames mean"),
+    ("http", "what HTTP messages mean"),
+    ("load", "sizes and rates for a real processor; `dials` has those that concern the kernel"),
+    ("otlp", "the encoding of spans"),
+    ("rotel", "a receiver that comes as a Python package"),
+    ("spans", "what is recorded"),
+];
+/// Between these lines of `docs/kernels.md` a run writes its table.
+const BEGIN: &str = "<!-- begin: cargo xtask vm --record -->\n";
+const END: &str = "<!-- end -->\n";
+const DOCUMENT: &str = "docs/kernels.md";
+
+/// Run the end-to-end tests on other kernels, each in a virtual machine (QEMU)
+#[derive(Args, Clone, Debug)]
+pub(crate) struct Vm {
+    /// 5.10, 6.1, 6.12, latest, several with commas, or all: the newest of each in Debian
+    #[arg(long, default_value = "all", value_name = "KERNELS")]
+    kernel: Kernels,
+
+    /// Only tests whose name contains this, those that do not concern the kernel included
+    #[arg(long, value_name = "FILTER")]
+    test: Option<String>,
+
+    /// Drop into a shell of the first kernel: two nodes, their pods and agents are ready there
+    #[arg(long, conflicts_with_all = ["test", "record", "broken_steer"])]
+    shell: bool,
+
+    /// Write the table into docs/kernels.md
+    #[arg(long, conflicts_with = "test")]
+    record: bool,
+
+    /// Build the agent with a steer program that hands nothing over: every kernel must fail
+    #[arg(long)]
+    broken_steer: bool,
+}
+
+impl Vm {
+    /// Every kernel, every test that concerns it.
+    pub(crate) fn matrix() -> Self {
+        let kernel = Kernels(Kernel::ALL.to_vec());
+        Self { kernel, test: None, shell: false, record: false, broken_steer: false }
+    }
+
+    pub(crate) fn run(&self) -> anyhow::Result<()> {
+        setup::run(&[Purpose::Build, Purpose::Lab, Purpose::Test, Purpose::Vm])?;
+        let programs = cargo::programs_with(Profile::Release, self.broken_steer)?;
+        let folder = Folder::make()?;
+        let common = folder.0.join("programs.cpio");
+        let Kernels(kernels) = &self.kernel;
+        if self.shell {
+            let kernel = archive::fetch(kernels[0])?;
+            pack_programs(&programs, &cargo::demo_programs()?, &common)?;
+            let archive = folder.archive(&kernel);
+            initramfs::for_kernel(&kernel, &common, &archive)?;
+            return machine::shell(&kernel, &archive);
+        }
+        let tests = cargo::test_programs()?;
+        let concerning = |(name, _): &&(String, PathBuf)| match &self.test {
+            // It cannot run there at all.
+            Some(_) => name != "rotel",
+            None => !ELSEWHERE.iter().any(|(elsewhere, _)| elsewhere == name),
+        };
+        let tests: Vec<_> = tests.iter().filter(concerning).cloned().collect();
+        pack_programs(&programs, &tests, &common)?;
+
+        let mut reports = Vec::new();
+        for &kernel in kernels {
+            reports.push((kernel, self.run_on(kernel, &common, &folder)?));
+        }
+        let matrix = Matrix(&reports);
+        println!("\n{}\n", matrix.table());
+        let red: Vec<_> = reports.iter().filter(|(_, report)| !report.passed()).collect();
+        if !red.is_empty() {
+            let names: Vec<_> = red.iter().map(|(kernel, _)| kernel.name()).collect();
+            bail!("not every test passed on {}", names.join(", "));
+        }
+        if self.record { record(&matrix) } else { Ok(()) }
+    }
+
+    fn run_on(&self, kernel: Kernel, common: &Path, folder: &Folder) -> anyhow::Result<Report> {
+        let unpacked = archive::fetch(kernel)?;
+        let archive = folder.archive(&unpacked);
+        initramfs::for_kernel(&unpacked, common, &archive)?;
+        println!("== kernel {}", unpacked.release);
+        let console = cargo::target_dir()?.join(format!("vm-console-{kernel}.log"));
+        let mut arguments = vec!["test", "--cgroups", kernel.cgroups()];
+        arguments.extend(self.test.as_deref());
+        let began = Instant::now();
+        let mut report = Report::default();
+        machine::run(&unpacked, &archive, &arguments, &console, |line| {
+            if report.line(line) {
+                println!("[{kernel}] {line}");
+            }
+        })?;
+        report.seconds = began.elapsed().as_secs();
+        fs::remove_file(&archive).context("could not remove an initramfs")?;
+        if report.verdict.is_none() {
+            let said = fs::read_to_string(&console).unwrap_or_default();
+            let last: Vec<_> = said.lines().rev().take(30).collect();
+            for line in last.iter().rev() {
+                println!("[{kernel} console] {line}");
+            }
+        }
+        Ok(report)
+    }
+}
+
+/// Lays the root file system and packs it: the agent, the sample application, and `others`
+/// where the init program looks for them.
+fn pack_programs(
+    programs: &Programs,
+    others: &[(String, PathBuf)],
+    archive: &Path,
+) -> anyhow::Result<()> {
+    let step = Step::start("Packing the virtual machines' programs");
+    let root = Root::lay(archive.with_extension("root"))?;
+    root.program(&programs.agent, "/sluice/sluice")?;
+    root.program(&programs.sample, "/sluice/sluice-sample")?;
+    let helpers = cargo::target_dir()?.join("debug");
+    root.program(&helpers.join("vm-init"), "/sluice/init")?;
+    root.program(&helpers.join("pod-sockets"), "/sluice/pod-sockets")?;
+    for (name, path) in others {
+        root.program(path, &format!("/sluice/run/{name}"))?;
+    }
+    root.pack(archive)?;
+    step.done();
+    Ok(())
+}
+
+/// Where archives are made; gone afterwards, for they are large.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn make() -> anyhow::Result<Self> {
+        let path = cargo::target_dir()?.join(format!("vm-{}", std::process::id()));
+        fs::create_dir_all(&path).with_context(|| format!("could not make {}", path.display()))?;
+        Ok(Self(path))
+    }
+
+    fn archive(&self, kernel: &Unpacked) -> PathBuf {
+        self.0.join(format!("{}.cpio", kernel.kernel.name()))
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+fn record(matrix: &Matrix<'_>) -> anyhow::Result<()> {
+    let path = cargo::root().join(DOCUMENT);
+    let text =
+        fs::read_to_string(&path).with_context(|| format!("could not read {}", path.display()))?;
+    let between = text
+        .split_once(BEGIN)
+        .and_then(|(before, rest)| rest.split_once(END).map(|(_, after)| (before, after)));
+    let (before, after) =
+        between.with_context(|| format!("{DOCUMENT} lacks the lines that enclose the table"))?;
+    let text = format!("{before}{BEGIN}\n{}\n{END}{after}", matrix.markdown());
+    fs::write(&path, text).with_context(|| format!("could not write {}", path.display()))?;
+    println!("{DOCUMENT} holds the table of this run");
+    Ok(())
+}
