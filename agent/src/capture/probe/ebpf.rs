@@ -5,16 +5,13 @@ use std::{fs::File, io};
 use aya::{
     Ebpf,
     maps::MapType,
-    programs::{
-        CgroupAttachMode, CgroupSockAddr, ProgramError, ProgramType,
-        links::{FdLink, Link},
-    },
+    programs::{CgroupAttachMode, CgroupSockAddr, ProgramError, ProgramType, links::FdLink},
     sys::{BpfHelper, SyscallError, is_helper_supported, is_map_supported, is_program_supported},
 };
 
 use super::{network::POD, report::Area};
 use crate::capture::{
-    error::CaptureError,
+    error::{CaptureError, Step},
     netns::Netns,
     programs::{self, CONNECT, STEER},
 };
@@ -71,10 +68,9 @@ pub(super) fn probe(area: &mut Area<'_>, netns: Option<&Netns>) -> Option<Object
     let maps = programs::object(None, POD);
     let mut ebpf = area.need("the agent's maps", maps, |_| "fit into memory".into(), MEMORY)?;
     for name in CONNECT {
-        let loaded = programs::load_connect(&mut ebpf, name);
-        if let Some(program) = area.need(name, loaded, |_| "loads".into(), KERNEL) {
-            link_to_cgroup(area, program, name);
-        }
+        let linked = programs::load_connect(&mut ebpf, name)
+            .and_then(|program| can_be_linked(program, name));
+        area.need(name, linked, |()| "loads, and can be linked to a cgroup".into(), KERNEL);
     }
     let Some(netns) = netns else {
         area.unknown(STEER, "no network namespace to load it for");
@@ -105,26 +101,18 @@ fn known(there: bool, what: &str) -> Result<(), CaptureError> {
 /// Whether cgroup programs attach by links. Every process of the node would pass through a
 /// program that is attached to try, so it is offered something that is no cgroup: a kernel with
 /// such links looks at that (EBADF), one without stops at the request itself (EINVAL).
-fn link_to_cgroup(area: &mut Area<'_>, program: &mut CgroupSockAddr, name: &str) {
-    let refusal = File::open("/dev/null")
-        .map_err(|error| CaptureError::ebpf("open /dev/null", &error))
-        .and_then(|file| {
-            let attached = program.attach(file, CgroupAttachMode::Single);
-            match attached.and_then(|link| program.take_link(link)) {
-                Err(ProgramError::SyscallError(SyscallError { io_error, .. }))
-                    if io_error.raw_os_error() == Some(nix::libc::EBADF) =>
-                {
-                    Ok(())
-                }
-                Err(error) => Err(CaptureError::ebpf(format!("attach {name} by a link"), &error)),
-                Ok(link) => {
-                    // Nothing known does this; then links there are.
-                    let _ = link.detach();
-                    Ok(())
-                }
-            }
-        });
-    area.need("its link to a cgroup", refusal, |()| "can be made".into(), KERNEL);
+fn can_be_linked(program: &mut CgroupSockAddr, name: &str) -> Result<(), CaptureError> {
+    let no_cgroup = File::open("/dev/null").step("open /dev/null")?;
+    match program.attach(no_cgroup, CgroupAttachMode::Single) {
+        Err(ProgramError::SyscallError(SyscallError { io_error, .. }))
+            if io_error.raw_os_error() == Some(nix::libc::EBADF) =>
+        {
+            Ok(())
+        }
+        Err(error) => Err(CaptureError::ebpf(format!("link {name} to a cgroup"), &error)),
+        // Attached to what is no cgroup: gone with the program, and links there are.
+        Ok(_) => Ok(()),
+    }
 }
 
 /// A program that is interpreted works, slower.
