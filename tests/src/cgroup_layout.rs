@@ -18,24 +18,31 @@ pub enum CgroupLayout {
 
 /// Puts `$2` in the place of what the machine has, with a hierarchy `$1` of version 1; then runs
 /// the rest. A hierarchy with a name has no controllers, so that it takes none away from the
-/// machine's own.
+/// machine's own. Version 2 has one hierarchy, whose options every mount of it sets anew: they
+/// are given again as they were.
 const LAY: &str = r#"
 set -e
 name=$1 layout=$2
 shift 2
 mounts=$(cat /proc/self/mounts)
-echo "$mounts" | while read -r _ point kind _; do
-    case $kind in cgroup|cgroup2) umount --lazy "$point" ;; esac
-done
+options=rw
+while read -r _ point kind given _; do
+    case $kind in
+        cgroup) umount -l "$point" ;;
+        cgroup2) umount -l "$point"; options=$given ;;
+    esac
+done <<END
+$mounts
+END
 case $layout in
-    unified) mount -t cgroup2 none /sys/fs/cgroup ;;
+    unified) mount -t cgroup2 -o "$options" none /sys/fs/cgroup ;;
     *)
         mount -t tmpfs none /sys/fs/cgroup
         mkdir "/sys/fs/cgroup/$name" /sys/fs/cgroup/unified
         mount -t cgroup -o "none,name=$name" none "/sys/fs/cgroup/$name"
         ;;
 esac
-case $layout in hybrid) mount -t cgroup2 none /sys/fs/cgroup/unified ;; esac
+case $layout in hybrid) mount -t cgroup2 -o "$options" none /sys/fs/cgroup/unified ;; esac
 exec "$@"
 "#;
 

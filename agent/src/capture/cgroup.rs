@@ -30,11 +30,16 @@ const HIERARCHY_OPTIONS: [&str; 6] = [
     "pids_localevents",
 ];
 
+/// The number every kernel gives the first cgroup namespace (`PROC_CGROUP_INIT_INO`).
+const FIRST_NAMESPACE: &str = "cgroup:[4026531835]";
+
 /// An open cgroup2 directory, for programs to attach to.
 #[derive(Debug)]
 pub(super) struct Cgroup {
     place: Place,
     directory: OwnedFd,
+    /// Taken for the root of the hierarchy and perhaps only the root of what is seen of it.
+    is_partial: bool,
 }
 
 #[derive(Debug)]
@@ -48,22 +53,23 @@ impl Cgroup {
     /// The directory asked for, else the root of the hierarchy.
     pub(super) fn open(asked: Option<&Path>) -> Result<Self, CaptureError> {
         match asked.map(Path::to_owned).or_else(|| first_cgroup2(&mounts(MOUNTS))) {
-            Some(path) => Self::at(path),
+            Some(path) => Self::at(path, asked.is_none() && is_in_namespace()),
             None => Self::mount(),
         }
     }
 
-    fn at(path: PathBuf) -> Result<Self, CaptureError> {
+    fn at(path: PathBuf, is_partial: bool) -> Result<Self, CaptureError> {
         if !statfs(&path).is_ok_and(|fs| fs.filesystem_type() == CGROUP2_SUPER_MAGIC) {
             return Err(CaptureError::NotCgroup2 { path });
         }
         let directory = File::open(&path).step(format!("open {}", path.display()))?.into();
-        Ok(Self { place: Place::Mounted(path), directory })
+        Ok(Self { place: Place::Mounted(path), directory, is_partial })
     }
 
     /// A node may run cgroup version 1 alone. Its kernel has the version 2 hierarchy all the
     /// same, with every process in its root; there is just no directory to attach to. A detached
-    /// mount (Linux 5.2) is one that appears in no mount table and goes with its descriptor.
+    /// mount (Linux 5.2) is one that appears in no mount table and goes with its descriptor. All
+    /// it leaves is the line `0::` of the hierarchy in `/proc/PID/cgroup`.
     fn mount() -> Result<Self, CaptureError> {
         let mount = || -> io::Result<OwnedFd> {
             let context = fsopen("cgroup2", FsOpenFlags::FSOPEN_CLOEXEC)?;
@@ -76,12 +82,18 @@ impl Cgroup {
             Ok(fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())?)
         };
         let directory = mount().map_err(|cause| CaptureError::NoCgroup2 { cause })?;
-        Ok(Self { place: Place::Private, directory })
+        Ok(Self { place: Place::Private, directory, is_partial: is_in_namespace() })
     }
 
-    /// Whether it is mounted for this process alone.
-    pub(super) fn is_private(&self) -> bool {
-        matches!(self.place, Place::Private)
+    /// What whoever runs the agent should know about it.
+    pub(super) fn caveats(&self) -> impl Iterator<Item = &'static str> {
+        let private = matches!(self.place, Place::Private)
+            .then_some("cgroup2 is mounted nowhere: the agent mounts it for itself alone");
+        let partial = self.is_partial.then_some(
+            "this is a cgroup namespace: pods outside of it are not captured (hint: run in the \
+             host's cgroup namespace, or give a mount of the host's as --cgroup)",
+        );
+        private.into_iter().chain(partial)
     }
 }
 
@@ -103,6 +115,12 @@ impl fmt::Display for Cgroup {
 /// Whether hierarchies of version 1 are mounted.
 pub(super) fn has_version_1() -> bool {
     of_type(&mounts(MOUNTS), "cgroup").next().is_some()
+}
+
+/// Whether the calling process sees a part of the hierarchy only, as containers do.
+fn is_in_namespace() -> bool {
+    fs::read_link("/proc/self/ns/cgroup")
+        .is_ok_and(|namespace| namespace.as_os_str() != FIRST_NAMESPACE)
 }
 
 fn mounts(path: &str) -> String {

@@ -85,8 +85,8 @@ impl Capture {
     pub fn start(options: &CaptureOptions) -> Result<Self, CaptureError> {
         host::need_root()?;
         let cgroup = Cgroup::open(options.cgroup.as_deref())?;
-        if cgroup.is_private() {
-            tracing::info!("cgroup2 is mounted nowhere: the agent has mounted it for itself alone");
+        for caveat in cgroup.caveats() {
+            tracing::warn!(%cgroup, "{caveat}");
         }
         let pins = Pins::open(&options.bpffs)?;
         programs::connect(&pins, &cgroup)?;

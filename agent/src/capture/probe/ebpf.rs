@@ -19,6 +19,9 @@ use crate::capture::{
 const KERNEL: &str = "Linux 5.10 or newer with CONFIG_BPF_SYSCALL, CONFIG_CGROUP_BPF and \
                       CONFIG_INET; no kernel lockdown or security module that forbids eBPF";
 
+const MEMORY: &str = "`ulimit -l unlimited` or CAP_SYS_RESOURCE where the cause is EPERM, more \
+                      memory in the agent's cgroup where it is ENOMEM";
+
 const MAPS: [(&str, MapType); 6] = [
     ("hash maps", MapType::Hash),
     ("LRU hash maps", MapType::LruHash),
@@ -81,9 +84,6 @@ pub(super) fn probe(area: &mut Area<'_>, netns: Option<&Netns>) -> Option<Object
     jit(area, &ebpf);
     Some(Object { ebpf, _steer: steer })
 }
-
-const MEMORY: &str = "`ulimit -l unlimited` or CAP_SYS_RESOURCE where the cause is EPERM, more \
-                      memory in the agent's cgroup where it is ENOMEM";
 
 fn made((): &()) -> String {
     "can be made".to_owned()

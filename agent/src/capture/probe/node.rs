@@ -11,8 +11,6 @@ use crate::capture::{
 };
 
 const BTF: &str = "/sys/kernel/btf/vmlinux";
-/// The number every kernel gives the first cgroup namespace (`PROC_CGROUP_INIT_INO`).
-const FIRST_CGROUP_NAMESPACE: &str = "cgroup:[4026531835]";
 
 /// For whoever reads the report; nothing depends on it.
 pub(super) fn kernel(area: &mut Area<'_>) {
@@ -57,26 +55,17 @@ pub(super) fn rights(area: &mut Area<'_>) {
 }
 
 pub(super) fn file_systems(area: &mut Area<'_>, cgroup: Option<&Path>, bpffs: &Path) {
-    let own_namespace = fs::read_link("/proc/self/ns/cgroup")
-        .is_ok_and(|namespace| namespace.as_os_str() != FIRST_CGROUP_NAMESPACE);
+    const CGROUP: &str = "cgroup2";
+    let detail = |cgroup: &Cgroup| {
+        let has_1 = cgroup::has_version_1();
+        format!("{cgroup} ({})", if has_1 { "hybrid, beside version 1" } else { "unified" })
+    };
     match Cgroup::open(cgroup) {
-        Ok(open) if open.is_private() => area.falls_back(
-            "cgroup2",
-            "mounted nowhere: the agent mounts it for itself alone, and captures the root of the \
-             hierarchy",
-        ),
-        Ok(open) if cgroup.is_none() && own_namespace => area.falls_back(
-            "cgroup2",
-            format!(
-                "{open} is what a cgroup namespace shows: pods outside of it are not captured \
-                 (hint: run in the host's cgroup namespace, or give the host's mount as --cgroup)"
-            ),
-        ),
-        open => {
-            let beside =
-                if cgroup::has_version_1() { "hybrid, beside version 1" } else { "unified" };
-            area.need("cgroup2", open, |open| format!("{open} ({beside})"), "mount cgroup2");
+        Ok(open) if open.caveats().next().is_some() => {
+            let caveats: Vec<_> = open.caveats().collect();
+            area.falls_back(CGROUP, format!("{open}: {}", caveats.join("; ")));
         }
+        open => drop(area.need(CGROUP, open, detail, "mount cgroup2")),
     }
     area.need(
         "bpffs",
