@@ -125,7 +125,7 @@ fn jit(area: &mut Area<'_>, ebpf: &Ebpf) {
             "off: programs are interpreted, and connect() takes longer (hint: `sysctl \
              net.core.bpf_jit_enable=1`)",
         ),
-        Some(Err(error)) => area.unknown(JIT, error.to_string()),
+        Some(Err(error)) => area.falls_back(JIT, format!("not known whether it is on: {error}")),
         None => {}
     }
 }

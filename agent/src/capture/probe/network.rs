@@ -107,7 +107,7 @@ fn defaults(area: &mut Area<'_>, setting: impl Fn(&str) -> io::Result<String>) {
             ),
         ),
         Some(_) => area.ok("backlog", format!("{BACKLOG} connections of a pod at once")),
-        None => area.unknown("backlog", "no net.core.somaxconn"),
+        None => area.falls_back("backlog", "not known how long: no net.core.somaxconn"),
     }
     match number("/proc/sys/net/mptcp/enabled") {
         Some(on) if on != 0 => area.falls_back(

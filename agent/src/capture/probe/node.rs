@@ -50,7 +50,7 @@ pub(super) fn rights(area: &mut Area<'_>) {
                 most / 1024
             ),
         ),
-        (Err(_), Err(error)) => area.unknown(MEMORY, error.to_string()),
+        (Err(_), Err(error)) => area.falls_back(MEMORY, format!("not known how much: {error}")),
     }
 }
 

@@ -93,6 +93,7 @@ impl Area<'_> {
         self.found(name, State::FallsBack, detail.into());
     }
 
+    /// A need of capture that nothing can be said of, for something else that is missing.
     pub(super) fn unknown(&mut self, name: &str, detail: impl Into<String>) {
         self.found(name, State::Unknown, detail.into());
     }
