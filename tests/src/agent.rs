@@ -1,6 +1,12 @@
 //! The agent under test, running on a node.
 
-use std::{ffi::OsStr, net::SocketAddr, path::PathBuf, process::Command, time::Duration};
+use std::{
+    ffi::OsStr,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
 
 use anyhow::{Context, bail};
 use nix::sys::signal::Signal;
@@ -8,6 +14,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::{
     ask::{Answer, ask},
+    cgroup_layout::CgroupLayout,
     mesh::MeshConfig,
     node::Node,
     otlp::{OtlpReceiver, Protocol},
@@ -61,18 +68,45 @@ impl Agent {
         mesh: &MeshConfig,
         options: AgentOptions<'_>,
     ) -> anyhow::Result<Self> {
+        let command = Self::command(node, mesh, options, Some(node.cgroup()))?;
+        Ok(Self { process: node.spawn("agent", command)? })
+    }
+
+    /// Starts it where cgroups are mounted as `layout` says, to capture the whole machine's, and
+    /// waits until it is ready. It leaves processes alone whose namespace it has not enrolled.
+    ///
+    /// # Errors
+    /// As [`Agent::start`].
+    pub async fn start_on(
+        layout: CgroupLayout,
+        node: &Node,
+        mesh: &MeshConfig,
+        options: AgentOptions<'_>,
+    ) -> anyhow::Result<Self> {
+        let command = layout.around(node, Self::command(node, mesh, options, None)?);
+        let agent = Self { process: node.spawn("agent", command)? };
+        agent.ready(node).await?;
+        Ok(agent)
+    }
+
+    fn command(
+        node: &Node,
+        mesh: &MeshConfig,
+        options: AgentOptions<'_>,
+        cgroup: Option<&Path>,
+    ) -> anyhow::Result<Command> {
         let ca: PathBuf = node.lab_directory().join("ca");
         let mut command = Command::new(agent_program()?);
         command.arg("agent");
-        let usual: [(&str, &OsStr); 6] = [
+        let usual: [(&str, &OsStr); 5] = [
             ("--config-dir", mesh.directory().as_os_str()),
             ("--node-name", node.name().as_ref()),
-            ("--cgroup", node.cgroup().as_os_str()),
             ("--bpffs", node.bpffs().as_os_str()),
             ("--ca-dir", ca.as_os_str()),
             ("--trace-sampling", "1".as_ref()),
         ];
-        for (flag, value) in usual {
+        let cgroup = cgroup.map(|cgroup| ("--cgroup", cgroup.as_os_str()));
+        for (flag, value) in usual.into_iter().chain(cgroup) {
             if !options.flags.iter().any(|other| other == flag) {
                 command.arg(flag).arg(value);
             }
@@ -82,7 +116,7 @@ impl Agent {
             command.env("OTEL_EXPORTER_OTLP_PROTOCOL", protocol.name());
         }
         command.args(options.flags).envs(options.environment);
-        Ok(Self { process: node.spawn("agent", command)? })
+        Ok(command)
     }
 
     /// Waits until it says that it is ready.

@@ -1,15 +1,10 @@
 //! What is wrong is said in one line, with what to do about it.
 
-use std::{
-    fs::{Permissions, set_permissions},
-    net::TcpListener,
-    os::unix::fs::PermissionsExt,
-    path::Path,
-    process::Command,
-};
+use std::{net::TcpListener, path::Path, process::Command};
 
 use sluice_tests::{
-    Agent, AgentOptions, Mesh, NetnsState, PATIENCE, Talk, agent_program, ask, eventually,
+    Agent, AgentOptions, Mesh, NetnsState, PATIENCE, PublicProgram, Talk, agent_program, ask,
+    eventually,
 };
 
 /// Starts an agent on node `a` with `flags` after its usual ones, waits until it has failed, and
@@ -75,17 +70,11 @@ async fn an_unknown_field_is_shown_with_the_one_that_was_meant() -> anyhow::Resu
 #[tokio::test]
 async fn without_root_it_says_that_it_needs_root() -> anyhow::Result<()> {
     let mesh = Mesh::new()?;
-    // Where anybody may read it. Written by another process: a file that this one has open for
-    // writing is for a moment open in whatever child a test beside this one forks, and busy.
-    let directory = tempfile::tempdir()?;
-    set_permissions(directory.path(), Permissions::from_mode(0o755))?;
-    let program = directory.path().join("sluice");
-    let copied = Command::new("cp").arg(agent_program()?).arg(&program).status()?;
-    assert!(copied.success());
+    let program = PublicProgram::copy()?;
     for command in ["agent", "uninstall"] {
         let mut setpriv = Command::new("setpriv");
         setpriv.args(["--reuid", "65534", "--regid", "65534", "--clear-groups"]);
-        setpriv.arg(&program).arg(command).arg("--bpffs").arg(mesh.a.bpffs());
+        setpriv.arg(program.path()).arg(command).arg("--bpffs").arg(mesh.a.bpffs());
         if command == "agent" {
             setpriv.arg("--config-dir").arg(mesh.config.directory());
         }

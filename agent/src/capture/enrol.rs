@@ -12,6 +12,7 @@ use agent_common::Config;
 use tokio::net::TcpListener;
 
 use super::{
+    cgroup::Cgroup,
     dial::PodDialer,
     error::{CaptureError, Step},
     host,
@@ -19,7 +20,7 @@ use super::{
     netns::Netns,
     pins::{Pins, PodPin},
     programs, routing,
-    sockets::listener,
+    sockets::listen,
 };
 use crate::mesh::PodUid;
 
@@ -83,13 +84,16 @@ impl Capture {
     /// Outside a tokio runtime.
     pub fn start(options: &CaptureOptions) -> Result<Self, CaptureError> {
         host::need_root()?;
-        let (cgroup_path, cgroup) = host::cgroup(options.cgroup.as_deref())?;
+        let cgroup = Cgroup::open(options.cgroup.as_deref())?;
+        for caveat in cgroup.caveats() {
+            tracing::warn!(%cgroup, "{caveat}");
+        }
         let pins = Pins::open(&options.bpffs)?;
         programs::connect(&pins, &cgroup)?;
         let mut maps = Maps::open(&pins)?;
         let own = Netns::own().step("open the agent's network namespace")?;
         let host_netns = cookie(own, &mut DialMaps::open(&pins)?)?
-            .ok_or(CaptureError::OutsideCgroup { path: cgroup_path })?;
+            .ok_or_else(|| CaptureError::OutsideCgroup { cgroup: cgroup.to_string() })?;
         let deny_unknown = u32::from(options.unknown_pods == UnknownPods::Deny);
         maps.configure(Config { host_netns, deny_unknown, reserved: 0 })
             .step("configure the eBPF programs")?;
@@ -114,10 +118,10 @@ impl Capture {
         let namespace = open_pod(netns, ips)?;
         let mut dials = DialMaps::open(&self.pins)?;
         let cookie = cookie(&namespace, &mut dials)?
-            .ok_or_else(|| CaptureError::OutsideCgroup { path: netns.to_owned() })?;
+            .ok_or_else(|| CaptureError::OutsideCgroup { cgroup: netns.display().to_string() })?;
         let step = |what: &str| format!("{what} in {}", netns.display());
         let (outbound, inbound) =
-            namespace.run(|| Ok((listener()?, listener()?))).step(step("listen"))?;
+            namespace.run(|| Ok((listen()?, listen()?))).step(step("listen"))?;
 
         let mut state = self.state();
         let State { maps, pods } = &mut *state;

@@ -9,12 +9,28 @@ pub enum CaptureError {
     #[error("capture needs root (hint: run as root, e.g. with sudo)")]
     NotRoot,
 
-    /// The kernel has cgroup2 but nobody mounted it, or it has none.
+    /// The process lacks a capability.
     #[error(
-        "no cgroup2 hierarchy is mounted (hint: `mount -t cgroup2 none /sys/fs/cgroup/unified`, \
-         or boot with systemd.unified_cgroup_hierarchy=1; --cgroup names one that is elsewhere)"
+        "capture needs {name} {purpose} (hint: run as root with all of root's capabilities; in a \
+         container, `securityContext: {{privileged: true}}`, or {name} among those added)"
     )]
-    NoCgroup2,
+    NoCapability {
+        /// Its name, as in capabilities(7).
+        name: &'static str,
+        /// What for, as in "to enter pods".
+        purpose: &'static str,
+    },
+
+    /// Nobody mounted cgroup2, and it cannot be mounted privately either.
+    #[error(
+        "no cgroup2 hierarchy is mounted, and none can be mounted privately: {cause} (hint: \
+         `mount -t cgroup2 none /sys/fs/cgroup/unified`, or a kernel with CONFIG_CGROUP_BPF; \
+         --cgroup names one that is elsewhere)"
+    )]
+    NoCgroup2 {
+        /// The kernel's words.
+        cause: io::Error,
+    },
 
     /// `--cgroup` names something else.
     #[error("{path} is not a cgroup2 directory (hint: `findmnt -t cgroup2` lists where they are)")]
@@ -41,12 +57,12 @@ pub enum CaptureError {
 
     /// The agent's own sockets are not seen by the programs it attached.
     #[error(
-        "the agent runs outside the cgroup it captures, {path} (hint: start it inside, or leave \
+        "the agent runs outside the cgroup it captures, {cgroup} (hint: start it inside, or leave \
          --cgroup out to capture from the root of the hierarchy)"
     )]
     OutsideCgroup {
         /// The cgroup the programs are attached to.
-        path: PathBuf,
+        cgroup: String,
     },
 
     /// A pod's network namespace is not what its source said.
@@ -62,10 +78,19 @@ pub enum CaptureError {
     #[error("{} pods are enrolled, the most one agent can have", agent_common::MAX_PODS)]
     Full,
 
+    /// The kernel refused the programs, their maps or their links.
+    #[error("could not {step}: {cause} (hint: `sluice check` says what this node lacks)")]
+    Ebpf {
+        /// What was tried, as in "load the eBPF maps".
+        step: String,
+        /// The kernel's or the loader's own words, with their causes.
+        cause: String,
+    },
+
     /// A step that the kernel refused.
     #[error("could not {step}: {cause}")]
     Kernel {
-        /// What was tried, as in "load the eBPF programs".
+        /// What was tried, as in "read network settings".
         step: String,
         /// The kernel's or the loader's own words, with their causes.
         cause: String,
@@ -85,6 +110,11 @@ impl<T, E: std::error::Error> Step<T> for Result<T, E> {
 }
 
 impl CaptureError {
+    /// A refused step of loading or attaching, with everything that caused it.
+    pub(super) fn ebpf(step: impl Into<String>, error: &dyn std::error::Error) -> Self {
+        Self::Ebpf { step: step.into(), cause: causes(error) }
+    }
+
     /// A refused step with everything that caused it.
     pub(super) fn kernel(step: impl Into<String>, error: &dyn std::error::Error) -> Self {
         Self::Kernel { step: step.into(), cause: causes(error) }
@@ -92,7 +122,7 @@ impl CaptureError {
 }
 
 /// `error` with everything it was caused by; aya keeps the kernel's errno in the sources.
-fn causes(error: &dyn std::error::Error) -> String {
+pub(super) fn causes(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {

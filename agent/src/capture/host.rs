@@ -1,82 +1,97 @@
-//! What capture needs of the node: rights, cgroup2 and bpffs.
+//! What capture needs of the node: rights and bpffs.
 
-use std::{
-    fs::{self, File},
-    path::{Path, PathBuf},
-};
+use std::{fs, path::Path};
 
 use nix::{
     sys::{
         resource::{RLIM_INFINITY, Resource, setrlimit},
-        statfs::{BPF_FS_MAGIC, CGROUP2_SUPER_MAGIC, statfs},
+        statfs::{BPF_FS_MAGIC, statfs},
     },
-    unistd::geteuid,
+    unistd::{AccessFlags, access, geteuid},
 };
+use rustix::thread::{CapabilitySet, capabilities};
 
 use super::error::{CaptureError, Step};
 
-/// Refuses to go on without root, and lifts the limit kernels before 5.11 charge maps to.
+/// A capability and what it is for.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Capability {
+    pub(super) name: &'static str,
+    pub(super) purpose: &'static str,
+    flag: CapabilitySet,
+}
+
+/// What the agent cannot do without. `CAP_BPF` is not among them: `CAP_SYS_ADMIN` has to be
+/// there for the namespaces and holds all of it.
+pub(super) const NEEDED: [Capability; 2] = [
+    Capability {
+        name: "CAP_SYS_ADMIN",
+        purpose: "to load eBPF programs and to enter pods",
+        flag: CapabilitySet::SYS_ADMIN,
+    },
+    Capability {
+        name: "CAP_NET_ADMIN",
+        purpose: "to attach programs, and for marks and routes in pods",
+        flag: CapabilitySet::NET_ADMIN,
+    },
+];
+
+/// Finds a pod's namespace by a process of it that another user runs.
+pub(super) const TRACE: Capability = Capability {
+    name: "CAP_SYS_PTRACE",
+    purpose: "to find a pod's namespace by its processes",
+    flag: CapabilitySet::SYS_PTRACE,
+};
+
+impl Capability {
+    /// Whether this process has it, in effect.
+    ///
+    /// # Errors
+    /// When it has not.
+    pub(super) fn need(self) -> Result<(), CaptureError> {
+        let Self { name, purpose, flag } = self;
+        match capabilities(None).step("read the process's capabilities")? {
+            has if has.effective.contains(flag) => Ok(()),
+            _ => Err(CaptureError::NoCapability { name, purpose }),
+        }
+    }
+}
+
+/// Refuses to go on without root and its rights, and lifts the limit kernels before 5.11 charge
+/// maps to.
 ///
 /// # Errors
-/// When the process is not root's.
+/// When the process is not root's, or lacks a capability.
 pub fn need_root() -> Result<(), CaptureError> {
-    if !geteuid().is_root() {
-        return Err(CaptureError::NotRoot);
-    }
+    need_user_root()?;
+    NEEDED.into_iter().try_for_each(Capability::need)?;
     // Newer kernels do not need it, so a refusal is no error here; loading tells.
-    let _ = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY);
+    let _ = lift_memory_limit();
     Ok(())
 }
 
-/// The cgroup2 directory to attach to: the one asked for, else the root of the hierarchy.
-pub(super) fn cgroup(asked: Option<&Path>) -> Result<(PathBuf, File), CaptureError> {
-    let path = match asked {
-        Some(path) => path.to_owned(),
-        None => mounted_cgroup2().ok_or(CaptureError::NoCgroup2)?,
-    };
-    if !statfs(&path).is_ok_and(|fs| fs.filesystem_type() == CGROUP2_SUPER_MAGIC) {
-        return Err(CaptureError::NotCgroup2 { path });
-    }
-    let directory = File::open(&path).step(format!("open {}", path.display()))?;
-    Ok((path, directory))
+/// Refuses every user but root: the files the agent works on are root's.
+pub(super) fn need_user_root() -> Result<(), CaptureError> {
+    if geteuid().is_root() { Ok(()) } else { Err(CaptureError::NotRoot) }
 }
 
-fn mounted_cgroup2() -> Option<PathBuf> {
-    first_cgroup2(&fs::read_to_string("/proc/self/mountinfo").ok()?)
+/// Lifts the limit of locked memory, which kernels before 5.11 charge maps to.
+pub(super) fn lift_memory_limit() -> nix::Result<()> {
+    setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY)
 }
 
-/// The first mount point of type cgroup2 (proc_pid_mountinfo(5): the file system type is the
-/// first field after the dash).
-fn first_cgroup2(mountinfo: &str) -> Option<PathBuf> {
-    mountinfo.lines().find_map(|line| {
-        let (before, after) = line.split_once(" - ")?;
-        (after.split(' ').next() == Some("cgroup2"))
-            .then(|| before.split(' ').nth(4).map(PathBuf::from))?
-    })
-}
-
-/// Creates `directory` inside a BPF file system.
-pub(super) fn bpffs(directory: &Path) -> Result<(), CaptureError> {
+/// Makes sure that `directory` is inside a BPF file system that can be written to, whether it
+/// exists yet or not.
+pub(super) fn need_bpffs(directory: &Path) -> Result<(), CaptureError> {
     let existing = directory.ancestors().find(|path| path.exists()).unwrap_or(directory);
     if !statfs(existing).is_ok_and(|fs| fs.filesystem_type() == BPF_FS_MAGIC) {
         return Err(CaptureError::NotBpffs { path: directory.to_owned() });
     }
-    fs::create_dir_all(directory).step(format!("create {}", directory.display()))
+    access(existing, AccessFlags::W_OK).step(format!("write to {}", existing.display()))
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn cgroup2_is_found_on_unified_and_hybrid_nodes() {
-        let unified = "24 30 0:22 / /proc rw shared:5 - proc proc rw\n\
-                       30 23 0:26 / /sys/fs/cgroup rw,nosuid shared:9 - cgroup2 cgroup2 rw\n";
-        assert_eq!(first_cgroup2(unified), Some("/sys/fs/cgroup".into()));
-        let hybrid = "31 23 0:27 / /sys/fs/cgroup ro - tmpfs tmpfs ro\n\
-                      32 31 0:28 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu\n\
-                      33 31 0:29 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n";
-        assert_eq!(first_cgroup2(hybrid), Some("/sys/fs/cgroup/unified".into()));
-        assert_eq!(first_cgroup2("32 31 0:28 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw\n"), None);
-    }
+/// Creates `directory` inside a BPF file system.
+pub(super) fn bpffs(directory: &Path) -> Result<(), CaptureError> {
+    need_bpffs(directory)?;
+    fs::create_dir_all(directory).step(format!("create {}", directory.display()))
 }

@@ -6,6 +6,7 @@
 //! The kernel half is `agent-ebpf`. This room knows no policy, no telemetry, and of the mesh
 //! only a pod's UID. It works without iptables, and no program of it runs per packet.
 
+mod cgroup;
 mod dial;
 mod enrol;
 mod error;
@@ -15,6 +16,7 @@ mod maps;
 mod netlink;
 mod netns;
 mod pins;
+mod probe;
 mod programs;
 mod routing;
 mod sockets;
@@ -24,5 +26,6 @@ pub use dial::PodDialer;
 pub use enrol::{Capture, CaptureOptions, EnrolledPod, UnknownPods};
 pub use error::CaptureError;
 pub use host::need_root;
+pub use probe::{Finding, Report, State, probe};
 pub use sockets::{Accepted, accept};
 pub use uninstall::uninstall;

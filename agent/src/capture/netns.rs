@@ -4,11 +4,12 @@ use std::{
     fs::File,
     io,
     os::{fd::AsFd, unix::fs::MetadataExt},
+    panic::resume_unwind,
     path::Path,
     sync::OnceLock,
 };
 
-use nix::sched::{CloneFlags, setns};
+use nix::sched::{CloneFlags, setns, unshare};
 
 /// An open network namespace. Holding it keeps the namespace alive.
 #[derive(Debug)]
@@ -33,6 +34,16 @@ impl Netns {
         }
         let own = Self::open(Path::new("/proc/self/ns/net"))?;
         Ok(OWN.get_or_init(|| own))
+    }
+
+    /// A new namespace that goes with its last user: nothing names it, and no process is in it.
+    pub(super) fn throw_away() -> io::Result<Self> {
+        // A thread of its own takes the step that has no way back.
+        let made = std::thread::spawn(|| {
+            unshare(CloneFlags::CLONE_NEWNET)?;
+            Self::open(Path::new("/proc/thread-self/ns/net"))
+        });
+        made.join().unwrap_or_else(|panic| resume_unwind(panic))
     }
 
     /// What tells the namespace from every other one alive.

@@ -27,7 +27,7 @@ use super::netlink::Netlink;
 /// After the kernel's own rule for local addresses (0), before the main table (32766).
 const PRIORITY: u32 = 1337;
 /// The index of `lo` in every netns.
-const LOOPBACK: u32 = 1;
+pub(super) const LOOPBACK: u32 = 1;
 /// What makes answers to marked packets marked too, and so stay on `lo` (all Linux 3.16):
 /// packets of accepted sockets, and the resets of ports where nobody listens. Without the
 /// latter a refused dial would only time out.
@@ -42,6 +42,9 @@ const SETTINGS: [&str; 3] = [
 pub(super) struct Settings(pub(super) u8);
 
 impl Settings {
+    /// As capture needs them.
+    pub(super) const ON: Self = Self(u8::MAX);
+
     /// Those of the calling thread's netns. A kernel without IPv6 lacks the last.
     pub(super) fn read() -> io::Result<Self> {
         let mut on = 0;
@@ -55,8 +58,16 @@ impl Settings {
         Ok(Self(on))
     }
 
+    /// The files of those that are off, of the families there are.
+    pub(super) fn off(self) -> impl Iterator<Item = &'static str> {
+        let v6 = has_v6();
+        let here =
+            SETTINGS.iter().enumerate().filter(move |(_, path)| v6 || !path.contains("ipv6"));
+        here.filter(move |(bit, _)| self.0 >> bit & 1 == 0).map(|(_, path)| *path)
+    }
+
     /// Sets those that are not as `self` says.
-    fn restore(self) -> io::Result<()> {
+    pub(super) fn restore(self) -> io::Result<()> {
         let Self(now) = Self::read()?;
         for (bit, path) in SETTINGS.iter().enumerate() {
             let on = self.0 >> bit & 1;
@@ -70,6 +81,12 @@ impl Settings {
 
 /// Installs all of it in the calling thread's netns; what is there already stays.
 pub(super) fn install(ips: &[IpAddr]) -> io::Result<()> {
+    divert(ips)?;
+    Settings::ON.restore()
+}
+
+/// Installs the rule and the route.
+pub(super) fn divert(ips: &[IpAddr]) -> io::Result<()> {
     let netlink = Netlink::open()?;
     for family in families() {
         let rule = RouteNetlinkMessage::NewRule(rule(family));
@@ -80,7 +97,7 @@ pub(super) fn install(ips: &[IpAddr]) -> io::Result<()> {
         let route = RouteNetlinkMessage::NewRoute(route(family, Some(ips)));
         netlink.request(route, NLM_F_CREATE | NLM_F_REPLACE)?;
     }
-    Settings(u8::MAX).restore()
+    Ok(())
 }
 
 /// Takes away what [`install`] did; `settings` are those from before.
@@ -106,9 +123,13 @@ pub(super) fn remove(settings: Settings) -> io::Result<()> {
 /// IPv4, and IPv6 unless it is switched off. A pod without an IPv6 address gets the IPv6 rule
 /// too: an address it takes later must not lead around capture.
 fn families() -> impl Iterator<Item = AddressFamily> {
+    [AddressFamily::Inet].into_iter().chain(has_v6().then_some(AddressFamily::Inet6))
+}
+
+/// Whether the calling thread's netns has IPv6.
+pub(super) fn has_v6() -> bool {
     let disabled = fs::read_to_string("/proc/sys/net/ipv6/conf/lo/disable_ipv6");
-    let v6 = disabled.is_ok_and(|disabled| disabled.trim() == "0");
-    [AddressFamily::Inet].into_iter().chain(v6.then_some(AddressFamily::Inet6))
+    disabled.is_ok_and(|disabled| disabled.trim() == "0")
 }
 
 fn rule(family: AddressFamily) -> RuleMessage {

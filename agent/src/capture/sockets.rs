@@ -10,7 +10,7 @@ use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 use tokio::net::{TcpListener, TcpStream};
 
 /// Connections that wait to be accepted; the kernel caps it at `net.core.somaxconn`.
-const BACKLOG: i32 = 4096;
+pub(super) const BACKLOG: i32 = 4096;
 
 /// One captured connection.
 #[derive(Debug)]
@@ -35,7 +35,15 @@ pub async fn accept(listener: &TcpListener) -> io::Result<Accepted> {
 
 /// A listener for whatever the steer program hands over, in the calling thread's netns. It has
 /// a port, as listeners must, but nothing ever dials it.
-pub(super) fn listener() -> io::Result<TcpListener> {
+///
+/// # Panics
+/// Outside a tokio runtime.
+pub(super) fn listen() -> io::Result<TcpListener> {
+    TcpListener::from_std(transparent_listener()?.into())
+}
+
+/// The same, for no runtime yet.
+pub(super) fn transparent_listener() -> io::Result<Socket> {
     let socket = match Socket::new(Domain::IPV6, Type::STREAM, Some(Protocol::TCP)) {
         Ok(socket) => {
             socket.set_only_v6(false)?;
@@ -57,7 +65,7 @@ pub(super) fn listener() -> io::Result<TcpListener> {
     // Linux passes both on to every accepted socket.
     ready_for_traffic(&socket)?;
     socket.listen(BACKLOG)?;
-    TcpListener::from_std(socket.into())
+    Ok(socket)
 }
 
 /// What every connection the agent carries wants: small writes leave at once, and a peer that
@@ -72,6 +80,6 @@ pub(super) fn ready_for_traffic(socket: &Socket) -> io::Result<()> {
 }
 
 /// IPv4 over a dual-stack socket, as IPv4.
-fn canonical(address: SocketAddr) -> SocketAddr {
+pub(super) fn canonical(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
 }

@@ -4,6 +4,8 @@
 //! terminal. An error is one line that says what was tried and a hint, never a backtrace.
 
 mod agent;
+mod check;
+mod output;
 mod status;
 mod uninstall;
 
@@ -23,6 +25,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Agent(Box<agent::Agent>),
+    Check(check::Check),
     Status(status::Status),
     Uninstall(uninstall::Uninstall),
 }
@@ -31,6 +34,7 @@ enum Command {
 pub fn run() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Agent(agent) => agent.run(),
+        Command::Check(check) => check.run(),
         Command::Status(status) => status.run(),
         Command::Uninstall(uninstall) => uninstall.run(),
     };

@@ -2,8 +2,9 @@
 
 use std::net::SocketAddr;
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 
+use super::output::Output;
 use crate::admin;
 
 /// Show what is enrolled, certificates and their expiry, the snapshot and counters.
@@ -16,12 +17,6 @@ pub(super) struct Status {
     /// Form of the answer
     #[arg(long, short, value_enum, default_value_t = Output::Text)]
     output: Output,
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum Output {
-    Text,
-    Json,
 }
 
 impl Status {
