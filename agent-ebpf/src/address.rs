@@ -38,6 +38,12 @@ pub fn is_loopback(address: &Address) -> bool {
         || *address == [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]
 }
 
+/// 0.0.0.0, also as IPv4-mapped IPv6, and ::, which connect() takes for loopback.
+#[inline(always)]
+pub fn is_unspecified(address: &Address) -> bool {
+    *address == [0; 16] || is_v4(address) && address[12..] == [0; 4]
+}
+
 /// Whether the address is an IPv4 one.
 #[inline(always)]
 fn is_v4(address: &Address) -> bool {

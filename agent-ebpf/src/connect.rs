@@ -64,7 +64,8 @@ fn connect(ctx: &SockAddrContext, destination: Address) -> i32 {
         )
     };
     let tcp = kind == SOCK_STREAM && (protocol == IPPROTO_TCP || protocol == IPPROTO_MPTCP);
-    if !tcp || address::is_loopback(&destination) {
+    let stays = address::is_loopback(&destination) || address::is_unspecified(&destination);
+    if !tcp || stays {
         return ALLOW;
     }
     // SAFETY: nothing holds a reference into the map across an update of this element.

@@ -19,7 +19,7 @@ use nix::{
 use crate::record;
 
 /// How long killed processes may take to be gone.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A cgroup2 directory. Its maker removes it; see [`delete`].
 #[derive(Clone, Debug)]
@@ -46,24 +46,40 @@ impl Cgroup {
     pub fn path(&self) -> &Path {
         &self.path
     }
+
+    /// The root of the hierarchy: every process of the machine is in it.
+    ///
+    /// # Errors
+    /// When there is no cgroup2 hierarchy and none can be mounted.
+    pub fn root() -> anyhow::Result<&'static Path> {
+        hierarchy()
+    }
+
+    /// Kills every process in it and removes the directory.
+    pub(crate) fn delete(&self) -> anyhow::Result<()> {
+        delete_folder(&self.path)
+    }
 }
 
 /// Kills every process of a lab and removes its directory, if there is one.
 pub(crate) fn delete(lab: &str) -> anyhow::Result<()> {
-    let folder = labs()?.join(lab);
+    delete_folder(&labs()?.join(lab))
+}
+
+fn delete_folder(folder: &Path) -> anyhow::Result<()> {
     if !folder.is_dir() {
         return Ok(());
     }
     let deadline = Instant::now() + PATIENCE;
-    while !is_empty(&folder)? {
-        kill_all(&folder)?;
+    while !is_empty(folder)? {
+        kill_all(folder)?;
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
             bail!("processes in {} do not die", folder.display());
         }
-        wait_for_change(&folder, left)?;
+        wait_for_change(folder, left)?;
     }
-    remove(&folder).with_context(|| format!("could not remove {}", folder.display()))
+    remove(folder).with_context(|| format!("could not remove {}", folder.display()))
 }
 
 fn labs() -> anyhow::Result<PathBuf> {

@@ -29,9 +29,6 @@ use crate::{
 /// How long anything here may take.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// How soon a port is tried again: nothing tells when it is free.
-const AGAIN: Duration = Duration::from_millis(5);
-
 /// The ports every Service of a [`Shop`] has.
 pub mod ports {
     use crate::mesh::Port;
@@ -165,7 +162,7 @@ impl Shop {
         request: &str,
         answer: &str,
     ) -> anyhow::Result<(String, String)> {
-        let listener = listen(server, ports::HTTP.target).await?;
+        let listener = server.listen(ports::HTTP.target)?;
         let mut client = self.dial(self.service(server.name(), ports::HTTP)).await?;
         client.say(request).await?;
         let mut app = accept(&listener).await?;
@@ -228,28 +225,6 @@ fn service_ip(name: &str) -> IpAddr {
         _ => panic!("the shop has no Service called {name}"),
     };
     IpAddr::from([10, 96, 0, last])
-}
-
-/// Listens in `pod`, on a port on which a listener may just have been dropped. While another
-/// test of this process starts a program, that has a copy of the listener for a moment.
-///
-/// # Errors
-/// When the port stays taken.
-pub async fn listen(pod: &Pod, port: u16) -> anyhow::Result<TcpListener> {
-    let free = async {
-        loop {
-            match pod.listen(port) {
-                Err(error) if is_taken(&error) => tokio::time::sleep(AGAIN).await,
-                done => return done,
-            }
-        }
-    };
-    bounded(&format!("a free port {port}"), free).await?
-}
-
-fn is_taken(error: &anyhow::Error) -> bool {
-    let error = error.downcast_ref::<io::Error>();
-    error.is_some_and(|error| error.kind() == io::ErrorKind::AddrInUse)
 }
 
 /// Waits for the next connection.

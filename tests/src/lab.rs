@@ -76,6 +76,11 @@ impl Lab {
         &self.ground.directory
     }
 
+    /// The cgroup that holds every process of every node and pod.
+    pub fn cgroup(&self) -> &Path {
+        self.ground.cgroup.path()
+    }
+
     /// The namespace of the router between the nodes. What runs here is outside the mesh and
     /// can be reached from every node and pod.
     pub fn fabric(&self) -> &Netns {

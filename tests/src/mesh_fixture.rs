@@ -152,13 +152,20 @@ impl Talk {
         listener: &TcpListener,
     ) -> anyhow::Result<Self> {
         let what = || format!("{} cannot talk to {to}", client.name());
-        let start = async {
-            let client = client.connect(to).await.context("connect")?;
-            let (server, _) = listener.accept().await.context("accept")?;
-            anyhow::Ok(Self { client, server })
-        };
-        let mut talk = timeout(PATIENCE, start).await.with_context(what)?.with_context(what)?;
-        talk.exchange().await.with_context(what)?;
+        let connected = timeout(PATIENCE, client.connect(to)).await.with_context(what)?;
+        let client = connected.context("connect").with_context(what)?;
+        Self::over(client, listener).await.with_context(what)
+    }
+
+    /// Accepts at `listener` what `client` connected, and sends bytes both ways.
+    ///
+    /// # Errors
+    /// When any of it fails or takes longer than [`PATIENCE`].
+    pub async fn over(client: TcpStream, listener: &TcpListener) -> anyhow::Result<Self> {
+        let accepted = timeout(PATIENCE, listener.accept()).await.context("accept")?;
+        let (server, _) = accepted.context("accept")?;
+        let mut talk = Self { client, server };
+        talk.exchange().await?;
         Ok(talk)
     }
 
@@ -242,6 +249,27 @@ pub async fn refused(
 /// When no agent answers.
 pub fn capture_events(node: &Node, event: &str) -> anyhow::Result<u64> {
     Agent::counter(node, &format!("sluice_capture_events_total{{event=\"{event}\"}}"))
+}
+
+/// Whether the node's agent has captured the pod.
+///
+/// # Errors
+/// When no agent answers.
+pub fn is_captured(node: &Node, pod: &Pod) -> anyhow::Result<bool> {
+    let status = Agent::status(node)?;
+    let pods = status["pods"].as_array().into_iter().flatten();
+    let name = format!("{}/{}", pod.namespace(), pod.name());
+    let mut ours = pods.filter(|pod| pod["name"] == name.as_str());
+    Ok(ours.any(|pod| pod["error"].is_null()))
+}
+
+/// Waits until the node's agent has captured the pod, or has let it go.
+///
+/// # Errors
+/// When that is not so within [`PATIENCE`].
+pub async fn wait_until_captured(node: &Node, pod: &Pod, wanted: bool) -> anyhow::Result<()> {
+    let what = format!("{} is captured: {wanted}", pod.name());
+    eventually(&what, || async { Ok((is_captured(node, pod)? == wanted).then_some(())) }).await
 }
 
 /// Looks again and again until `look` finds something; for states that nothing reports.

@@ -28,6 +28,11 @@ impl Netns {
         Ok(Self { name })
     }
 
+    /// Takes its name away; the namespace itself goes with the last that is open of it.
+    pub(crate) fn delete(&self) -> anyhow::Result<()> {
+        ip(&[], &format!("netns delete {}\n", self.name))
+    }
+
     /// Its name, for `ip netns exec`.
     pub fn name(&self) -> &str {
         &self.name

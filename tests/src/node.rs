@@ -1,8 +1,8 @@
 //! A node: the machine that pods live on.
 
 use std::{
-    fs,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    fs, io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::{Path, PathBuf},
     process::Command,
     sync::{
@@ -12,6 +12,7 @@ use std::{
 };
 
 use anyhow::Context;
+use tokio::net::{TcpListener, TcpStream};
 
 use crate::{
     cgroup::Cgroup,
@@ -20,6 +21,7 @@ use crate::{
     netns::Netns,
     pod::{Pod, PodOptions},
     process::{Finished, Place, Process},
+    sockets::Sockets,
 };
 
 /// A network namespace that routes for its pods, with a cgroup and BPF pins of its own.
@@ -31,7 +33,8 @@ pub struct Node {
     addresses: Addresses,
     netns: Netns,
     cgroup: Cgroup,
-    own: Cgroup,
+    place: Place,
+    sockets: Sockets,
     bpffs: PathBuf,
     pods: AtomicU8,
 }
@@ -61,9 +64,11 @@ impl Node {
             "route add 10.244.{number}.0/24 via {v4} dev {interface}\n\
              route add fd00:10:244:{number:x}::/64 via {v6} dev {interface}\n"
         ))?;
+        let place = Place::new(ground.clone(), &netns, &own)?;
+        let sockets = Sockets::of(place.clone(), name);
         let name = name.to_owned();
         let pods = AtomicU8::new(0);
-        Ok(Self { ground, name, number, addresses, netns, cgroup, own, bpffs, pods })
+        Ok(Self { ground, name, number, addresses, netns, cgroup, place, sockets, bpffs, pods })
     }
 
     /// Its name, as in a pod's `spec.nodeName`.
@@ -109,17 +114,30 @@ impl Node {
     /// # Errors
     /// When the name is taken in the lab, or the kernel refuses.
     pub fn pod_with(&self, name: &str, options: PodOptions) -> anyhow::Result<Pod> {
+        let number = self.pods.fetch_add(1, Ordering::Relaxed) + 10;
+        let addresses = Addresses {
+            v4: Ipv4Addr::new(10, 244, self.number, number),
+            v6: Ipv6Addr::new(0xfd00, 0x10, 0x244, self.number.into(), 0, 0, 0, number.into()),
+        };
+        self.pod_at(name, addresses, options)
+    }
+
+    /// Adds a pod with the addresses of one that was [removed](Self::remove_pod); the name may
+    /// be the same too.
+    ///
+    /// # Errors
+    /// When the name is taken in the lab, or the kernel refuses.
+    pub fn pod_in_place_of(&self, former: &Pod, name: &str) -> anyhow::Result<Pod> {
+        self.pod_at(name, former.addresses(), PodOptions::default())
+    }
+
+    fn pod_at(&self, name: &str, addresses: Addresses, options: PodOptions) -> anyhow::Result<Pod> {
         let make = || {
-            let number = self.pods.fetch_add(1, Ordering::Relaxed) + 10;
-            let addresses = Addresses {
-                v4: Ipv4Addr::new(10, 244, self.number, number),
-                v6: Ipv6Addr::new(0xfd00, 0x10, 0x244, self.number.into(), 0, 0, 0, number.into()),
-            };
             let netns = self.ground.netns(name)?;
             link::join(
                 (&self.netns, self.addresses),
                 link::NODE_GATEWAY,
-                &format!("pod{number}"),
+                &interface(addresses),
                 (&netns, addresses),
             )?;
             let place = Place::new(self.ground.clone(), &netns, &self.cgroup.child(name)?)?;
@@ -128,12 +146,26 @@ impl Node {
         make().with_context(|| format!("could not make pod {name} on node {}", self.name))
     }
 
+    /// Kills a pod's processes and removes its link, its namespace and its cgroup, as a container
+    /// runtime does. What an agent was told about it stays as it is.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn remove_pod(&self, pod: &Pod) -> anyhow::Result<()> {
+        let remove = || {
+            pod.cgroup().delete()?;
+            self.netns.ip(&format!("link delete {}\n", interface(pod.addresses())))?;
+            pod.netns().delete()
+        };
+        remove().with_context(|| format!("could not remove pod {}", pod.name()))
+    }
+
     /// Starts a process of the node itself, outside every pod.
     ///
     /// # Errors
     /// When it cannot be started.
     pub fn spawn(&self, name: &str, command: Command) -> anyhow::Result<Process> {
-        self.place()?.spawn(&format!("{}-{name}", self.name), command)
+        self.place.spawn(&format!("{}-{name}", self.name), command)
     }
 
     /// Runs a command of the node itself to its end.
@@ -141,10 +173,28 @@ impl Node {
     /// # Errors
     /// When it cannot be started.
     pub fn run(&self, command: Command) -> anyhow::Result<Finished> {
-        self.place()?.run(command)
+        self.place.run(command)
     }
 
-    fn place(&self) -> anyhow::Result<Place> {
-        Place::new(self.ground.clone(), &self.netns, &self.own)
+    /// Connects from the node itself, as a process of its network does.
+    ///
+    /// # Errors
+    /// As `connect()` does, and when no socket can be had.
+    pub async fn connect(&self, to: SocketAddr) -> io::Result<TcpStream> {
+        self.sockets.connect(to).await
     }
+
+    /// Listens on all addresses of the node itself.
+    ///
+    /// # Errors
+    /// When the port stays taken.
+    pub fn listen(&self, port: u16) -> anyhow::Result<TcpListener> {
+        self.sockets.listen(SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), port))
+    }
+}
+
+/// The node's end of the link to the pod with these addresses.
+fn interface(pod: Addresses) -> String {
+    let [.., number] = pod.v4.octets();
+    format!("pod{number}")
 }

@@ -6,25 +6,19 @@ use std::{
     net::{IpAddr, Ipv6Addr, SocketAddr},
     path::{Path, PathBuf},
     process::Command,
-    sync::OnceLock,
-    thread,
-    time::{Duration, Instant},
 };
 
-use anyhow::Context;
 use sha2::{Digest, Sha256};
-use socket2::{Domain, Socket, Type};
-use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::net::{TcpListener, TcpStream};
 
 use crate::{
+    cgroup::Cgroup,
     link::Addresses,
     netns::Netns,
     process::{Finished, Place, Process},
     sockets::Sockets,
 };
-
-/// How long a process may take from fork to exec.
-const FORK: Duration = Duration::from_secs(1);
 
 /// What a pod is in the mesh.
 #[derive(Clone, Debug)]
@@ -54,7 +48,7 @@ pub struct Pod {
     addresses: Addresses,
     netns: Netns,
     place: Place,
-    sockets: OnceLock<Sockets>,
+    sockets: Sockets,
 }
 
 impl Pod {
@@ -66,8 +60,9 @@ impl Pod {
         place: Place,
         options: PodOptions,
     ) -> Self {
+        let sockets = Sockets::of(place.clone(), name);
         let (name, node) = (name.to_owned(), node.to_owned());
-        Self { name, node, options, addresses, netns, place, sockets: OnceLock::new() }
+        Self { name, node, options, addresses, netns, place, sockets }
     }
 
     /// Its name.
@@ -180,17 +175,13 @@ impl Pod {
     ///
     /// # Errors
     /// When the kernel refuses it.
-    pub fn socket(&self, domain: Domain, kind: Type) -> anyhow::Result<Socket> {
-        let sockets = match self.sockets.get() {
-            Some(sockets) => sockets,
-            None => {
-                let started = Sockets::start(&self.place, &self.name)?;
-                self.sockets.get_or_init(|| started)
-            }
-        };
-        sockets
-            .open(domain, kind)
-            .with_context(|| format!("could not open a socket in pod {}", self.name))
+    pub fn socket(
+        &self,
+        domain: Domain,
+        kind: Type,
+        protocol: Option<Protocol>,
+    ) -> anyhow::Result<Socket> {
+        self.sockets.open(domain, kind, protocol)
     }
 
     /// Connects from this pod.
@@ -198,37 +189,32 @@ impl Pod {
     /// # Errors
     /// As `connect()` does, and when no socket can be had.
     pub async fn connect(&self, to: SocketAddr) -> io::Result<TcpStream> {
-        let socket = self.tcp(Domain::for_address(to)).map_err(io::Error::other)?;
-        socket.connect(to).await
+        self.sockets.connect(to).await
     }
 
     /// Listens in this pod on all its addresses; port 0 picks one.
     ///
     /// # Errors
-    /// When the port is taken.
+    /// When the port stays taken.
     pub fn listen(&self, port: u16) -> anyhow::Result<TcpListener> {
-        let address = SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), port).into();
-        // A listener that was just dropped lives on for a moment in processes that another test
-        // is starting: between fork and exec they have a copy of everything.
-        let deadline = Instant::now() + FORK;
-        loop {
-            let socket = self.socket(Domain::IPV6, Type::STREAM)?;
-            socket.set_reuse_address(true)?;
-            socket.set_only_v6(false)?;
-            match socket.bind(&address).and_then(|()| socket.listen(1024)) {
-                Ok(()) => return Ok(TcpListener::from_std(socket.into())?),
-                Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
-                    if Instant::now() > deadline {
-                        return Err(error.into());
-                    }
-                    thread::sleep(FORK / 100);
-                }
-                Err(error) => return Err(error.into()),
-            }
-        }
+        self.listen_at(SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), port))
     }
 
-    fn tcp(&self, domain: Domain) -> anyhow::Result<TcpSocket> {
-        Ok(TcpSocket::from_std_stream(self.socket(domain, Type::STREAM)?.into()))
+    /// Listens in this pod on one address.
+    ///
+    /// # Errors
+    /// When the port stays taken.
+    pub fn listen_at(&self, address: SocketAddr) -> anyhow::Result<TcpListener> {
+        self.sockets.listen(address)
+    }
+
+    /// Its addresses as the kernel is told them.
+    pub(crate) fn addresses(&self) -> Addresses {
+        self.addresses
+    }
+
+    /// Its processes' cgroup.
+    pub(crate) fn cgroup(&self) -> &Cgroup {
+        self.place.cgroup()
     }
 }

@@ -26,7 +26,7 @@ use nix::{
 use crate::{cgroup::Cgroup, lab::Ground, netns::Netns, output::Output};
 
 /// Where a process runs.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Place {
     ground: Arc<Ground>,
     netns: Arc<File>,
@@ -36,6 +36,11 @@ pub(crate) struct Place {
 impl Place {
     pub(crate) fn new(ground: Arc<Ground>, netns: &Netns, cgroup: &Cgroup) -> anyhow::Result<Self> {
         Ok(Self { ground, netns: Arc::new(netns.open()?), cgroup: cgroup.clone() })
+    }
+
+    /// The cgroup of what runs there.
+    pub(crate) fn cgroup(&self) -> &Cgroup {
+        &self.cgroup
     }
 
     /// The lab's working directory.

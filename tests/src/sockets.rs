@@ -1,55 +1,139 @@
-//! Sockets that belong to a pod but are used by a test.
+//! Sockets that belong to a pod or a node but are used by a test.
 //!
 //! A socket is of the namespace and the cgroup of the process that made it, for good. A small
-//! process in the pod makes them and passes them on; the test then speaks through them from
-//! ordinary async code, and capture cannot tell it from the pod's own processes.
+//! process there makes them and passes them on; the test then speaks through them from ordinary
+//! async code, and capture cannot tell it from any other process of that place.
 
 use std::{
-    io::{IoSlice, IoSliceMut},
+    io::{self, IoSlice, IoSliceMut},
+    net::SocketAddr,
     os::{
         fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd},
         unix::net::UnixStream,
     },
     path::PathBuf,
     process::{Command, Stdio},
-    sync::{Mutex, PoisonError},
+    sync::{Mutex, OnceLock, PoisonError},
+    thread,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, bail};
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
 use socket2::{Domain, Protocol, Socket, Type};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
-use crate::process::{Place, Process};
+use crate::{
+    mesh_fixture::PATIENCE,
+    process::{Place, Process},
+};
 
-/// Domain and type, as the kernel numbers them.
-type Request = [u8; 8];
+/// How soon a port is tried again: nothing tells when it is free.
+const AGAIN: Duration = Duration::from_millis(5);
+
+/// Domain, type and protocol, as the kernel numbers them.
+type Request = [u8; 12];
 /// An errno; 0 comes with a socket.
 type Reply = [u8; 4];
 
-/// The process in the pod.
+/// The sockets of one place. The process that makes them starts with the first.
 #[derive(Debug)]
 pub(crate) struct Sockets {
+    place: Place,
+    name: String,
+    opener: OnceLock<Opener>,
+}
+
+impl Sockets {
+    /// Those of `place`, which logs know as `name`.
+    pub(crate) fn of(place: Place, name: &str) -> Self {
+        Self { place, name: name.to_owned(), opener: OnceLock::new() }
+    }
+
+    /// A socket of that place, non-blocking.
+    pub(crate) fn open(
+        &self,
+        domain: Domain,
+        kind: Type,
+        protocol: Option<Protocol>,
+    ) -> anyhow::Result<Socket> {
+        let opener = match self.opener.get() {
+            Some(opener) => opener,
+            None => {
+                let started = Opener::start(&self.place, &self.name)?;
+                self.opener.get_or_init(|| started)
+            }
+        };
+        opener
+            .open(domain, kind, protocol)
+            .with_context(|| format!("could not open a socket in {}", self.name))
+    }
+
+    /// Connects from there.
+    pub(crate) async fn connect(&self, to: SocketAddr) -> io::Result<TcpStream> {
+        let socket = self.open(Domain::for_address(to), Type::STREAM, None);
+        TcpSocket::from_std_stream(socket.map_err(io::Error::other)?.into()).connect(to).await
+    }
+
+    /// Listens there.
+    pub(crate) fn listen(&self, address: SocketAddr) -> anyhow::Result<TcpListener> {
+        // A listener that was just dropped lives on for a moment in processes that another test
+        // is starting: between fork and exec they have a copy of everything.
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let socket = self.open(Domain::for_address(address), Type::STREAM, None)?;
+            socket.set_reuse_address(true)?;
+            if address.is_ipv6() {
+                socket.set_only_v6(false)?;
+            }
+            match socket.bind(&address.into()).and_then(|()| socket.listen(1024)) {
+                Ok(()) => return Ok(TcpListener::from_std(socket.into())?),
+                Err(error)
+                    if error.kind() == io::ErrorKind::AddrInUse && Instant::now() < deadline =>
+                {
+                    thread::sleep(AGAIN);
+                }
+                Err(error) => {
+                    return Err(error).with_context(|| {
+                        format!("could not listen on {address} in {}", self.name)
+                    });
+                }
+            }
+        }
+    }
+}
+
+/// The process that makes sockets.
+#[derive(Debug)]
+struct Opener {
     channel: Mutex<UnixStream>,
     _process: Process,
 }
 
-impl Sockets {
-    pub(crate) fn start(place: &Place, pod: &str) -> anyhow::Result<Self> {
+impl Opener {
+    fn start(place: &Place, name: &str) -> anyhow::Result<Self> {
         let (ours, theirs) = UnixStream::pair().context("could not make a socket pair")?;
         let command = Command::new(program()?);
         let process = place.spawn_with(
-            &format!("{pod}-sockets"),
+            &format!("{name}-sockets"),
             command,
             Stdio::from(OwnedFd::from(theirs)),
         )?;
         Ok(Self { channel: Mutex::new(ours), _process: process })
     }
 
-    pub(crate) fn open(&self, domain: Domain, kind: Type) -> anyhow::Result<Socket> {
+    fn open(
+        &self,
+        domain: Domain,
+        kind: Type,
+        protocol: Option<Protocol>,
+    ) -> anyhow::Result<Socket> {
         let channel = self.channel.lock().unwrap_or_else(PoisonError::into_inner);
         let mut request = Request::default();
-        request[..4].copy_from_slice(&i32::from(domain).to_ne_bytes());
-        request[4..].copy_from_slice(&i32::from(kind).to_ne_bytes());
+        let numbers = [domain.into(), kind.into(), protocol.map_or(0, i32::from)];
+        for (field, number) in request.chunks_exact_mut(4).zip(numbers) {
+            field.copy_from_slice(&i32::to_ne_bytes(number));
+        }
         let fd = channel.as_raw_fd();
         sendmsg::<()>(fd, &[IoSlice::new(&request)], &[], MsgFlags::empty(), None)?;
         let mut reply = Reply::default();
@@ -58,7 +142,7 @@ impl Sockets {
         let flags = MsgFlags::MSG_CMSG_CLOEXEC;
         let message = recvmsg::<()>(fd, &mut parts, Some(&mut space), flags)?;
         if message.bytes == 0 {
-            bail!("the process that opens the pod's sockets is gone");
+            bail!("the process that opens sockets is gone");
         }
         let passed = message.cmsgs()?.find_map(|part| match part {
             ControlMessageOwned::ScmRights(fds) => fds.first().copied(),
@@ -88,10 +172,10 @@ pub fn serve() -> anyhow::Result<()> {
         if received < size_of::<Request>() {
             return Ok(());
         }
-        let [domain, kind] = [0, 4].map(|at| {
-            i32::from_ne_bytes(request[at..at + 4].try_into().expect("both are four bytes"))
+        let [domain, kind, protocol] = [0, 4, 8].map(|at| {
+            i32::from_ne_bytes(request[at..at + 4].try_into().expect("each is four bytes"))
         });
-        let opened = Socket::new(domain.into(), kind.into(), None::<Protocol>);
+        let opened = Socket::new(domain.into(), kind.into(), Some(protocol.into()));
         let (reply, passed) = match &opened {
             Ok(socket) => (0, Some([socket.as_raw_fd()])),
             Err(error) => (error.raw_os_error().unwrap_or(nix::libc::EIO), None),

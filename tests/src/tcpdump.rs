@@ -13,7 +13,7 @@ use nix::sys::signal::Signal;
 use crate::{link::CHILD_INTERFACE, node::Node, pod::Pod, process::Process};
 
 /// How long tcpdump may take to start and to stop.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A recording of packets, from the moment `start` returns.
 #[derive(Debug)]

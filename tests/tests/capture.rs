@@ -12,9 +12,9 @@ use std::{
 
 use serde_json::Value;
 use sluice_tests::{
-    Agent, Mesh, Node, PATIENCE, Pod, Talk, capture_events, firewall_rules, refused,
+    Agent, Mesh, Node, PATIENCE, Pod, Talk, bpftool, capture_events, firewall_rules, refused,
 };
-use socket2::{Domain, Type};
+use socket2::{Domain, SockRef, Type};
 use tokio::{
     net::{TcpListener, UdpSocket},
     time::timeout,
@@ -158,11 +158,20 @@ async fn loopback_is_left_alone() -> anyhow::Result<()> {
     let _agents = mesh.start_agents(&[]).await?;
     let listener = mesh.client.listen(PORT)?;
     let before = all_events(&mesh.a)?;
-    for loopback in [IpAddr::from(Ipv4Addr::LOCALHOST), Ipv6Addr::LOCALHOST.into()] {
-        let to = SocketAddr::new(loopback, PORT);
+    let (v4, v6) = (Ipv4Addr::LOCALHOST, Ipv6Addr::LOCALHOST);
+    for (dialled, reached) in [
+        (IpAddr::from(v4), IpAddr::from(v4)),
+        ([127, 0, 0, 2].into(), [127, 0, 0, 2].into()),
+        (v4.to_ipv6_mapped().into(), v4.into()),
+        (v6.into(), v6.into()),
+        // To connect(), no address is this machine's.
+        (Ipv4Addr::UNSPECIFIED.into(), v4.into()),
+        (Ipv6Addr::UNSPECIFIED.into(), v6.into()),
+    ] {
+        let to = SocketAddr::new(dialled, PORT);
         let talk = Talk::start(&mesh.client, to, &listener).await?;
-        assert_eq!(talk.seen_client()?, talk.client.local_addr()?);
-        assert_eq!(talk.seen_server()?, to);
+        assert_eq!(talk.seen_client()?.port(), talk.client.local_addr()?.port());
+        assert_eq!(talk.seen_server()?, SocketAddr::new(reached, PORT));
     }
     assert_eq!(all_events(&mesh.a)?, before);
     Ok(())
@@ -181,6 +190,7 @@ async fn datagrams_are_left_alone() -> anyhow::Result<()> {
         let (length, seen) = timeout(PATIENCE, receiver.recv_from(&mut received)).await??;
         assert_eq!(&received[..length], b"datagram");
         assert_eq!(seen, sender.local_addr()?);
+        assert_eq!(SockRef::from(&sender).mark()?, 0, "connected UDP has no mark");
     }
     assert_eq!([all_events(&mesh.a)?, all_events(&mesh.b)?], before);
     Ok(())
@@ -188,7 +198,7 @@ async fn datagrams_are_left_alone() -> anyhow::Result<()> {
 
 fn udp(pod: &Pod, ip: IpAddr) -> anyhow::Result<UdpSocket> {
     let address = SocketAddr::new(ip, 0);
-    let socket = pod.socket(Domain::for_address(address), Type::DGRAM)?;
+    let socket = pod.socket(Domain::for_address(address), Type::DGRAM, None)?;
     socket.bind(&address.into())?;
     Ok(UdpSocket::from_std(socket.into())?)
 }
@@ -229,18 +239,18 @@ async fn no_pod_has_a_firewall_rule() -> anyhow::Result<()> {
 async fn programs_run_at_connect_and_at_the_first_syn_and_nowhere_else() -> anyhow::Result<()> {
     let mesh = Mesh::new()?;
     let [agent, _] = mesh.start_agents(&[]).await?;
-    let maps = pinned_maps(&mesh.a)?;
+    let maps = bpftool::pinned_maps(&mesh.a)?;
     let held = programs_of(agent.process().id())?;
     let is_ours = |program: &&Value| {
         let mut uses = program["map_ids"].as_array().into_iter().flatten();
         held.contains(&program["id"]) || uses.any(|map| maps.contains(map))
     };
-    let programs = bpftool(&["prog", "show"])?;
+    let programs = bpftool::list(&["prog", "show"])?;
     let kinds: BTreeSet<_> =
         programs.iter().filter(is_ours).filter_map(|program| program["type"].as_str()).collect();
     assert_eq!(kinds, BTreeSet::from(["cgroup_sock_addr", "sk_lookup"]));
 
-    let links = bpftool(&["link", "show"])?;
+    let links = bpftool::list(&["link", "show"])?;
     for (pod, expected) in [(&mesh.client, 1), (&mesh.near, 1), (&mesh.outsider, 0)] {
         let inode = fs::metadata(pod.netns_path())?.ino();
         let attached: Vec<_> =
@@ -250,20 +260,6 @@ async fn programs_run_at_connect_and_at_the_first_syn_and_nowhere_else() -> anyh
         assert_eq!(packet_programs(pod)?, Vec::<Value>::new(), "{}", pod.name());
     }
     Ok(())
-}
-
-/// The ids of the maps a node's agent pinned; whatever program uses one is its.
-fn pinned_maps(node: &Node) -> anyhow::Result<Vec<Value>> {
-    let mut ids = Vec::new();
-    for version in fs::read_dir(node.bpffs())? {
-        for map in fs::read_dir(version?.path().join("maps"))? {
-            let path = map?.path();
-            let shown = bpftool_json(&["map", "show", "pinned", &path.to_string_lossy()])?;
-            ids.push(shown["id"].clone());
-        }
-    }
-    assert!(!ids.is_empty(), "nothing is pinned");
-    Ok(ids)
 }
 
 /// The ids of programs whose descriptors, or links' descriptors, a process holds.
@@ -286,13 +282,4 @@ fn packet_programs(pod: &Pod) -> anyhow::Result<Vec<Value>> {
     let kinds = shown.as_array().into_iter().flatten().filter_map(Value::as_object);
     let lists = kinds.flat_map(|kinds| kinds.values()).filter_map(Value::as_array);
     Ok(lists.flatten().cloned().collect())
-}
-
-fn bpftool(arguments: &[&str]) -> anyhow::Result<Vec<Value>> {
-    Ok(bpftool_json(arguments)?.as_array().cloned().unwrap_or_default())
-}
-
-fn bpftool_json(arguments: &[&str]) -> anyhow::Result<Value> {
-    let shown = Command::new("bpftool").arg("--json").args(arguments).output()?;
-    Ok(serde_json::from_slice(&shown.stdout)?)
 }

@@ -1,27 +1,14 @@
 //! Pods that come into the mesh and leave it while their agent runs.
 
-use std::{collections::BTreeMap, net::SocketAddr, process::Command};
+use std::{collections::BTreeMap, io::ErrorKind, net::SocketAddr, process::Command};
 
 use sluice_tests::{
     Agent, Mesh, NetnsState, Node, PATIENCE, Pod, PodOptions, Talk, Tcpdump, capture_events,
-    eventually,
+    eventually, is_captured, wait_until_captured,
 };
+use tokio::{io::AsyncReadExt, time::timeout};
 
 const PORT: u16 = 9999;
-
-/// Whether the node's agent has captured the pod.
-fn is_captured(node: &Node, pod: &Pod) -> anyhow::Result<bool> {
-    let status = Agent::status(node)?;
-    let pods = status["pods"].as_array().into_iter().flatten();
-    let name = format!("{}/{}", pod.namespace(), pod.name());
-    let mut ours = pods.filter(|pod| pod["name"] == name.as_str());
-    Ok(ours.any(|pod| pod["error"].is_null()))
-}
-
-async fn wait_until_captured(node: &Node, pod: &Pod, wanted: bool) -> anyhow::Result<()> {
-    let what = format!("{} is captured: {wanted}", pod.name());
-    eventually(&what, || async { Ok((is_captured(node, pod)? == wanted).then_some(())) }).await
-}
 
 /// How many SYNs of `client` are steered out of its pod when it dials `server`.
 async fn steered(node: &Node, client: &Pod, server: &Pod) -> anyhow::Result<u64> {
@@ -118,6 +105,71 @@ async fn a_pod_that_comes_later_is_captured_without_a_restart() -> anyhow::Resul
 }
 
 #[tokio::test]
+async fn connections_from_before_enrolment_go_on_as_they_were() -> anyhow::Result<()> {
+    let mesh = Mesh::new()?;
+    let listeners = [mesh.near.listen(PORT)?, mesh.far.listen(PORT)?, mesh.client.listen(PORT)?];
+    let ways = [
+        (&mesh.client, &mesh.near, &listeners[0]),
+        (&mesh.client, &mesh.far, &listeners[1]),
+        (&mesh.outsider, &mesh.client, &listeners[2]),
+    ];
+    let mut old = Vec::new();
+    for (client, server, listener) in ways {
+        for ip in server.ips() {
+            old.push(Talk::start(client, SocketAddr::new(ip, PORT), listener).await?);
+        }
+    }
+    let _agents = mesh.start_agents(&[]).await?;
+    let events = || -> anyhow::Result<[u64; 2]> {
+        Ok([capture_events(&mesh.a, "steered_out")?, capture_events(&mesh.a, "steered_in")?])
+    };
+    let before = events()?;
+    for talk in &mut old {
+        talk.exchange().await?;
+    }
+    assert_eq!(events()?, before, "nothing old is captured");
+    for (client, server, listener) in ways {
+        for ip in server.ips() {
+            Talk::start(client, SocketAddr::new(ip, PORT), listener).await?;
+        }
+    }
+    assert_eq!(events()?, [before[0] + 4, before[1] + 2], "everything new is");
+
+    mesh.config.remove_pod(&mesh.client)?;
+    wait_until_captured(&mesh.a, &mesh.client, false).await?;
+    for talk in &mut old {
+        talk.exchange().await?;
+        assert_eq!(talk.seen_client()?, talk.client.local_addr()?, "nobody is in between");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn captured_connections_of_a_pod_that_leaves_are_reset_at_both_ends() -> anyhow::Result<()> {
+    let mesh = Mesh::new()?;
+    let _agents = mesh.start_agents(&[]).await?;
+    let mut captured = Vec::new();
+    for (client, server) in [
+        (&mesh.client, &mesh.far),
+        (&mesh.far, &mesh.client),
+        (&mesh.client, &mesh.near),
+        (&mesh.outsider, &mesh.client),
+    ] {
+        let listener = server.listen(PORT)?;
+        captured.push(Talk::start(client, SocketAddr::new(server.ip(), PORT), &listener).await?);
+    }
+    mesh.config.remove_pod(&mesh.client)?;
+    for Talk { client, server } in &mut captured {
+        for end in [client, server] {
+            let read = timeout(PATIENCE, end.read_u8()).await?;
+            let why = read.expect_err("nobody sent a byte").kind();
+            assert_eq!(why, ErrorKind::ConnectionReset, "cut, not ended in order");
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test]
 async fn labelling_a_second_namespace_brings_its_pods_in() -> anyhow::Result<()> {
     let mesh = Mesh::new()?;
     let options = PodOptions { namespace: "second".into(), ..PodOptions::default() };
@@ -168,7 +220,8 @@ async fn pods_that_are_not_enrolled_may_be_denied_and_the_node_never_is() -> any
     assert_eq!(capture_events(&mesh.a, "denied")?, 2);
     // Within the pod nothing is denied.
     let listener = mesh.outsider.listen(PORT)?;
-    let loopback = SocketAddr::from(([127, 0, 0, 1], PORT));
-    tokio::time::timeout(PATIENCE, Talk::start(&mesh.outsider, loopback, &listener)).await??;
+    for own in [[127, 0, 0, 1], [0, 0, 0, 0]] {
+        Talk::start(&mesh.outsider, SocketAddr::from((own, PORT)), &listener).await?;
+    }
     Ok(())
 }

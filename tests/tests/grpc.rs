@@ -15,7 +15,7 @@ use opentelemetry_proto::tonic::collector::trace::v1::{
     ExportTraceServiceRequest, trace_service_client::TraceServiceClient,
 };
 use sluice_tests::{
-    Kind, Pod, Shop, Span, listen,
+    Kind, Pod, Shop, Span,
     ports::{GRPC, UNDECLARED},
 };
 use tokio::{sync::Barrier, task::JoinSet, time::timeout};
@@ -51,8 +51,8 @@ fn ways(shop: &Shop, server: &Pod) -> [(SocketAddr, u16); 3] {
 
 /// Answers HTTP/2 with the path in the body and in a trailer, but no request before `all` are
 /// there.
-async fn serve_http2(pod: &Pod, port: u16, all: Arc<Barrier>) -> anyhow::Result<JoinSet<()>> {
-    let listener = listen(pod, port).await?;
+fn serve_http2(pod: &Pod, port: u16, all: Arc<Barrier>) -> anyhow::Result<JoinSet<()>> {
+    let listener = pod.listen(port)?;
     let answer = move |request: Request<Incoming>| {
         let all = all.clone();
         async move {
@@ -87,7 +87,7 @@ async fn a_hundred_requests_are_open_at_once_on_one_http2_connection() -> anyhow
     let shop = Shop::open().await?;
     for server in shop.servers() {
         for (to, target) in ways(&shop, server) {
-            let _app = serve_http2(server, target, Arc::new(Barrier::new(STREAMS))).await?;
+            let _app = serve_http2(server, target, Arc::new(Barrier::new(STREAMS)))?;
             let stream = shop.dial(to).await?.into_stream();
             let handshake = http2::handshake(TokioExecutor::new(), TokioIo::new(stream));
             let (client, connection) = timeout(PATIENCE, handshake).await??;
@@ -128,7 +128,7 @@ async fn a_hundred_requests_are_open_at_once_on_one_http2_connection() -> anyhow
 async fn serve_health(pod: &Pod, port: u16) -> anyhow::Result<(HealthReporter, JoinSet<()>)> {
     let (reporter, service) = health_reporter();
     reporter.set_service_status("order", ServingStatus::Serving).await;
-    let incoming = TcpIncoming::from(listen(pod, port).await?);
+    let incoming = TcpIncoming::from(pod.listen(port)?);
     let mut tasks = JoinSet::new();
     tasks.spawn(async move {
         let server = Server::builder().add_service(service).serve_with_incoming(incoming);

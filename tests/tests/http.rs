@@ -13,7 +13,7 @@ use std::{
 use anyhow::ensure;
 use futures_util::FutureExt;
 use sluice_tests::{
-    Line, Pod, Shop, accept, listen,
+    Line, Pod, Shop, accept,
     ports::{GRPC, HTTP, TCP, UNDECLARED},
 };
 use tokio::{
@@ -43,7 +43,7 @@ struct Call {
 
 /// Sends `request` from the client, and lets the application at `server` hear its head.
 async fn call(shop: &Shop, server: &Pod, request: &str) -> anyhow::Result<Call> {
-    let listener = listen(server, HTTP.target).await?;
+    let listener = server.listen(HTTP.target)?;
     let mut client = shop.dial(shop.service(server.name(), HTTP)).await?;
     client.say(request).await?;
     let mut app = accept(&listener).await?;
@@ -64,7 +64,7 @@ fn value<'a>(head: &'a str, name: &str) -> Option<&'a str> {
 #[tokio::test]
 async fn without_agents_a_server_sees_what_was_sent_whatever_it_is() -> anyhow::Result<()> {
     let shop = Shop::without_agents()?;
-    let listener = listen(&shop.far, HTTP.target).await?;
+    let listener = shop.far.listen(HTTP.target)?;
     let mut client = shop.dial(SocketAddr::new(shop.far.ip(), HTTP.target)).await?;
     let request = "GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n";
     client.say(request).await?;
@@ -99,7 +99,7 @@ async fn connections_to_the_server_are_used_again_for_other_connections_of_the_p
 -> anyhow::Result<()> {
     let shop = Shop::open().await?;
     for server in shop.servers() {
-        let mut app = Counting::start(server).await?;
+        let mut app = Counting::start(server)?;
         for _ in 0..20 {
             let mut client = shop.dial(shop.service(server.name(), HTTP)).await?;
             client.say("GET / HTTP/1.1\r\nHost: shop\r\n\r\n").await?;
@@ -115,7 +115,7 @@ async fn connections_to_the_server_are_used_again_for_other_connections_of_the_p
 #[tokio::test]
 async fn replicas_take_turns_request_by_request() -> anyhow::Result<()> {
     let shop = Shop::open().await?;
-    let mut apps = [Counting::start(&shop.near).await?, Counting::start(&shop.far).await?];
+    let mut apps = [Counting::start(&shop.near)?, Counting::start(&shop.far)?];
     let mut client = shop.dial(shop.service("both", HTTP)).await?;
     let mut answers = Vec::new();
     for _ in 0..10 {
@@ -136,8 +136,8 @@ struct Counting {
 }
 
 impl Counting {
-    async fn start(pod: &Pod) -> anyhow::Result<Self> {
-        let listener = listen(pod, HTTP.target).await?;
+    fn start(pod: &Pod) -> anyhow::Result<Self> {
+        let listener = pod.listen(HTTP.target)?;
         let name = pod.name().to_owned();
         let counts = Arc::<[AtomicUsize; 2]>::default();
         let mut tasks = JoinSet::new();
@@ -399,7 +399,7 @@ async fn what_two_parsers_could_read_in_two_ways_is_refused_and_never_reaches_th
 -> anyhow::Result<()> {
     let shop = Shop::open().await?;
     for server in shop.servers() {
-        let listener = listen(server, HTTP.target).await?;
+        let listener = server.listen(HTTP.target)?;
         for request in [
             "GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
             "GET / HTTP/1.1\r\n\r\n",
@@ -481,7 +481,7 @@ async fn http_is_recognised_wherever_nothing_is_declared() -> anyhow::Result<()>
 
 /// Two requests on one connection, in pieces; returns the second's head as the server saw it.
 async fn ask(shop: &Shop, server: &Pod, to: SocketAddr, target: u16) -> anyhow::Result<String> {
-    let listener = listen(server, target).await?;
+    let listener = server.listen(target)?;
     let mut client = shop.dial(to).await?;
     client.say("GET /fir").await?;
     client.say("st HTTP/1.1\r\nHost: shop\r\n\r\n").await?;

@@ -16,8 +16,9 @@ use tokio::{
     net::{TcpListener, TcpStream},
 };
 
-/// How soon a refused application must learn of it.
-const PROMPTLY: Duration = Duration::from_secs(3);
+/// How soon a refused application must learn of it: before any timeout of the agent's would tell
+/// it.
+const PROMPTLY: Duration = Duration::from_secs(9);
 const NAMESPACE: &str = "spiffe://cluster.local/ns/default/sa";
 
 fn opaque(server: &Pod) -> SocketAddr {

@@ -12,7 +12,7 @@ use std::{
 use sluice_tests::{Lab, Netns, Pod, Tcpdump, firewall_rules};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(20);
 /// Set for a copy of this program that makes a lab and waits to be killed.
 const HOLD: &str = "SLUICE_TEST_HOLD_LAB";
 

@@ -110,11 +110,13 @@ async fn ready_means_that_every_pod_is_captured_and_has_a_certificate() -> anyho
 #[tokio::test]
 async fn a_draining_agent_finishes_what_is_under_way_and_cuts_the_rest_in_time()
 -> anyhow::Result<()> {
-    const DRAIN: Duration = Duration::from_secs(3);
+    let began = Instant::now();
     let mesh = Mesh::new()?;
+    // Long enough for what is to happen within it, on a machine as slow as this one is.
+    let drain = Duration::from_secs(3).max(5 * began.elapsed());
     let options = AgentOptions {
         otlp: Some((&mesh.receiver, Protocol::Grpc)),
-        flags: vec!["--drain-timeout".to_owned(), format!("{}s", DRAIN.as_secs())],
+        flags: vec!["--drain-timeout".to_owned(), format!("{}ms", drain.as_millis())],
         // No span leaves before the agent ends.
         environment: vec![("OTEL_BSP_SCHEDULE_DELAY".to_owned(), "600000".to_owned())],
     };
@@ -133,21 +135,21 @@ async fn a_draining_agent_finishes_what_is_under_way_and_cuts_the_rest_in_time()
     agent.process().signal(Signal::SIGTERM)?;
     let asked = Instant::now();
     assert!(wait_until_unready(&mesh.a).await?.contains("shutting down"));
-    assert!(asked.elapsed() < DRAIN, "not ready at once, not at the end");
+    assert!(asked.elapsed() < drain, "not ready at once, not at the end");
     assert_eq!(health(&mesh.a, "/healthz/live").await?.status, 200);
     assert_eq!(answer(&mut idle).await?, None, "an idle connection is closed in order");
-    assert!(asked.elapsed() < DRAIN, "closed at once, not at the end");
+    assert!(asked.elapsed() < drain, "closed at once, not at the end");
     opaque.exchange().await?;
     server.release.notify_one();
     assert!(answer(&mut busy).await?.is_some_and(|head| head.starts_with("HTTP/1.1 200")));
     assert_eq!(answer(&mut busy).await?, None);
     opaque.exchange().await?;
-    assert!(asked.elapsed() < DRAIN, "the machine is too slow for this test");
+    assert!(asked.elapsed() < drain, "the machine is too slow for this test");
     assert_eq!(mesh.receiver.spans().len(), 0, "spans left before the end");
 
-    let status = agent.process_mut().exit(DRAIN + PATIENCE).await?;
+    let status = agent.process_mut().exit(drain + PATIENCE).await?;
     assert_eq!(status.code(), Some(0));
-    assert!(asked.elapsed() >= DRAIN, "the deadline was not waited for");
+    assert!(asked.elapsed() >= drain, "the deadline was not waited for");
     let cut = timeout(PATIENCE, opaque.client.read_u8()).await?;
     let cut = cut.expect_err("nobody sent a byte").kind();
     assert_eq!(cut, std::io::ErrorKind::ConnectionReset, "cut, not ended in order");

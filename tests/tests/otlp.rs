@@ -15,7 +15,7 @@ use sluice_tests::{Lab, OtlpReceiver, Pod, Protocol, trace_tree};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tonic::{codec::CompressionEncoding, transport::Endpoint};
 
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(20);
 
 fn export(id: u8, parent: Option<u8>, name: &str) -> ExportTraceServiceRequest {
     let service = KeyValue {

@@ -4,7 +4,7 @@ use std::{net::SocketAddr, process::Command, time::Duration};
 
 use futures_util::FutureExt;
 use sluice_tests::{
-    Pod, Process, Shop, Span, accept, listen,
+    Pod, Process, Shop, Span, accept,
     ports::{HTTP, TCP, UNDECLARED},
 };
 
@@ -23,7 +23,7 @@ async fn a_silent_client_hears_a_server_that_speaks_first() -> anyhow::Result<()
             (SocketAddr::new(server.ipv6(), UNDECLARED.target), UNDECLARED.target),
             (SocketAddr::new(server.ip(), 2525), 2525),
         ] {
-            let listener = listen(server, target).await?;
+            let listener = server.listen(target)?;
             let mut client = shop.dial(to).await?;
             let mut app = accept(&listener).await?;
             app.say(BANNER).await?;
@@ -46,7 +46,7 @@ async fn where_http_is_declared_a_server_that_speaks_first_is_not_even_dialled()
     // the mesh: on this port no connection is made before a request asks for it.
     let shop = Shop::open().await?;
     for server in shop.servers() {
-        let listener = listen(server, HTTP.target).await?;
+        let listener = server.listen(HTTP.target)?;
         let mut client = shop.dial(shop.service(server.name(), HTTP)).await?;
         client.say("\u{0}not HTTP\r\n\r\n").await?;
         let (answer, _) = client.rest().await?;

@@ -7,7 +7,7 @@ use std::{
 };
 
 use sluice_tests::{
-    Kind, Line, Pod, Protocol, Shop, Span, accept, listen,
+    Kind, Line, Pod, Protocol, Shop, Span, accept,
     ports::{HTTP, TCP},
 };
 
@@ -184,7 +184,7 @@ fn now() -> u64 {
 async fn a_span_lasts_from_the_request_to_the_end_of_the_body() -> anyhow::Result<()> {
     let shop = Shop::open().await?;
     for server in shop.servers() {
-        let listener = listen(server, HTTP.target).await?;
+        let listener = server.listen(HTTP.target)?;
         let mut client = shop.dial(shop.service(server.name(), HTTP)).await?;
         let trace = if server.name() == "near" { "a1" } else { "b2" }.repeat(16);
         let before = now();
@@ -269,7 +269,7 @@ async fn tcp_pair(shop: &Shop, server: &str) -> anyhow::Result<[Span; 2]> {
 async fn an_opaque_connection_is_two_joined_spans_with_its_bytes() -> anyhow::Result<()> {
     let shop = Shop::open().await?;
     for server in shop.servers() {
-        let listener = listen(server, TCP.target).await?;
+        let listener = server.listen(TCP.target)?;
         let mut client = shop.dial(shop.service(server.name(), TCP)).await?;
         let mut app = accept(&listener).await?;
         client.say("question").await?;
@@ -387,7 +387,7 @@ async fn an_upgrade_is_a_request_and_a_connection_linked_to_it_on_both_sides() -
     let shop = Shop::open().await?;
     for server in shop.servers() {
         let trace = if server.name() == "near" { "c3" } else { "d4" }.repeat(16);
-        let listener = listen(server, HTTP.target).await?;
+        let listener = server.listen(HTTP.target)?;
         let mut client = shop.dial(shop.service(server.name(), HTTP)).await?;
         client
             .say(format!(
@@ -441,7 +441,7 @@ async fn whoever_broke_a_request_off_is_named() -> anyhow::Result<()> {
         for (by, expected) in [("client", "reset_local"), ("server", "reset_remote")] {
             let digits = if server.name() == "near" { ["e5", "f6"] } else { ["97", "88"] };
             let trace = digits[usize::from(by == "server")].repeat(16);
-            let listener = listen(server, HTTP.target).await?;
+            let listener = server.listen(HTTP.target)?;
             let mut client = shop.dial(shop.service(server.name(), HTTP)).await?;
             client
                 .say(format!(

@@ -1,10 +1,22 @@
 //! An agent that is gone, and the one that comes after it.
 
-use std::{net::SocketAddr, process::Command, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    process::Command,
+    time::Duration,
+};
 
 use sluice_tests::{
     Mesh, NetnsState, PATIENCE, Pod, Process, Talk, agent_program, capture_events, eventually,
     refused,
+};
+use socket2::{Domain, Type};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpSocket},
+    sync::watch,
+    task::JoinSet,
+    time::{sleep, timeout},
 };
 
 const PORT: u16 = 9999;
@@ -75,6 +87,97 @@ async fn the_next_agent_takes_over_what_a_killed_one_left() -> anyhow::Result<()
     all_talk(&mesh).await?;
     assert!(capture_events(&mesh.a, "steered_out")? > steered, "the maps are the same");
     assert!(capture_events(&mesh.a, "dropped_out")? > 0, "the refused connection was counted");
+    Ok(())
+}
+
+/// Below where Linux, and the agent for its dials, take ports from.
+const OWN_PORTS: std::ops::Range<u16> = 10_000..32_768;
+
+/// How long a client that was refused waits before it tries again.
+const PAUSE: Duration = Duration::from_millis(10);
+
+/// Dials `to` again and again, each time from another of [`OWN_PORTS`], and counts how often it
+/// was answered and how often not.
+async fn keep_dialling(
+    client: &Pod,
+    from: IpAddr,
+    to: SocketAddr,
+    counts: &watch::Sender<[u64; 2]>,
+) -> anyhow::Result<()> {
+    for port in OWN_PORTS {
+        let socket = client.socket(Domain::for_address(to), Type::STREAM, None)?;
+        socket.bind(&SocketAddr::new(from, port).into())?;
+        let asked = async {
+            let mut stream = TcpSocket::from_std_stream(socket.into()).connect(to).await?;
+            stream.write_all(b"?").await?;
+            stream.read_u8().await
+        };
+        let answered = matches!(timeout(SILENCE, asked).await, Ok(Ok(_)));
+        counts.send_modify(|counts| counts[usize::from(!answered)] += 1);
+        if !answered {
+            // As clients do: a refusal comes at once, and ports would run out.
+            sleep(PAUSE).await;
+        }
+    }
+    anyhow::bail!("no port is left")
+}
+
+/// Answers whoever comes through the agent, which dials from a port of its own choice.
+async fn answer_all(listener: TcpListener) -> anyhow::Result<()> {
+    let mut answers = JoinSet::new();
+    loop {
+        let (mut stream, from) = listener.accept().await?;
+        anyhow::ensure!(!OWN_PORTS.contains(&from.port()), "{from} came past the agent");
+        answers.spawn(async move {
+            // Whoever asks may be cut off.
+            if stream.read_u8().await.is_ok() {
+                let _ = stream.write_all(b"!").await;
+            }
+        });
+        while answers.try_join_next().is_some() {}
+    }
+}
+
+/// Waits until `which` of the counts has grown by `more`.
+async fn grown(
+    counts: &mut watch::Receiver<[u64; 2]>,
+    which: usize,
+    more: u64,
+) -> anyhow::Result<()> {
+    let enough = counts.borrow_and_update()[which] + more;
+    timeout(PATIENCE, counts.wait_for(|counts| counts[which] >= enough)).await??;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_client_that_goes_on_dialling_never_gets_past_an_agent_that_is_gone() -> anyhow::Result<()>
+{
+    const ANSWERED: usize = 0;
+    const FAILED: usize = 1;
+    let mesh = Mesh::new()?;
+    let [mut agent, _other] = mesh.start_agents(&[]).await?;
+    let ways = [(&mesh.client, &mesh.far), (&mesh.outsider, &mesh.near)];
+    for (client, server) in ways {
+        let (counting, mut counts) = watch::channel([0, 0]);
+        let to = SocketAddr::new(server.ip(), PORT);
+        let test = async {
+            grown(&mut counts, ANSWERED, 10).await?;
+            assert_eq!(counts.borrow()[FAILED], 0);
+            agent.kill9();
+            // One may have been answered and not counted yet; no two.
+            grown(&mut counts, FAILED, 1).await?;
+            let answered = counts.borrow_and_update()[ANSWERED];
+            grown(&mut counts, FAILED, 3).await?;
+            assert_eq!(counts.borrow()[ANSWERED], answered, "nobody answers without the agent");
+            agent = mesh.start_agent(&mesh.a, &[]).await?;
+            grown(&mut counts, ANSWERED, 10).await
+        };
+        tokio::select! {
+            done = test => done?,
+            failed = answer_all(server.listen(PORT)?) => failed?,
+            failed = keep_dialling(client, client.ip(), to, &counting) => failed?,
+        }
+    }
     Ok(())
 }
 

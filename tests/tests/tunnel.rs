@@ -14,8 +14,9 @@ use tokio::{
     net::TcpStream,
 };
 
-/// How soon an application must learn that its connection is broken.
-const PROMPTLY: Duration = Duration::from_secs(3);
+/// How soon an application must learn that its connection is broken: before any timeout of the
+/// agent's would tell it.
+const PROMPTLY: Duration = Duration::from_secs(9);
 /// More than every buffer and window on the way takes at once.
 const LONG: usize = 8 << 20;
 const SECRET: &str = "a secret nobody on the way may read";

@@ -171,6 +171,15 @@ impl Capture {
         Ok(EnrolledPod { outbound, inbound, dialer: PodDialer::new(netns, dials) })
     }
 
+    /// Whether `netns` has become another namespace than the one the pod was enrolled in, as when
+    /// its sandbox was made anew. A path that leads nowhere says nothing.
+    pub fn has_moved(&self, uid: &PodUid, netns: &Path) -> bool {
+        let moved = |pod: &Enrolled| {
+            Netns::open(netns).is_ok_and(|found| found.inode() != pod.netns.inode())
+        };
+        self.state().pods.get(uid).is_some_and(moved)
+    }
+
     /// Ends capture of a pod and leaves its network namespace as it was before.
     ///
     /// # Errors

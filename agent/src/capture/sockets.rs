@@ -62,8 +62,12 @@ pub(super) fn transparent_listener() -> io::Result<Socket> {
         }
     };
     socket.set_nonblocking(true)?;
-    // Linux passes both on to every accepted socket.
+    // Linux passes these on to every accepted socket. The latter has the port that was dialled
+    // as its own: without the flag the application could not listen on that port, again or at
+    // all, as long as the connection and its TIME_WAIT last. After bind(), whose search for a
+    // port would otherwise take one that is shared.
     ready_for_traffic(&socket)?;
+    socket.set_reuse_address(true)?;
     socket.listen(BACKLOG)?;
     Ok(socket)
 }

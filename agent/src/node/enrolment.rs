@@ -21,6 +21,9 @@ use crate::{
 
 /// How long after a failed enrolment it is tried again: doubled each time, up to the second.
 const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
+/// How often the captured pods' namespaces are looked at: one that is made anew under the same
+/// path is no event anywhere.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// Enrols and unenrols the pods of one node.
 pub(super) struct Enrolment {
@@ -44,6 +47,15 @@ enum State {
     Failed { workload: Arc<Workload>, error: String },
 }
 
+impl State {
+    fn has_moved(&self, uid: &PodUid, capture: &Capture) -> bool {
+        match self {
+            State::Captured { netns, .. } => capture.has_moved(uid, netns),
+            State::Failed { .. } => false,
+        }
+    }
+}
+
 impl Enrolment {
     pub(super) fn new(node: String, capture: Arc<Capture>, proxy: Arc<Proxy>) -> Arc<Self> {
         Arc::new(Self { node, capture, proxy, pods: Mutex::default() })
@@ -65,12 +77,26 @@ impl Enrolment {
             }
             if complete {
                 retry = RETRY.0;
-                let _ = changed.changed().await;
+                tokio::select! {
+                    _ = changed.changed() => {}
+                    () = self.some_pod_moved() => {}
+                }
             } else {
                 tokio::select! {
                     _ = changed.changed() => retry = RETRY.0,
                     () = sleep(retry) => retry = (retry * 2).min(RETRY.1),
                 }
+            }
+        }
+    }
+
+    /// Waits until a captured pod's namespace is another one than that it was captured in.
+    async fn some_pod_moved(&self) {
+        loop {
+            sleep(LOOK).await;
+            let pods = self.pods.lock().unwrap_or_else(PoisonError::into_inner);
+            if pods.iter().any(|(uid, state)| state.has_moved(uid, &self.capture)) {
+                return;
             }
         }
     }
@@ -181,7 +207,9 @@ impl Enrolment {
                 State::Failed { workload, .. } => workload.clone(),
             };
             let stays = desired.get(uid).is_some_and(|desired| match state {
-                State::Captured { netns, .. } => desired.netns.as_ref() == Some(netns),
+                State::Captured { netns, .. } => {
+                    desired.netns.as_ref() == Some(netns) && !state.has_moved(uid, &self.capture)
+                }
                 // Perhaps closed, by an enrolment that failed half way: not to be opened.
                 State::Failed { .. } => true,
             });
@@ -189,6 +217,9 @@ impl Enrolment {
                 return true;
             }
             let name = format!("{}/{}", workload.namespace, workload.name);
+            if let State::Captured { pod, .. } = state {
+                pod.release();
+            }
             match self.capture.unenroll(uid) {
                 Ok(()) => tracing::info!(pod = name, "pod released"),
                 Err(error) => tracing::warn!(pod = name, %error, "pod not released cleanly"),

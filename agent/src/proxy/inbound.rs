@@ -73,7 +73,11 @@ async fn hbone(
     let drain = proxy.drain.started().clone();
     let connect = {
         let (proxy, pod) = (proxy.clone(), pod.clone());
-        move |connect: Connect| connected(proxy.clone(), pod.clone(), connect, peer)
+        move |connect: Connect| {
+            let (proxy, pod) = (proxy.clone(), pod.clone());
+            // A task of its own, which the end of the tunnel does not end.
+            async move { pod.while_captured(connected(proxy, pod.clone(), connect, peer)).await }
+        }
     };
     let served = tunnel::serve(stream, tls, identity::peer_principal, drain, connect).await;
     match served {
@@ -194,7 +198,7 @@ async fn carry(proxy: Arc<Proxy>, pod: Arc<LocalPod>, arrival: Arrival, door: Do
     };
     span.opaque();
     let Outcome { sent, received, failure } =
-        relay(client, Io::Tcp(app), early, proxy.drain.cut()).await;
+        relay(client, Io::Tcp(app), early, pod.cut(&proxy.drain)).await;
     span.finish(sent, received, failure);
 }
 

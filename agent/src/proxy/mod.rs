@@ -48,7 +48,7 @@ pub struct Proxy {
 }
 
 /// Serves the two listeners of an enrolled pod until the returned handle is dropped.
-/// Connections already accepted live on.
+/// Connections already accepted live on until the pod is [released](LocalPod::release).
 pub fn serve(
     proxy: Arc<Proxy>,
     pod: Arc<LocalPod>,
@@ -77,7 +77,9 @@ async fn accept<F>(
     loop {
         match capture::accept(&listener).await {
             Ok(accepted) => {
-                proxy.drain.connection(connection(proxy.clone(), pod.clone(), accepted));
+                let carried = connection(proxy.clone(), pod.clone(), accepted);
+                let pod = pod.clone();
+                proxy.drain.connection(async move { pod.while_captured(carried).await });
             }
             Err(error) => {
                 // Out of file descriptors, or a client gone before it was accepted. Neither

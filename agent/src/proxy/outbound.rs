@@ -8,7 +8,6 @@ use std::{
 
 use http::{HeaderMap, Request, Response};
 use tokio::net::TcpStream;
-use tokio_util::sync::CancellationToken;
 
 use super::{
     CONNECT_TIMEOUT, HBONE_PORT, Hop, Io, LocalPod, Proxy, Way,
@@ -36,7 +35,7 @@ pub(super) async fn connection(proxy: Arc<Proxy>, pod: Arc<LocalPod>, accepted: 
         AppProtocol::Http | AppProtocol::Http2 => outbound.requests(stream, None).await,
         AppProtocol::Opaque => {
             if let Some(opened) = outbound.open_or_reset(&stream, &destination).await {
-                opened.relay(stream, Early::default(), outbound.proxy.drain.cut()).await;
+                opened.relay(stream, Early::default(), &outbound).await;
             }
         }
         AppProtocol::Unknown => outbound.undeclared(stream, &destination).await,
@@ -82,7 +81,7 @@ impl Outbound {
             }
         };
         if detected.protocol == Protocol::Opaque {
-            return opened.relay(client, detected.early, self.proxy.drain.cut()).await;
+            return opened.relay(client, detected.early, &self).await;
         }
         let hop = opened.hop.clone();
         if let Err(error) = opened.adopt(&self, detected.protocol).await {
@@ -254,10 +253,10 @@ struct Unopened {
 }
 
 impl Opened {
-    async fn relay(mut self, client: TcpStream, early: Early, cut: &CancellationToken) {
+    async fn relay(mut self, client: TcpStream, early: Early, by: &Outbound) {
         self.spans.iter_mut().for_each(TcpSpan::opaque);
         let Outcome { sent, received, failure } =
-            relay(Io::Tcp(client), self.server, early, cut).await;
+            relay(Io::Tcp(client), self.server, early, by.pod.cut(&by.proxy.drain)).await;
         for span in self.spans {
             span.finish(sent, received, failure);
         }

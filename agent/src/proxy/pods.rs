@@ -1,13 +1,16 @@
 //! The enrolled pods of this node.
 
-use std::{collections::HashMap, net::IpAddr, sync::Arc};
+use std::{collections::HashMap, future::Future, net::IpAddr, sync::Arc};
 
 use arc_swap::ArcSwap;
+use tokio_util::sync::CancellationToken;
 
+use super::Drain;
 use crate::{
     capture::PodDialer,
     http::Pool,
     mesh::{PodUid, Principal, Workload},
+    telemetry::Failure,
     tunnel::HbonePool,
 };
 
@@ -23,6 +26,7 @@ pub struct LocalPod {
     pub inbound: Pool,
     outbound: papaya::HashMap<Option<Principal>, Arc<Pool>>,
     workload: ArcSwap<Workload>,
+    released: CancellationToken,
 }
 
 impl LocalPod {
@@ -35,6 +39,31 @@ impl LocalPod {
             outbound: papaya::HashMap::new(),
             inbound: Pool::default(),
             workload: ArcSwap::new(workload),
+            released: CancellationToken::new(),
+        }
+    }
+
+    /// Resets every captured connection of the pod. To be called before capture lets go of it:
+    /// without the routing in its namespace they would only hang, and hold the namespace.
+    pub fn release(&self) {
+        self.released.cancel();
+    }
+
+    /// Runs a connection to its end, or until the pod is released.
+    pub(super) async fn while_captured(&self, connection: impl Future<Output = ()>) {
+        tokio::select! {
+            // A connection that watches for the cut itself gets to record how it ended.
+            biased;
+            () = connection => {}
+            () = self.released.cancelled() => {}
+        }
+    }
+
+    /// Waits until what is still open must end, and says why.
+    pub(super) async fn cut(&self, drain: &Drain) -> Failure {
+        tokio::select! {
+            () = drain.cut().cancelled() => Failure::DrainTimeout,
+            () = self.released.cancelled() => Failure::PodLeft,
         }
     }
 

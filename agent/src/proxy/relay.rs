@@ -1,7 +1,7 @@
 //! Moving opaque bytes both ways until both ends are done.
 
 use std::{
-    future::poll_fn,
+    future::{Future, poll_fn},
     io,
     pin::Pin,
     task::{Context, Poll, ready},
@@ -9,7 +9,6 @@ use std::{
 
 use bytes::Bytes;
 use tokio::io::AsyncWrite;
-use tokio_util::sync::CancellationToken;
 
 use super::io::{Io, ReadSize};
 use crate::telemetry::Failure;
@@ -35,13 +34,13 @@ pub(super) struct Early {
 /// Moves bytes between `client` and `server`. An end in one direction is passed on and the
 /// other direction goes on; a reset at one end becomes a reset at the other.
 ///
-/// When `cut` is cancelled, or the returned future dropped half way, both ends are reset: an end
+/// When `cut` says why it must end now, or the returned future dropped half way, both ends are reset: an end
 /// would tell them that they have everything.
 pub(super) async fn relay(
     client: Io,
     server: Io,
     early: Early,
-    cut: &CancellationToken,
+    cut: impl Future<Output = Failure>,
 ) -> Outcome {
     let mut relay = Relay {
         ends: Some((client, server)),
@@ -50,7 +49,7 @@ pub(super) async fn relay(
     };
     let failure = tokio::select! {
         failure = poll_fn(|cx| relay.poll(cx)) => failure,
-        () = cut.cancelled() => Some(Failure::DrainTimeout),
+        why = cut => Some(why),
     };
     if failure.is_none() {
         // Both directions were shut down; nothing is left to reset.
@@ -197,7 +196,7 @@ mod tests {
         let (client, near) = pair().await;
         let (far, server) = pair().await;
         let relay = tokio::spawn(async move {
-            relay(Io::Tcp(near), Io::Tcp(far), early, &CancellationToken::new()).await
+            relay(Io::Tcp(near), Io::Tcp(far), early, std::future::pending()).await
         });
         Bench { client, server, relay }
     }

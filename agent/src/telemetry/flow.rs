@@ -96,6 +96,8 @@ pub enum Failure {
     NoHealthyUpstream,
     /// The agent ended before the connection did.
     DrainTimeout,
+    /// The pod left the mesh before the connection ended.
+    PodLeft,
 }
 
 impl Failure {
@@ -110,6 +112,7 @@ impl Failure {
             Failure::AuthzDenied => "authz_denied",
             Failure::NoHealthyUpstream => "no_healthy_upstream",
             Failure::DrainTimeout => "drain_timeout",
+            Failure::PodLeft => "pod_left",
         }
     }
 
@@ -124,6 +127,7 @@ impl Failure {
             Failure::AuthzDenied => "DENY",
             Failure::NoHealthyUpstream => "UH",
             Failure::DrainTimeout => "DT",
+            Failure::PodLeft => "LR",
         }
     }
 }

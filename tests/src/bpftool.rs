@@ -1,0 +1,55 @@
+//! What the kernel says about BPF objects, by bpftool.
+
+use std::{fs, path::PathBuf, process::Command};
+
+use anyhow::{Context, ensure};
+use serde_json::Value;
+
+use crate::node::Node;
+
+/// Runs a command of bpftool that lists things.
+///
+/// # Errors
+/// When it fails.
+pub fn list(arguments: &[&str]) -> anyhow::Result<Vec<Value>> {
+    Ok(show(arguments)?.as_array().cloned().unwrap_or_default())
+}
+
+/// Runs a command of bpftool that shows one thing.
+///
+/// # Errors
+/// When it fails.
+pub fn show(arguments: &[&str]) -> anyhow::Result<Value> {
+    let mut bpftool = Command::new("bpftool");
+    let shown = bpftool.arg("--json").args(arguments).output().context("could not run bpftool")?;
+    serde_json::from_slice(&shown.stdout)
+        .with_context(|| format!("bpftool {} said nothing of use", arguments.join(" ")))
+}
+
+/// What is pinned in one of the directories of a node's agent: `maps`, `links`, `pods`.
+///
+/// # Errors
+/// When the directory cannot be read.
+pub fn pins(node: &Node, kind: &str) -> anyhow::Result<Vec<PathBuf>> {
+    let mut pins = Vec::new();
+    for version in fs::read_dir(node.bpffs())? {
+        for pin in fs::read_dir(version?.path().join(kind))? {
+            pins.push(pin?.path());
+        }
+    }
+    pins.sort();
+    Ok(pins)
+}
+
+/// The ids of the maps a node's agent pinned; whatever program uses one is its.
+///
+/// # Errors
+/// When nothing is pinned.
+pub fn pinned_maps(node: &Node) -> anyhow::Result<Vec<Value>> {
+    let mut ids = Vec::new();
+    for path in pins(node, "maps")? {
+        ids.push(show(&["map", "show", "pinned", &path.to_string_lossy()])?["id"].clone());
+    }
+    ensure!(!ids.is_empty(), "nothing is pinned");
+    Ok(ids)
+}
