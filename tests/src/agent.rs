@@ -13,6 +13,7 @@ use nix::sys::signal::Signal;
 use tokio::time::{Instant, sleep};
 
 use crate::{
+    PATIENCE,
     ask::{Answer, ask},
     cgroup_layout::CgroupLayout,
     mesh::MeshConfig,
@@ -22,8 +23,6 @@ use crate::{
     programs::agent_program,
 };
 
-/// How long an agent may take to be ready, and to answer.
-const PATIENCE: Duration = Duration::from_secs(20);
 /// How soon a question is asked again while the agent starts: there is nothing to wait on yet.
 const AGAIN: Duration = Duration::from_millis(20);
 

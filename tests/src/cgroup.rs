@@ -16,10 +16,7 @@ use nix::{
     unistd::Pid,
 };
 
-use crate::record;
-
-/// How long killed processes may take to be gone.
-const PATIENCE: Duration = Duration::from_secs(20);
+use crate::{PATIENCE, record};
 
 /// A cgroup2 directory. Its maker removes it; see [`delete`].
 #[derive(Clone, Debug)]

@@ -1,6 +1,6 @@
 //! An HBONE client that is no agent: it shows whatever certificate a test gives it.
 
-use std::{fs, net::SocketAddr, path::Path, sync::Arc, time::Duration};
+use std::{fs, net::SocketAddr, path::Path, sync::Arc};
 
 use anyhow::{Context, anyhow};
 use bytes::Bytes;
@@ -21,9 +21,8 @@ use time::OffsetDateTime;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsConnector;
 
-use crate::{pod::Pod, tunnel_fixture::within};
+use crate::{PATIENCE, pod::Pod, tunnel_fixture::within};
 
-const PATIENCE: Duration = Duration::from_secs(20);
 /// The port HBONE is spoken on.
 pub const HBONE: u16 = 15008;
 

@@ -5,7 +5,6 @@ use std::{
     future::Future,
     io,
     net::{IpAddr, SocketAddr},
-    time::Duration,
 };
 
 use anyhow::{Context, bail, ensure};
@@ -17,6 +16,7 @@ use tokio::{
 };
 
 use crate::{
+    PATIENCE,
     agent::{Agent, AgentOptions},
     lab::Lab,
     mesh::{MeshConfig, Port, Service},
@@ -25,9 +25,6 @@ use crate::{
     pod::Pod,
     span::{Kind, Span},
 };
-
-/// How long anything here may take.
-const PATIENCE: Duration = Duration::from_secs(20);
 
 /// The ports every Service of a [`Shop`] has.
 pub mod ports {

@@ -19,8 +19,9 @@ use crate::{
     Service,
 };
 
-/// How long anything may take that should take no time.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+/// How long anything may take that should take no time. Much, since a virtual machine without
+/// hardware support is ten times slower, and shares its processor with whatever else is built.
+pub const PATIENCE: Duration = Duration::from_secs(60);
 /// How soon a state is looked at again that reports no changes.
 const AGAIN: Duration = Duration::from_millis(20);
 

@@ -1,19 +1,11 @@
 //! What really crosses a link.
 
-use std::{
-    fs,
-    path::PathBuf,
-    process::Command,
-    time::{Duration, Instant},
-};
+use std::{fs, path::PathBuf, process::Command, time::Instant};
 
 use anyhow::{Context, bail};
 use nix::sys::signal::Signal;
 
-use crate::{link::CHILD_INTERFACE, node::Node, pod::Pod, process::Process};
-
-/// How long tcpdump may take to start and to stop.
-const PATIENCE: Duration = Duration::from_secs(20);
+use crate::{PATIENCE, link::CHILD_INTERFACE, node::Node, pod::Pod, process::Process};
 
 /// A recording of packets, from the moment `start` returns.
 #[derive(Debug)]

@@ -1,6 +1,6 @@
 //! HTTP/2 with prior knowledge and gRPC, spoken by hyper and tonic at both ends.
 
-use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
+use std::{convert::Infallible, net::SocketAddr, sync::Arc};
 
 use anyhow::Context;
 use bytes::Bytes;
@@ -15,7 +15,7 @@ use opentelemetry_proto::tonic::collector::trace::v1::{
     ExportTraceServiceRequest, trace_service_client::TraceServiceClient,
 };
 use sluice_tests::{
-    Kind, Pod, Shop, Span,
+    Kind, PATIENCE, Pod, Shop, Span,
     ports::{GRPC, UNDECLARED},
 };
 use tokio::{sync::Barrier, task::JoinSet, time::timeout};
@@ -32,7 +32,6 @@ use tonic_health::{
     server::{HealthReporter, health_reporter},
 };
 
-const PATIENCE: Duration = Duration::from_secs(20);
 /// How many requests are open at once on one connection.
 const STREAMS: usize = 100;
 

@@ -6,13 +6,11 @@ use std::{
     net::{IpAddr, SocketAddr},
     path::Path,
     process::{Command, Stdio},
-    time::Duration,
 };
 
-use sluice_tests::{Lab, Netns, Pod, Tcpdump, firewall_rules};
+use sluice_tests::{Lab, Netns, PATIENCE, Pod, Tcpdump, firewall_rules};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-const PATIENCE: Duration = Duration::from_secs(20);
 /// Set for a copy of this program that makes a lab and waits to be killed.
 const HOLD: &str = "SLUICE_TEST_HOLD_LAB";
 

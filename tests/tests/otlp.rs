@@ -11,11 +11,9 @@ use opentelemetry_proto::tonic::{
     trace::v1::{ResourceSpans, ScopeSpans, Span},
 };
 use prost::Message;
-use sluice_tests::{Lab, OtlpReceiver, Pod, Protocol, trace_tree};
+use sluice_tests::{Lab, OtlpReceiver, PATIENCE, Pod, Protocol, trace_tree};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tonic::{codec::CompressionEncoding, transport::Endpoint};
-
-const PATIENCE: Duration = Duration::from_secs(20);
 
 fn export(id: u8, parent: Option<u8>, name: &str) -> ExportTraceServiceRequest {
     let service = KeyValue {

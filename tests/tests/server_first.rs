@@ -1,14 +1,13 @@
 //! Servers that speak first, and a real one that does not, on ports of which nothing is said.
 
-use std::{net::SocketAddr, process::Command, time::Duration};
+use std::{net::SocketAddr, process::Command};
 
 use futures_util::FutureExt;
 use sluice_tests::{
-    Pod, Process, Shop, Span, accept,
+    PATIENCE, Pod, Process, Shop, Span, accept,
     ports::{HTTP, TCP, UNDECLARED},
 };
 
-const PATIENCE: Duration = Duration::from_secs(20);
 const BANNER: &str = "220 mail.example ESMTP ready\r\n";
 
 #[tokio::test]
