@@ -11,7 +11,7 @@ use tokio::net::TcpStream;
 
 use super::{
     CONNECT_TIMEOUT, HBONE_PORT, Hop, Io, LocalPod, Proxy, Way,
-    detect::detect,
+    detect::{Side, detect},
     exchange::{Refusal, exchange},
     hop::{declared, service_of},
     inbound::{self, Arrival},
@@ -73,11 +73,15 @@ impl Outbound {
     /// first is not kept waiting.
     async fn undeclared(self, mut client: TcpStream, destination: &Destination) {
         let Some(mut opened) = self.open_or_reset(&client, destination).await else { return };
-        let detected = match detect(&mut client, &mut opened.server).await {
+        let detected = tokio::select! {
+            detected = detect(&mut client, &mut opened.server) => detected.map_err(Side::failure),
+            why = self.cut(&opened.hop) => Err(why),
+        };
+        let detected = match detected {
             Ok(detected) => detected,
-            Err(side) => {
+            Err(why) => {
                 io::reset(&client);
-                return opened.abort(side.failure());
+                return opened.abort(why);
             }
         };
         if detected.protocol == Protocol::Opaque {
@@ -89,6 +93,18 @@ impl Outbound {
             return io::reset(&client);
         }
         self.requests(Prefixed::new(detected.early.from_client, client), Some(hop)).await;
+    }
+
+    /// Waits until what is still open on the way to `hop` must end, and says why.
+    async fn cut(&self, hop: &Hop) -> Failure {
+        let here = self.pod.cut(&self.proxy.drain);
+        match &hop.way {
+            Way::SameNode(server) => tokio::select! {
+                why = here => why,
+                why = server.cut(&self.proxy.drain) => why,
+            },
+            Way::Tunnel(_) | Way::Plain => here.await,
+        }
     }
 
     /// Picks an endpoint and connects to it. The application's connect() has succeeded long
@@ -253,11 +269,12 @@ struct Unopened {
 }
 
 impl Opened {
-    async fn relay(mut self, client: TcpStream, early: Early, by: &Outbound) {
-        self.spans.iter_mut().for_each(TcpSpan::opaque);
+    async fn relay(self, client: TcpStream, early: Early, by: &Outbound) {
+        let Self { server, hop, mut spans } = self;
+        spans.iter_mut().for_each(TcpSpan::opaque);
         let Outcome { sent, received, failure } =
-            relay(Io::Tcp(client), self.server, early, by.pod.cut(&by.proxy.drain)).await;
-        for span in self.spans {
+            relay(Io::Tcp(client), server, early, by.cut(&hop)).await;
+        for span in spans {
             span.finish(sent, received, failure);
         }
     }
@@ -312,7 +329,12 @@ impl web::Handler for Requests {
             if let Way::SameNode(server) = &hop.way {
                 let arrival = self.outbound.arrival(&hop);
                 let flow = arrival.flow(proxy, server);
-                return Ok(inbound::deliver(proxy, server, &arrival, &flow, request).await);
+                return tokio::select! {
+                    answered = inbound::deliver(proxy, server, &arrival, &flow, request) => Ok(answered),
+                    why = server.cut(&proxy.drain) => {
+                        Err(Refusal::unavailable(why, "the pod left before it answered"))
+                    }
+                };
             }
             let key = PoolKey::new(client.ip(), hop.address, request.version());
             let dial = || self.outbound.reach(&hop);
