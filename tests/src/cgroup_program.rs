@@ -24,7 +24,10 @@ use std::{
 };
 
 use anyhow::Context;
-use nix::libc;
+use nix::{
+    libc,
+    sys::resource::{RLIM_INFINITY, Resource, setrlimit},
+};
 
 /// What the program does.
 #[derive(Clone, Copy, Debug)]
@@ -228,6 +231,8 @@ fn load(hook: u32, program: &[Instruction]) -> io::Result<OwnedFd> {
         expected_attachment: hook,
         ..Load::default()
     };
+    // Kernels before 5.11 charge programs to this limit; others refuse nothing for it.
+    let _ = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY);
     let loaded = bpf(BPF_PROG_LOAD, &attributes)?;
     // SAFETY: the kernel has just made this descriptor; nothing else has it.
     Ok(unsafe { OwnedFd::from_raw_fd(loaded) })

@@ -47,16 +47,20 @@ struct Build {
     release: bool,
 }
 
-/// Run the unit tests, the end-to-end tests on namespaces (root), and those on other kernels
+/// Run the unit tests, then the end-to-end tests on namespaces (root)
 #[derive(Args, Debug)]
 struct Test {
     /// Only the unit tests, which need no root
-    #[arg(long, conflicts_with = "e2e")]
+    #[arg(long, conflicts_with_all = ["e2e", "vm"])]
     unit: bool,
 
     /// Only the end-to-end tests, on this machine's kernel
     #[arg(long)]
     e2e: bool,
+
+    /// Then those that concern the kernel on four others; `vm` runs nothing else
+    #[arg(long, conflicts_with = "filter")]
+    vm: bool,
 
     /// Drive an agent built without optimisations: quicker to build, slower to run
     #[arg(long)]
@@ -128,11 +132,10 @@ impl Test {
                 red.push(format!("{error:#}"));
             }
         }
-        // A filter is for one subject at a time; `vm --test` has one of its own.
-        if !self.unit && !self.e2e && self.filter.is_none() {
-            if let Err(error) = Vm::matrix().run() {
-                red.push(format!("{error:#}"));
-            }
+        if self.vm
+            && let Err(error) = Vm::matrix().run()
+        {
+            red.push(format!("{error:#}"));
         }
         if !red.is_empty() {
             bail!("{}", red.join("\n       "));

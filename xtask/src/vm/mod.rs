@@ -37,10 +37,13 @@ use crate::{
 const ELSEWHERE: &[(&str, &str)] = &[
     ("grpc", "what HTTP/2 frames mean"),
     ("http", "what HTTP messages mean"),
+    ("identity", "certificates and who may use them"),
     ("load", "sizes and rates for a real processor; `dials` has those that concern the kernel"),
+    ("observing", "status, metrics and health"),
     ("otlp", "the encoding of spans"),
     ("rotel", "a receiver that comes as a Python package"),
     ("spans", "what is recorded"),
+    ("tunnel", "HBONE between agents"),
 ];
 /// Between these lines of `docs/kernels.md` a run writes its table.
 const BEGIN: &str = "<!-- begin: cargo xtask vm --record -->\n";
