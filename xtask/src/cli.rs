@@ -4,6 +4,7 @@ use anyhow::bail;
 use clap::{Args, Parser, Subcommand};
 
 use crate::{
+    arch::Arch,
     cargo::{self, Profile},
     lint,
     needs::Purpose,
@@ -45,6 +46,11 @@ struct Build {
     /// With optimisations
     #[arg(long)]
     release: bool,
+
+    /// The machines to build for. For others than this one: the agent, the sample application
+    /// and the end-to-end tests
+    #[arg(long, value_enum, default_value_t = Arch::HERE)]
+    arch: Arch,
 }
 
 /// Run the unit tests, the end-to-end tests on namespaces (root), and those on other kernels
@@ -91,10 +97,7 @@ impl Cli {
         match self.command {
             Command::Setup(Setup { check: true }) => setup::check(),
             Command::Setup(Setup { check: false }) => setup::run(Purpose::ALL),
-            Command::Build(build) => {
-                setup::run(&[Purpose::Build])?;
-                cargo::build_all(Profile::optimised(build.release))
-            }
+            Command::Build(build) => build.run(),
             Command::Lint => {
                 setup::run(&[Purpose::Build, Purpose::Lint])?;
                 lint::run()
@@ -107,6 +110,25 @@ impl Cli {
                 cargo::programs(Profile::Release)?.bench(&options)
             }
         }
+    }
+}
+
+impl Build {
+    fn run(self) -> anyhow::Result<()> {
+        let profile = Profile::optimised(self.release);
+        if self.arch == Arch::HERE {
+            setup::run(&[Purpose::Build])?;
+            return cargo::build_all(profile);
+        }
+        setup::run(&[Purpose::Build, Purpose::Cross])?;
+        let programs = cargo::programs_with(self.arch, profile, false)?;
+        let tests = cargo::test_programs(self.arch)?;
+        println!("{}", programs.agent.display());
+        println!("{}", programs.sample.display());
+        for (_, test) in tests {
+            println!("{}", test.display());
+        }
+        Ok(())
     }
 }
 
@@ -129,10 +151,12 @@ impl Test {
             }
         }
         // A filter is for one subject at a time; `vm --test` has one of its own.
-        if !self.unit && !self.e2e && self.filter.is_none() {
-            if let Err(error) = Vm::matrix().run() {
-                red.push(format!("{error:#}"));
-            }
+        if !self.unit
+            && !self.e2e
+            && self.filter.is_none()
+            && let Err(error) = Vm::matrix().run()
+        {
+            red.push(format!("{error:#}"));
         }
         if !red.is_empty() {
             bail!("{}", red.join("\n       "));
