@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context, bail};
 
-use crate::needs;
+use crate::{arch::Arch, needs};
 
 /// The package that holds the end-to-end tests and the demo.
 const TESTS: &str = "sluice-tests";
@@ -89,31 +89,40 @@ pub(crate) struct Programs {
     pub(crate) sample: PathBuf,
 }
 
-/// Builds the agent and the sample application.
+/// Builds the agent and the sample application for this machine.
 pub(crate) fn programs(profile: Profile) -> anyhow::Result<Programs> {
-    programs_with(profile, false)
+    programs_with(Arch::HERE, profile, false)
 }
 
-/// The same, with an agent that steers nothing, if so wished: tests must notice.
-pub(crate) fn programs_with(profile: Profile, broken_steer: bool) -> anyhow::Result<Programs> {
+/// The same for any machine, with an agent that steers nothing, if so wished: tests must notice.
+pub(crate) fn programs_with(
+    arch: Arch,
+    profile: Profile,
+    broken_steer: bool,
+) -> anyhow::Result<Programs> {
     let mut cargo = cargo();
     cargo.args(["build", "--package", "sluice", "--package", "sluice-sample", "--bins"]);
     profile.apply(&mut cargo);
+    arch.apply(&mut cargo)?;
     if broken_steer {
         cargo.args(["--features", "sluice/broken-steer"]);
     }
     run(&mut cargo, "the build of the agent and the sample application")?;
-    let folder = target_dir()?.join(profile.folder());
+    let folder = arch.below(&target_dir()?).join(profile.folder());
     Ok(Programs { agent: folder.join("sluice"), sample: folder.join("sluice-sample") })
 }
 
 /// Builds the end-to-end tests and what they start, and returns each test program by its name.
-pub(crate) fn test_programs() -> anyhow::Result<Vec<(String, PathBuf)>> {
-    run(cargo().args(["build", "--package", TESTS, "--bins"]), "the build of the tests")?;
-    let mut cargo = cargo();
-    cargo.args(["test", "--package", TESTS, "--no-run", "--message-format=json"]);
-    let output = cargo.stderr(Stdio::inherit()).output();
-    let output = output.with_context(|| format!("could not run {cargo:?}"))?;
+pub(crate) fn test_programs(arch: Arch) -> anyhow::Result<Vec<(String, PathBuf)>> {
+    let mut helpers = cargo();
+    helpers.args(["build", "--package", TESTS, "--bins"]);
+    arch.apply(&mut helpers)?;
+    run(&mut helpers, "the build of the tests")?;
+    let mut tests = cargo();
+    tests.args(["test", "--package", TESTS, "--no-run", "--message-format=json"]);
+    arch.apply(&mut tests)?;
+    let output = tests.stderr(Stdio::inherit()).output();
+    let output = output.with_context(|| format!("could not run {tests:?}"))?;
     if !output.status.success() {
         bail!("the build of the tests failed; the lines above say why");
     }

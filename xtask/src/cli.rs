@@ -4,6 +4,7 @@ use anyhow::bail;
 use clap::{Args, Parser, Subcommand};
 
 use crate::{
+    arch::Arch,
     cargo::{self, Profile},
     lint,
     needs::Purpose,
@@ -45,6 +46,11 @@ struct Build {
     /// With optimisations
     #[arg(long)]
     release: bool,
+
+    /// The machines to build for. For others than this one: the agent, the sample application
+    /// and the end-to-end tests
+    #[arg(long, value_enum, default_value_t = Arch::HERE)]
+    arch: Arch,
 }
 
 /// Run the unit tests, then the end-to-end tests on namespaces (root)
@@ -95,10 +101,7 @@ impl Cli {
         match self.command {
             Command::Setup(Setup { check: true }) => setup::check(),
             Command::Setup(Setup { check: false }) => setup::run(Purpose::ALL),
-            Command::Build(build) => {
-                setup::run(&[Purpose::Build])?;
-                cargo::build_all(Profile::optimised(build.release))
-            }
+            Command::Build(build) => build.run(),
             Command::Lint => {
                 setup::run(&[Purpose::Build, Purpose::Lint])?;
                 lint::run()
@@ -111,6 +114,25 @@ impl Cli {
                 cargo::programs(Profile::Release)?.bench(&options)
             }
         }
+    }
+}
+
+impl Build {
+    fn run(self) -> anyhow::Result<()> {
+        let profile = Profile::optimised(self.release);
+        if self.arch == Arch::HERE {
+            setup::run(&[Purpose::Build])?;
+            return cargo::build_all(profile);
+        }
+        setup::run(&[Purpose::Build, Purpose::Cross])?;
+        let programs = cargo::programs_with(self.arch, profile, false)?;
+        let tests = cargo::test_programs(self.arch)?;
+        println!("{}", programs.agent.display());
+        println!("{}", programs.sample.display());
+        for (_, test) in tests {
+            println!("{}", test.display());
+        }
+        Ok(())
     }
 }
 

@@ -5,10 +5,10 @@ use std::{
     process::Command,
 };
 
-use crate::cargo;
+use crate::{arch::Arch, cargo};
 
 const TARGET: &str = "bpfel-unknown-none";
-const DEBIAN_RUSTC: &str = "/usr/bin/rustc";
+pub(crate) const DEBIAN_RUSTC: &str = "/usr/bin/rustc";
 const DEBIAN_CLIPPY: &str = "/usr/bin/clippy-driver";
 
 /// A compiler that can make eBPF programs.
@@ -42,8 +42,8 @@ impl Toolchain {
         }
     }
 
-    /// A cargo command that lints the eBPF programs, warnings denied.
-    pub(crate) fn clippy(self) -> Command {
+    /// A cargo command that lints the eBPF programs for machines of `arch`, warnings denied.
+    pub(crate) fn clippy(self, arch: Arch) -> Command {
         let package = ["--package", "sluice-agent-ebpf", "--target", TARGET];
         let mut command = match self {
             Self::Nightly => {
@@ -64,7 +64,7 @@ impl Toolchain {
             }
         };
         // As agent/build.rs passes it: aya-ebpf's bindings differ by architecture.
-        let architecture = format!("--cfg=bpf_target_arch=\"{}\"", std::env::consts::ARCH);
+        let architecture = format!("--cfg=bpf_target_arch=\"{}\"", arch.rust());
         command.env("CARGO_ENCODED_RUSTFLAGS", architecture);
         command
     }

@@ -10,7 +10,10 @@ use std::{
 use anyhow::{Context, bail};
 
 use crate::{
-    cargo,
+    apt::{Apt, Suites},
+    arch::Arch,
+    cargo, cross,
+    ebpf::DEBIAN_RUSTC,
     needs::{self, BPF_LINKER, LLVM, ROTEL},
     step::Step,
 };
@@ -77,6 +80,65 @@ pub(crate) fn rotel() -> anyhow::Result<()> {
         .with_context(|| format!("could not make {}", program.display()))?;
     step.done();
     Ok(())
+}
+
+/// Gets Rust's library for arm64: from rustup, for its own compiler, or else from Debian, for
+/// Debian's.
+pub(crate) fn rust_for_arm64() -> anyhow::Result<()> {
+    let step = Step::start("Installing Rust's library for arm64");
+    if needs::on_path("rustup") {
+        let mut rustup = Command::new("rustup");
+        match step.run(rustup.args(["target", "add", cross::TARGET])) {
+            Ok(()) => {
+                step.done();
+                return Ok(());
+            }
+            Err(error) => eprintln!("▲ going on with Debian's compiler: {error:#}"),
+        }
+    }
+    debian_rust_for_arm64(&step).context(
+        "neither rustup nor Debian gave Rust's library for arm64 (hint: rustup target add \
+         aarch64-unknown-linux-gnu)",
+    )?;
+    step.done();
+    Ok(())
+}
+
+/// Makes a system root for Debian's compiler: its own libraries and, beside them, that of arm64.
+/// Debian has the latter only as a package for arm64 machines, which is unpacked here.
+fn debian_rust_for_arm64(step: &Step) -> anyhow::Result<()> {
+    if cross::debian_rustc_version().is_none() {
+        debian(&["rustc-web"])?;
+    }
+    let rustc = cross::debian_rustc().context("rustc-web was installed but is not found")?;
+    let version = cross::debian_rustc_version().context("rustc-web has no version")?;
+    let root = rustc.parent().expect("it is in the system root");
+
+    // An index of its own, and a fresh one: that of yesterday may lack today's version.
+    let folder = root.with_extension("apt");
+    let _ = fs::remove_dir_all(&folder);
+    let apt = Apt::new(folder.clone(), Suites::here()?, Arch::Arm64)?;
+    apt.refresh("Reading Debian's package lists for arm64")?;
+    let _ = fs::remove_dir_all(root);
+    apt.unpack(&[("libstd-rust-web-dev".to_owned(), version)], root, step)?;
+    let _ = fs::remove_dir_all(folder);
+    let libraries = root.join("usr/lib/rustlib");
+    for library in fs::read_dir("/usr/lib/rustlib").context("rustc-web has no libraries")? {
+        let library = library?;
+        let place = libraries.join(library.file_name());
+        if !place.exists() {
+            symlink(library.path(), &place)
+                .with_context(|| format!("could not make {}", place.display()))?;
+        }
+    }
+    // A program in front of the compiler, since cargo's settings for its flags override each
+    // other. Written last, so that it marks a complete installation.
+    let sysroot = root.join("usr");
+    let script =
+        format!("#!/bin/sh\nexec {DEBIAN_RUSTC} --sysroot '{}' \"$@\"\n", sysroot.display());
+    fs::write(&rustc, script)
+        .and_then(|()| fs::set_permissions(&rustc, fs::Permissions::from_mode(0o755)))
+        .with_context(|| format!("could not write {}", rustc.display()))
 }
 
 /// While it lives, Debian packages do not start their services.

@@ -2,7 +2,7 @@
 
 use anyhow::Context;
 
-use crate::{cargo, ebpf::Toolchain};
+use crate::{arch::Arch, cargo, ebpf::Toolchain};
 
 pub(crate) fn run() -> anyhow::Result<()> {
     cargo::run(cargo::cargo().args(["fmt", "--all", "--check"]), "the check of the formatting")?;
@@ -10,5 +10,8 @@ pub(crate) fn run() -> anyhow::Result<()> {
     clippy.args(["clippy", "--workspace", "--exclude", "sluice-agent-ebpf", "--all-targets"]);
     cargo::run(clippy.args(["--", "-Dwarnings"]), "clippy")?;
     let toolchain = Toolchain::find().context("no compiler for the BPF target")?;
-    cargo::run(&mut toolchain.clippy(), "clippy on the eBPF programs")
+    for arch in Arch::ALL {
+        cargo::run(&mut toolchain.clippy(arch), "clippy on the eBPF programs")?;
+    }
+    Ok(())
 }

@@ -3,8 +3,11 @@
 //! Enters: arguments. Leaves: child processes, mostly cargo's, and one exit code. Kept small in
 //! dependencies, since it is compiled before anything else on a fresh machine.
 
+mod apt;
+mod arch;
 mod cargo;
 mod cli;
+mod cross;
 mod ebpf;
 mod install;
 mod lint;

@@ -6,7 +6,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-use crate::ebpf;
+use crate::{arch::Arch, cross, ebpf};
 
 /// The bpf-linker that fits LLVM 22, the LLVM of both compilers `agent/build.rs` knows.
 pub(crate) const BPF_LINKER: &str = "0.13.0";
@@ -36,10 +36,13 @@ pub(crate) enum Purpose {
     Test,
     /// The same on other kernels: `vm`.
     Vm,
+    /// Compiling for arm64 on another machine: `build --arch arm64`.
+    Cross,
 }
 
 impl Purpose {
-    pub(crate) const ALL: &[Self] = &[Self::Build, Self::Lint, Self::Lab, Self::Test, Self::Vm];
+    pub(crate) const ALL: &[Self] =
+        &[Self::Build, Self::Lint, Self::Lab, Self::Test, Self::Vm, Self::Cross];
 }
 
 /// One thing the machine must have.
@@ -62,6 +65,8 @@ pub(crate) enum Source {
     BpfLinker,
     /// PyPI, into a virtual environment of its own.
     Rotel,
+    /// rustup, or else Debian, into a system root of its own.
+    RustForArm64,
 }
 
 /// The order is the order of installation.
@@ -207,6 +212,20 @@ pub(crate) static NEEDS: &[Need] = &[
         purpose: Purpose::Vm,
         present: || Path::new(ARCHIVE_KEYS).is_file(),
         source: Source::Debian(&["debian-archive-keyring"]),
+    },
+    Need {
+        what: "C compiler for arm64",
+        why: "links programs for arm64 machines and compiles aws-lc for them",
+        purpose: Purpose::Cross,
+        present: || Arch::HERE == Arch::Arm64 || cross::has_c_compiler(),
+        source: Source::Debian(&["gcc-aarch64-linux-gnu", "libc6-dev-arm64-cross"]),
+    },
+    Need {
+        what: "Rust's library for arm64",
+        why: "is part of every program for arm64 machines",
+        purpose: Purpose::Cross,
+        present: || Arch::HERE == Arch::Arm64 || cross::has_rust_library(),
+        source: Source::RustForArm64,
     },
 ];
 

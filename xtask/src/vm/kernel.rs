@@ -2,6 +2,8 @@
 
 use std::{fmt, str::FromStr};
 
+use crate::apt::Suites;
+
 /// A kernel of the matrix: the newest of its line that Debian has.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Kernel {
@@ -30,12 +32,12 @@ impl Kernel {
 
     /// Debian's suites that hold it: the release and its security updates.
     pub(crate) fn suites(self) -> Suites {
-        match self {
-            Self::V5_10 => Suites { release: "bullseye", security: Some("bullseye-security") },
-            Self::V6_1 => Suites { release: "bookworm", security: Some("bookworm-security") },
-            Self::V6_12 => Suites { release: "trixie", security: Some("trixie-security") },
-            Self::Latest => Suites { release: "unstable", security: None },
-        }
+        Suites::of(match self {
+            Self::V5_10 => "bullseye",
+            Self::V6_1 => "bookworm",
+            Self::V6_12 => "trixie",
+            Self::Latest => "unstable",
+        })
     }
 
     /// How its machine mounts cgroups. Distributions of the time of 5.10 booted the hybrid
@@ -46,13 +48,6 @@ impl Kernel {
             _ => "unified",
         }
     }
-}
-
-/// Where Debian keeps a kernel.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) struct Suites {
-    pub(crate) release: &'static str,
-    pub(crate) security: Option<&'static str>,
 }
 
 impl fmt::Display for Kernel {

@@ -27,6 +27,7 @@ use self::{
     report::{Matrix, Report},
 };
 use crate::{
+    arch::Arch,
     cargo::{self, Profile, Programs},
     needs::Purpose,
     setup,
@@ -83,7 +84,7 @@ impl Vm {
 
     pub(crate) fn run(&self) -> anyhow::Result<()> {
         setup::run(&[Purpose::Build, Purpose::Lab, Purpose::Test, Purpose::Vm])?;
-        let programs = cargo::programs_with(Profile::Release, self.broken_steer)?;
+        let programs = cargo::programs_with(Arch::HERE, Profile::Release, self.broken_steer)?;
         let folder = Folder::make()?;
         let common = folder.0.join("programs.cpio");
         let Kernels(kernels) = &self.kernel;
@@ -94,7 +95,7 @@ impl Vm {
             initramfs::for_kernel(&kernel, &common, &archive)?;
             return machine::shell(&kernel, &archive);
         }
-        let tests = cargo::test_programs()?;
+        let tests = cargo::test_programs(Arch::HERE)?;
         let concerning = |(name, _): &&(String, PathBuf)| match &self.test {
             // It cannot run there at all.
             Some(_) => name != "rotel",

@@ -65,10 +65,10 @@ impl Report {
         } else if let Some((name, outcome)) = test(line) {
             let tests = self.programs.entry(self.program.clone()).or_default();
             tests.insert(name.to_owned(), outcome);
-        } else if let Some((_, lack)) = line.split_once(LACKS) {
-            if !self.lacks.iter().any(|known| known == lack) {
-                self.lacks.push(lack.to_owned());
-            }
+        } else if let Some((_, lack)) = line.split_once(LACKS)
+            && !self.lacks.iter().any(|known| known == lack)
+        {
+            self.lacks.push(lack.to_owned());
         }
     }
 
