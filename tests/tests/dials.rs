@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, sync::Arc, time::Instant};
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use sluice_tests::{Mesh, PATIENCE, Pod, within};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -17,8 +17,8 @@ const WORKERS: u16 = 16;
 async fn answer(mut stream: TcpStream) -> std::io::Result<()> {
     let server_closes = stream.read_u8().await? == 1;
     stream.write_u8(0).await?;
-    if !server_closes {
-        stream.read(&mut [0]).await?;
+    if !server_closes && stream.read(&mut [0]).await? > 0 {
+        return Err(std::io::Error::other("the client said more than it should"));
     }
     Ok(())
 }
@@ -37,7 +37,7 @@ async fn ask(client: &Pod, to: SocketAddr, server_closes: bool) -> anyhow::Resul
     stream.write_u8(server_closes.into()).await?;
     stream.read_u8().await.context("the answer")?;
     if server_closes {
-        stream.read(&mut [0]).await?;
+        ensure!(stream.read(&mut [0]).await? == 0, "the server said more than it should");
     }
     Ok(())
 }
