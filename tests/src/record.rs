@@ -8,6 +8,7 @@ use std::{
     io,
     path::{Path, PathBuf},
     process,
+    sync::atomic::{AtomicU32, Ordering},
 };
 
 use anyhow::Context;
@@ -34,7 +35,10 @@ impl Record {
         // Held while names are given and taken, so that no record is seen before it is locked.
         let _registry = lock(&Path::new(FOLDER).join("registry"), FlockArg::LockExclusive)?;
         sweep()?;
-        for number in 0.. {
+        loop {
+            // Never a name again, so that nobody takes a lab for one that is gone.
+            static NEXT: AtomicU32 = AtomicU32::new(0);
+            let number = NEXT.fetch_add(1, Ordering::Relaxed);
             let name = format!("lab{}-{number}", process::id());
             let folder = directory(&name);
             match fs::create_dir(&folder) {
@@ -49,7 +53,6 @@ impl Record {
                 }
             }
         }
-        unreachable!("the numbers do not end")
     }
 
     pub(crate) fn name(&self) -> &str {
