@@ -53,18 +53,18 @@ struct Build {
     arch: Arch,
 }
 
-/// Run the unit tests, then the end-to-end tests on namespaces (root)
+/// Run every test: unit tests, end-to-end tests on namespaces (root), and the kernel matrix
 #[derive(Args, Debug)]
 struct Test {
-    /// Only the unit tests, which need no root
-    #[arg(long, conflicts_with_all = ["e2e", "vm"])]
+    /// The unit tests, which need no root
+    #[arg(long)]
     unit: bool,
 
-    /// Only the end-to-end tests, on this machine's kernel
+    /// The end-to-end tests, on this machine's kernel
     #[arg(long)]
     e2e: bool,
 
-    /// Then those that concern the kernel on four others; `vm` runs nothing else
+    /// Those of them that concern the kernel, on four others; `cargo xtask vm` has more options
     #[arg(long, conflicts_with = "filter")]
     vm: bool,
 
@@ -72,7 +72,7 @@ struct Test {
     #[arg(long)]
     debug: bool,
 
-    /// Only tests whose name contains this
+    /// Only tests whose name contains this, on this machine's kernel alone
     filter: Option<String>,
 }
 
@@ -139,27 +139,24 @@ impl Build {
 impl Test {
     fn run(self) -> anyhow::Result<()> {
         let filter = self.filter.as_deref();
-        // All kinds run whatever the first says: one run shows everything that is red.
+        // Without a choice, all kinds.
+        let all = !(self.unit || self.e2e || self.vm);
+        // All run whatever the first says: one run shows everything that is red.
         let mut red = Vec::new();
-        if !self.e2e {
+        if all || self.unit {
             setup::run(&[Purpose::Build])?;
-            if let Err(error) = cargo::unit_tests(filter) {
-                red.push(format!("{error:#}"));
-            }
+            red.extend(cargo::unit_tests(filter).err());
         }
-        if !self.unit {
+        if all || self.e2e {
             setup::run(&[Purpose::Build, Purpose::Lab, Purpose::Test])?;
             let programs = cargo::programs(Profile::optimised(!self.debug))?;
-            if let Err(error) = programs.end_to_end_tests(filter) {
-                red.push(format!("{error:#}"));
-            }
+            red.extend(programs.end_to_end_tests(filter).err());
         }
-        if self.vm
-            && let Err(error) = Vm::matrix().run()
-        {
-            red.push(format!("{error:#}"));
+        if self.vm || all && filter.is_none() {
+            red.extend(Vm::matrix().run().err());
         }
         if !red.is_empty() {
+            let red: Vec<_> = red.iter().map(|error| format!("{error:#}")).collect();
             bail!("{}", red.join("\n       "));
         }
         Ok(())

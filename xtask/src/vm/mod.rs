@@ -43,6 +43,7 @@ const ELSEWHERE: &[(&str, &str)] = &[
     ("observing", "status, metrics and health"),
     ("otlp", "the encoding of spans"),
     ("rotel", "a receiver that comes as a Python package"),
+    ("server_first", "how protocols are told apart"),
     ("spans", "what is recorded"),
     ("tunnel", "HBONE between agents"),
 ];
