@@ -9,14 +9,17 @@
 //! - [`identity`]: SPIFFE certificates and the TLS configurations made of them.
 //! - [`mesh`]: the immutable [`mesh::Snapshot`] everything above reads.
 //! - [`config`]: the sources that write a `Snapshot`.
+//! - [`nri`]: news of pods from the container runtime, before their containers start.
 //! - [`telemetry`]: spans and metrics on their way off the node.
 //! - [`admin`]: health, statistics and status for people and probes.
 //! - [`node`]: puts the rooms together; start-up, enrolment, shutdown.
+//! - [`ca`]: the CA of a cluster, a program of its own.
 //! - [`cli`]: flags and commands.
 
 #![forbid(unsafe_code)]
 
 pub mod admin;
+pub mod ca;
 pub mod capture;
 pub mod cli;
 pub mod config;
@@ -24,6 +27,8 @@ pub mod http;
 pub mod identity;
 pub mod mesh;
 pub mod node;
+pub mod nri;
 pub mod proxy;
+mod signals;
 pub mod telemetry;
 pub mod tunnel;

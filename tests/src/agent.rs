@@ -37,6 +37,8 @@ pub struct Agent {
 pub struct AgentOptions<'a> {
     /// Where spans go, and how.
     pub otlp: Option<(&'a OtlpReceiver, Protocol)>,
+    /// The API server to watch, in place of reading the lab's files.
+    pub kubeconfig: Option<PathBuf>,
     /// More flags, e.g. `--force-tunnel`; or others in place of the usual ones.
     pub flags: Vec<String>,
     /// More of the environment.
@@ -97,8 +99,16 @@ impl Agent {
         let ca: PathBuf = node.lab_directory().join("ca");
         let mut command = Command::new(agent_program()?);
         command.arg("agent");
+        let state = node.lab_directory().join(format!("{}-state", node.name()));
+        let source = match options.kubeconfig {
+            Some(kubeconfig) => {
+                command.env("KUBECONFIG", kubeconfig);
+                ("--state-dir", state.as_os_str())
+            }
+            None => ("--config-dir", mesh.directory().as_os_str()),
+        };
         let usual: [(&str, &OsStr); 5] = [
-            ("--config-dir", mesh.directory().as_os_str()),
+            source,
             ("--node-name", node.name().as_ref()),
             ("--bpffs", node.bpffs().as_os_str()),
             ("--ca-dir", ca.as_os_str()),

@@ -39,6 +39,13 @@ impl Cgroup {
         Ok(Self { path })
     }
 
+    /// A directory some levels below this one, made with those above it.
+    pub(crate) fn descendant(&self, path: &str) -> anyhow::Result<Self> {
+        let path = self.path.join(path);
+        fs::create_dir_all(&path).with_context(|| format!("could not make {}", path.display()))?;
+        Ok(Self { path })
+    }
+
     /// Its directory.
     pub fn path(&self) -> &Path {
         &self.path

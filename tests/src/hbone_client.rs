@@ -35,8 +35,15 @@ pub struct TestCa {
 /// A certificate and its key.
 #[derive(Debug)]
 pub struct TestCertificate {
-    chain: Vec<CertificateDer<'static>>,
-    key: PrivateKeyDer<'static>,
+    pub(crate) chain: Vec<CertificateDer<'static>>,
+    pub(crate) key: PrivateKeyDer<'static>,
+}
+
+impl TestCertificate {
+    /// The certificate, and those it came with.
+    pub fn chain(&self) -> &[CertificateDer<'static>] {
+        &self.chain
+    }
 }
 
 impl TestCa {

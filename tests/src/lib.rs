@@ -7,9 +7,11 @@
 //! Used by the end-to-end tests and the demo; needs root.
 
 mod agent;
+mod api_server;
 mod ask;
 mod bpffs;
 pub mod bpftool;
+mod ca_fixture;
 mod cgroup;
 mod cgroup_layout;
 mod cgroup_program;
@@ -17,6 +19,8 @@ mod firewall;
 mod footprint;
 mod hbone_client;
 mod http_fixture;
+mod kube_api;
+mod kube_objects;
 mod lab;
 mod link;
 mod mesh;
@@ -38,7 +42,9 @@ mod trace_tree;
 mod tunnel_fixture;
 
 pub use agent::{Agent, AgentOptions};
+pub use api_server::{ApiServer, Token};
 pub use ask::{Answer, ask};
+pub use ca_fixture::{Ca, Cluster, agent_token, expect_refusal};
 pub use cgroup::Cgroup;
 pub use cgroup_layout::CgroupLayout;
 pub use cgroup_program::{Attachment, CgroupProgram, OnConnect};
@@ -46,6 +52,8 @@ pub use firewall::firewall_rules;
 pub use footprint::Footprint;
 pub use hbone_client::{HBONE, HboneClient, TestCa, TestCertificate};
 pub use http_fixture::{Line, Shop, accept, ports};
+pub use kube_api::{KubeApi, KubeKind};
+pub use kube_objects::KubePod;
 pub use lab::Lab;
 pub use mesh::{MeshConfig, Port, Service};
 pub use mesh_fixture::{

@@ -85,18 +85,23 @@ impl Mesh {
             mesh.config.pod(pod)?;
         }
         for server in [&mesh.near, &mesh.far] {
-            mesh.config.service(&Service {
-                name: server.name(),
-                namespace: server.namespace(),
-                ips: mesh.service_ips(server).to_vec(),
-                ports: vec![
-                    Port { name: "tcp", port: Self::TCP, target: Self::TCP_TARGET },
-                    Port { name: "http", port: Self::HTTP, target: Self::HTTP_TARGET },
-                ],
-                endpoints: vec![server],
-            })?;
+            mesh.config.service(&mesh.service(server))?;
         }
         Ok(mesh)
+    }
+
+    /// The service in front of `near` or `far`.
+    pub fn service<'a>(&self, server: &'a Pod) -> Service<'a> {
+        Service {
+            name: server.name(),
+            namespace: server.namespace(),
+            ips: self.service_ips(server).to_vec(),
+            ports: vec![
+                Port { name: "tcp", port: Self::TCP, target: Self::TCP_TARGET },
+                Port { name: "http", port: Self::HTTP, target: Self::HTTP_TARGET },
+            ],
+            endpoints: vec![server],
+        }
     }
 
     /// The addresses of the service in front of `near` or `far`, IPv4 first.
@@ -127,6 +132,7 @@ impl Mesh {
     pub fn agent_options(&self, flags: &[&str]) -> AgentOptions<'_> {
         AgentOptions {
             otlp: Some((&self.receiver, Protocol::Grpc)),
+            kubeconfig: None,
             flags: flags.iter().map(|&flag| flag.to_owned()).collect(),
             environment: vec![("OTEL_BSP_SCHEDULE_DELAY".to_owned(), "100".to_owned())],
         }

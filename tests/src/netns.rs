@@ -16,7 +16,7 @@ use nix::sched::{CloneFlags, setns};
 const FOLDER: &str = "/run/netns";
 
 /// A network namespace under `/run/netns`. Its maker removes it; see [`delete_all`].
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Netns {
     name: String,
 }

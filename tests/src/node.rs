@@ -19,7 +19,7 @@ use crate::{
     lab::{FABRIC, Ground},
     link::{self, Addresses},
     netns::Netns,
-    pod::{Pod, PodOptions},
+    pod::{self, Pod, PodOptions},
     process::{Finished, Place, Process},
     sockets::Sockets,
 };
@@ -140,7 +140,10 @@ impl Node {
                 &interface(addresses),
                 (&netns, addresses),
             )?;
-            let place = Place::new(self.ground.clone(), &netns, &self.cgroup.child(name)?)?;
+            // As a kubelet and its runtime lay it out.
+            let cgroup = format!("kubepods/besteffort/pod{}/{name}", pod::uid_of(&netns));
+            let cgroup = self.cgroup.descendant(&cgroup)?;
+            let place = Place::new(self.ground.clone(), &netns, &cgroup)?;
             anyhow::Ok(Pod::new(name, &self.name, addresses, netns, place, options))
         };
         make().with_context(|| format!("could not make pod {name} on node {}", self.name))

@@ -77,16 +77,7 @@ impl Pod {
 
     /// Its UID; another pod never has the same, in this lab or another.
     pub fn uid(&self) -> String {
-        let hash = Sha256::digest(self.netns.name());
-        let hex: String = hash.iter().map(|byte| format!("{byte:02x}")).collect();
-        format!(
-            "{}-{}-4{}-8{}-{}",
-            &hex[..8],
-            &hex[8..12],
-            &hex[12..15],
-            &hex[15..18],
-            &hex[18..30]
-        )
+        uid_of(&self.netns)
     }
 
     /// Its namespace in the mesh.
@@ -214,7 +205,14 @@ impl Pod {
     }
 
     /// Its processes' cgroup.
-    pub(crate) fn cgroup(&self) -> &Cgroup {
+    pub fn cgroup(&self) -> &Cgroup {
         self.place.cgroup()
     }
+}
+
+/// The UID of the pod in `netns`.
+pub(crate) fn uid_of(netns: &Netns) -> String {
+    let hash = Sha256::digest(netns.name());
+    let hex: String = hash.iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("{}-{}-4{}-8{}-{}", &hex[..8], &hex[8..12], &hex[12..15], &hex[15..18], &hex[18..30])
 }

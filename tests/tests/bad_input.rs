@@ -97,8 +97,8 @@ async fn a_cgroup_of_another_kind_is_refused() -> anyhow::Result<()> {
 #[tokio::test]
 async fn a_cgroup_that_does_not_hold_the_agent_is_refused() -> anyhow::Result<()> {
     let mesh = Mesh::new()?;
-    let of_client = mesh.a.cgroup().join("client");
-    let error = hinted_error_of(&mesh, &["--cgroup", &of_client.to_string_lossy()]).await?;
+    let of_client = mesh.client.cgroup().path().to_string_lossy();
+    let error = hinted_error_of(&mesh, &["--cgroup", &of_client]).await?;
     assert_says(&error, &["the agent runs outside the cgroup it captures", "start it inside"]);
     Ok(())
 }
@@ -199,4 +199,16 @@ fn status_text(mesh: &Mesh) -> anyhow::Result<String> {
     let mut command = Command::new(agent_program()?);
     command.arg("status");
     mesh.a.run(command)?.success()
+}
+
+#[tokio::test]
+async fn without_a_directory_and_without_a_cluster_both_ways_out_are_named() -> anyhow::Result<()> {
+    let mesh = Mesh::new()?;
+    let kubeconfig = mesh.lab.directory().join("kubeconfig");
+    let options = AgentOptions { kubeconfig: Some(kubeconfig.clone()), ..mesh.agent_options(&[]) };
+    let mut agent = Agent::launch(&mesh.a, &mesh.config, options)?;
+    assert_eq!(agent.process_mut().exit(PATIENCE).await?.code(), Some(1));
+    let said = agent.process().output().tail(1);
+    assert_says(&said, &["which API server", &kubeconfig.to_string_lossy(), "--config-dir"]);
+    Ok(())
 }

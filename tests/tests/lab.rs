@@ -50,7 +50,8 @@ async fn sockets_of_a_test_belong_to_the_pods_cgroup() -> anyhow::Result<()> {
     let mut ss = Command::new("ss");
     ss.args(["-tnH", "--cgroup", "state", "established"]);
     let shown = client.run(ss)?.success()?;
-    assert!(shown.contains(&format!("{}/a/client", lab.name())), "{shown}");
+    let cgroup = format!("{}/a/kubepods/besteffort/pod{}/client", lab.name(), client.uid());
+    assert!(client.cgroup().path().ends_with(&cgroup) && shown.contains(&cgroup), "{shown}");
     drop(listener);
     Ok(())
 }

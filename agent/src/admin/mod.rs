@@ -8,5 +8,5 @@ mod server;
 mod status;
 
 pub use readiness::Readiness;
-pub use server::{AdminError, serve, text};
-pub use status::{Certificate, Configuration, Pod, Status, ask};
+pub use server::{AdminError, json, openmetrics, serve, text};
+pub use status::{Certificate, Configuration, Outsider, Pod, Status, Watch, ask};

@@ -5,6 +5,10 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use http::{Response, StatusCode};
+
+use super::text;
+
 /// Ready once nothing is pending. Clones share one state.
 #[derive(Clone, Debug)]
 pub struct Readiness {
@@ -30,6 +34,17 @@ impl Readiness {
     /// What the agent waits for; empty when it is ready.
     pub fn pending(&self) -> Vec<&'static str> {
         self.lock().iter().copied().collect()
+    }
+
+    /// The answer to a readiness probe.
+    pub fn answer(&self) -> Response<String> {
+        match self.pending().as_slice() {
+            [] => text(StatusCode::OK, "ready\n"),
+            pending => text(
+                StatusCode::SERVICE_UNAVAILABLE,
+                format!("waiting for {}\n", pending.join(", ")),
+            ),
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeSet<&'static str>> {

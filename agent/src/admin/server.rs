@@ -73,6 +73,24 @@ fn respond(
     response.map(|body| Full::new(body.into()))
 }
 
+/// An answer in JSON.
+pub fn json(body: String) -> Response<String> {
+    typed("application/json", body)
+}
+
+/// An answer in the text format of OpenMetrics.
+pub fn openmetrics(body: String) -> Response<String> {
+    typed("application/openmetrics-text; version=1.0.0; charset=utf-8", body)
+}
+
+fn typed(content_type: &'static str, body: String) -> Response<String> {
+    let mut response = Response::new(body);
+    response
+        .headers_mut()
+        .insert(header::CONTENT_TYPE, header::HeaderValue::from_static(content_type));
+    response
+}
+
 /// A plain-text answer.
 pub fn text(status: StatusCode, body: impl Into<String>) -> Response<String> {
     let mut response = Response::new(body.into());

@@ -22,8 +22,12 @@ pub struct Status {
     pub pending: Vec<String>,
     /// The snapshot in force.
     pub configuration: Configuration,
+    /// Watches on the API server, a kind each; none where files are read.
+    pub watches: Vec<Watch>,
     /// Pods of this node that belong to the mesh.
     pub pods: Vec<Pod>,
+    /// Pods of this node that do not.
+    pub outside: Vec<Outsider>,
     /// Certificates held for them.
     pub certificates: Vec<Certificate>,
     /// Connections open now.
@@ -39,6 +43,8 @@ pub struct Configuration {
     pub version: u64,
     /// When it was read.
     pub loaded_at: String,
+    /// Where it is from.
+    pub origin: String,
     /// Pods in the mesh's view, this node's and others'.
     pub workloads: usize,
     /// Services.
@@ -59,6 +65,32 @@ pub struct Pod {
     /// Its identity.
     pub principal: String,
     /// Why it is not captured; `None` when it is.
+    pub error: Option<String>,
+}
+
+/// One pod of this node that does not belong to the mesh.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct Outsider {
+    /// `namespace/name`.
+    pub name: String,
+    /// Why it does not.
+    pub reason: String,
+}
+
+/// One watch on the API server.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct Watch {
+    /// The kind it watches, in plural.
+    pub kind: String,
+    /// Whether it is up.
+    pub connected: bool,
+    /// Seconds since the server last said something; `None` before it ever did.
+    pub age_seconds: Option<u64>,
+    /// Starts after an error.
+    pub restarts: u64,
+    /// Lists of every object, the first included.
+    pub lists: u64,
+    /// Why it is down.
     pub error: Option<String>,
 }
 
@@ -84,21 +116,37 @@ impl fmt::Display for Status {
             pending => format!("not ready: waiting for {}", pending.join(", ")),
         };
         writeln!(f, "Node {} ({}), sluice {}", self.node, state, self.version)?;
-        let Configuration { version, loaded_at, workloads, services, error } = &self.configuration;
+        let Configuration { version, loaded_at, origin, workloads, services, error } =
+            &self.configuration;
         writeln!(
             f,
-            "Snapshot {version} of {loaded_at}: {workloads} pods, {services} services; \
+            "Snapshot {version} of {loaded_at}, from {origin}: {workloads} pods, {services} services; \
              {} connections open",
             self.connections
         )?;
         if let Some(error) = error {
             writeln!(f, "  newest change not in force: {error}")?;
         }
+        for Watch { kind, connected, age_seconds, restarts, lists, error } in &self.watches {
+            let age = age_seconds.map_or("never heard".into(), |age| format!("heard {age} s ago"));
+            let state = if *connected { "up" } else { "down" };
+            write!(
+                f,
+                "  watch of {kind:<15} {state:<4} {age}, {lists} lists, {restarts} restarts"
+            )?;
+            match error {
+                Some(error) => writeln!(f, ": {error}")?,
+                None => writeln!(f)?,
+            }
+        }
         writeln!(f, "\nPods of this node")?;
         for pod in &self.pods {
             let ips: Vec<_> = pod.ips.iter().map(IpAddr::to_string).collect();
             let state = pod.error.as_deref().unwrap_or("captured");
             writeln!(f, "  {:<32} {:<40} {state}", pod.name, ips.join(","))?;
+        }
+        for Outsider { name, reason } in &self.outside {
+            writeln!(f, "  {name:<32} {:<40} not in the mesh: {reason}", "")?;
         }
         writeln!(f, "\nCertificates")?;
         for certificate in &self.certificates {

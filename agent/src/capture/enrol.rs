@@ -101,21 +101,22 @@ impl Capture {
         Ok(Self { pins, state: Mutex::new(state) })
     }
 
-    /// Captures the traffic of the pod whose network namespace is at `netns`. A pod that a
-    /// former agent enrolled changes hands without a moment in between.
+    /// Captures the traffic of the pod whose network namespace is `namespace`. A pod that a former
+    /// agent enrolled changes hands without a moment in between.
     ///
     /// # Errors
-    /// When `netns` is not the pod's, or the kernel refuses a step; nothing is left behind.
+    /// When `namespace` is not the pod's, or the kernel refuses a step; nothing is left behind.
     ///
     /// # Panics
     /// Outside a tokio runtime.
     pub fn enroll(
         &self,
         uid: &PodUid,
-        netns: &Path,
+        namespace: Netns,
         ips: &[IpAddr],
     ) -> Result<EnrolledPod, CaptureError> {
-        let namespace = open_pod(netns, ips)?;
+        namespace.is_pods(ips)?;
+        let netns = namespace.path().to_owned();
         let mut dials = DialMaps::open(&self.pins)?;
         let cookie = cookie(&namespace, &mut dials)?
             .ok_or_else(|| CaptureError::OutsideCgroup { cgroup: netns.display().to_string() })?;
@@ -241,37 +242,6 @@ fn release(
         .map_or(Ok(()), |netns| netns.run(|| routing::remove(pin.settings)))
         .step(step("undo the routing"));
     forgotten.and(unpinned).and(unrouted)
-}
-
-/// Opens the namespace at `path` and makes sure that it is the pod's, whatever a source says.
-fn open_pod(path: &Path, ips: &[IpAddr]) -> Result<Netns, CaptureError> {
-    let wrong = |why: String| CaptureError::WrongNetns { path: path.to_owned(), why };
-    let netns = Netns::open(path)
-        .map_err(|error| wrong(format!("{error} (hint: does the pod still run?)")))?;
-    let own = Netns::own().step("open the agent's network namespace")?;
-    if netns.inode() == own.inode() {
-        return Err(wrong(
-            "it is the node's own (hint: host-network pods are never captured)".into(),
-        ));
-    }
-    let addresses = netns
-        .run(|| Ok(nix::ifaddrs::getifaddrs()?.filter_map(ip_of).collect::<Vec<IpAddr>>()))
-        .map_err(|error| wrong(format!("{error} (hint: is it a network namespace?)")))?;
-    if !ips.iter().any(|ip| addresses.contains(ip)) {
-        return Err(wrong(format!(
-            "it holds none of the pod's addresses {ips:?} (hint: `ip -n NAME address` shows what \
-             it holds)"
-        )));
-    }
-    Ok(netns)
-}
-
-fn ip_of(interface: nix::ifaddrs::InterfaceAddress) -> Option<IpAddr> {
-    let address = interface.address?;
-    address
-        .as_sockaddr_in()
-        .map(|v4| IpAddr::V4(v4.ip()))
-        .or_else(|| address.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip())))
 }
 
 /// The kernel's cookie of a namespace, as the connect program sees it: a throw-away socket of

@@ -2,6 +2,8 @@
 
 use std::{io, path::PathBuf};
 
+use crate::mesh::PodUid;
+
 /// Capture could not be started or a pod not be enrolled.
 #[derive(Debug, thiserror::Error)]
 pub enum CaptureError {
@@ -72,6 +74,16 @@ pub enum CaptureError {
         path: PathBuf,
         /// What gave it away, with a hint.
         why: String,
+    },
+
+    /// No process of the pod is in a namespace that could be the pod's.
+    #[error(
+        "no process of pod {uid} is in a network namespace of its own here (hint: it may still be \
+         starting; in a container, the agent sees the node's processes with hostPID alone)"
+    )]
+    NoSandbox {
+        /// The pod.
+        uid: PodUid,
     },
 
     /// As many pods as the maps have room for are enrolled.

@@ -3,27 +3,46 @@
 use std::{
     fs::File,
     io,
+    net::IpAddr,
     os::{fd::AsFd, unix::fs::MetadataExt},
     panic::resume_unwind,
-    path::Path,
+    path::{Path, PathBuf},
     sync::OnceLock,
 };
 
 use nix::sched::{CloneFlags, setns, unshare};
 
+use super::error::{CaptureError, Step};
+
 /// An open network namespace. Holding it keeps the namespace alive.
 #[derive(Debug)]
-pub(super) struct Netns {
+pub struct Netns {
     file: File,
     inode: u64,
+    path: PathBuf,
 }
 
 impl Netns {
+    /// The namespace at `path` of a pod: `/run/netns/NAME`.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn of_pod(path: &Path) -> Result<Self, CaptureError> {
+        Self::open(path).map_err(|error| CaptureError::WrongNetns {
+            path: path.to_owned(),
+            why: format!("{error} (hint: does the pod still run?)"),
+        })
+    }
+
     /// The namespace at `path`, e.g. `/run/netns/NAME` or `/proc/PID/ns/net`.
     pub(super) fn open(path: &Path) -> io::Result<Self> {
-        let file = File::open(path)?;
+        Self::from_file(File::open(path)?, path.to_owned())
+    }
+
+    /// The namespace that is open as `file` and was found at `path`.
+    pub(super) fn from_file(file: File, path: PathBuf) -> io::Result<Self> {
         let inode = file.metadata()?.ino();
-        Ok(Self { file, inode })
+        Ok(Self { file, inode, path })
     }
 
     /// The namespace the agent itself runs in.
@@ -34,6 +53,32 @@ impl Netns {
         }
         let own = Self::open(Path::new("/proc/self/ns/net"))?;
         Ok(OWN.get_or_init(|| own))
+    }
+
+    /// Where it was found.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Makes sure that it is a pod's with one of these addresses, whatever a source says.
+    pub(super) fn is_pods(&self, ips: &[IpAddr]) -> Result<(), CaptureError> {
+        let wrong = |why: String| CaptureError::WrongNetns { path: self.path.clone(), why };
+        let own = Self::own().step("open the agent's network namespace")?;
+        if self.inode == own.inode {
+            return Err(wrong(
+                "it is the node's own (hint: host-network pods are never captured)".into(),
+            ));
+        }
+        let addresses = self
+            .run(|| Ok(nix::ifaddrs::getifaddrs()?.filter_map(ip_of).collect::<Vec<IpAddr>>()))
+            .map_err(|error| wrong(format!("{error} (hint: is it a network namespace?)")))?;
+        if !ips.iter().any(|ip| addresses.contains(ip)) {
+            return Err(wrong(format!(
+                "it holds none of the pod's addresses {ips:?} (hint: `ip -n NAME address` shows \
+                 what it holds)"
+            )));
+        }
+        Ok(())
     }
 
     /// A new namespace that goes with its last user: nothing names it, and no process is in it.
@@ -47,7 +92,7 @@ impl Netns {
     }
 
     /// What tells the namespace from every other one alive.
-    pub(super) fn inode(&self) -> u64 {
+    pub fn inode(&self) -> u64 {
         self.inode
     }
 
@@ -71,6 +116,14 @@ impl Netns {
         let _back = Back(own);
         work()
     }
+}
+
+fn ip_of(interface: nix::ifaddrs::InterfaceAddress) -> Option<IpAddr> {
+    let address = interface.address?;
+    address
+        .as_sockaddr_in()
+        .map(|v4| IpAddr::V4(v4.ip()))
+        .or_else(|| address.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip())))
 }
 
 /// Takes the thread back, also when the work panics.

@@ -3,10 +3,16 @@
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use anyhow::Context;
-use clap::{Args, ValueEnum};
-use tracing_subscriber::EnvFilter;
+use clap::Args;
+use tonic::metadata::AsciiMetadataValue;
 
-use crate::{capture::UnknownPods, mesh::TrustDomain, node};
+use super::{duration::duration, log::Log};
+use crate::{
+    capture::UnknownPods,
+    identity::istio::{CaAddress, IstioCaOptions},
+    mesh::TrustDomain,
+    node::{self, CaOptions},
+};
 
 /// Run the agent of this node.
 ///
@@ -14,9 +20,14 @@ use crate::{capture::UnknownPods, mesh::TrustDomain, node};
 /// OpenTelemetry SDK; without OTEL_EXPORTER_OTLP_ENDPOINT no spans are recorded.
 #[derive(Args, Debug)]
 pub(super) struct Agent {
-    /// Directory of Kubernetes YAML that describes the mesh; changes are picked up
+    /// Directory of Kubernetes YAML that describes the mesh; changes are picked up [default: watch
+    /// the API server that KUBECONFIG names, or that of the cluster the agent runs in]
     #[arg(long, env = "SLUICE_CONFIG_DIR", value_name = "DIR")]
-    config_dir: PathBuf,
+    config_dir: Option<PathBuf>,
+
+    /// Where the API server's last known state is saved, for a start without the API server
+    #[arg(long, env = "SLUICE_STATE_DIR", value_name = "DIR", default_value = "/var/lib/sluice")]
+    state_dir: PathBuf,
 
     /// This node's name: pods whose spec.nodeName is this are enrolled
     #[arg(long, env = "NODE_NAME", value_name = "NAME", default_value_t = hostname(), value_parser = clap::builder::NonEmptyStringValueParser::new())]
@@ -25,6 +36,32 @@ pub(super) struct Agent {
     /// Root of trust of local workloads
     #[arg(long, env = "TRUST_DOMAIN", value_name = "DOMAIN", default_value = "cluster.local")]
     trust_domain: TrustDomain,
+
+    /// CA that issues the certificates, in Istio's API [default: the built-in CA, in --ca-dir]
+    #[arg(long, env = "CA_ADDRESS", value_name = "https://HOST:PORT")]
+    ca_address: Option<CaAddress>,
+
+    /// PEM file of the root certificates of the CA and of the mesh; changes are picked up
+    #[arg(
+        long,
+        env = "CA_ROOT_CA",
+        value_name = "FILE",
+        default_value = "/var/run/secrets/istio/root-cert.pem"
+    )]
+    ca_root: PathBuf,
+
+    /// File of the service-account token for the CA, read for every request
+    #[arg(
+        long,
+        env = "AUTH_TOKEN",
+        value_name = "FILE",
+        default_value = "/var/run/secrets/tokens/istio-token"
+    )]
+    ca_token: PathBuf,
+
+    /// Name of this cluster, which an istiod of several clusters asks for
+    #[arg(long, env = "CLUSTER_ID", value_name = "NAME", default_value = "Kubernetes")]
+    cluster_id: AsciiMetadataValue,
 
     /// Directory of the built-in CA, created when missing; agents that share it trust each other
     #[arg(long, env = "SLUICE_CA_DIR", value_name = "DIR", default_value = "/var/lib/sluice/ca")]
@@ -70,35 +107,34 @@ pub(super) struct Agent {
     #[arg(long, env = "TERMINATION_GRACE_PERIOD_SECONDS", value_name = "DURATION", default_value = "15s", value_parser = duration)]
     drain_timeout: Duration,
 
-    /// What to log: a level, or levels by module as in `info,sluice::capture=debug`
-    #[arg(long, env = "SLUICE_LOG", value_name = "FILTER", default_value = "info")]
-    log: String,
-
-    /// Form of the log lines
-    #[arg(long, env = "SLUICE_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
-    log_format: LogFormat,
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum LogFormat {
-    Text,
-    Json,
+    #[command(flatten)]
+    log: Log,
 }
 
 impl Agent {
     pub(super) fn run(self) -> anyhow::Result<()> {
-        log_to_stderr(&self.log, self.log_format)?;
+        self.log.to_stderr()?;
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .enable_all()
             .thread_name("sluice")
             .build()
             .context("could not start the agent's threads")?;
+        let ca = match self.ca_address {
+            Some(address) => CaOptions::Istio(IstioCaOptions {
+                address,
+                roots: self.ca_root,
+                token: self.ca_token,
+                cluster: self.cluster_id,
+                lifetime: self.certificate_lifetime,
+            }),
+            None => CaOptions::BuiltIn { dir: self.ca_dir, lifetime: self.certificate_lifetime },
+        };
         runtime.block_on(node::run(node::Options {
             config_dir: self.config_dir,
+            state_dir: self.state_dir,
             node_name: self.node_name,
             trust_domain: self.trust_domain,
-            ca_dir: self.ca_dir,
-            certificate_lifetime: self.certificate_lifetime,
+            ca,
             cgroup: self.cgroup,
             bpffs: self.bpffs,
             unknown_pods: self.unknown_pods,
@@ -112,27 +148,8 @@ impl Agent {
     }
 }
 
-fn log_to_stderr(filter: &str, format: LogFormat) -> anyhow::Result<()> {
-    let filter = EnvFilter::builder().parse(filter).with_context(|| {
-        format!("`{filter}` is no log filter (hint: `debug`, or `info,sluice::capture=debug`)")
-    })?;
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    match format {
-        LogFormat::Text => log.with_ansi(false).init(),
-        LogFormat::Json => log.json().init(),
-    }
-    Ok(())
-}
-
 fn hostname() -> String {
     nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_default()
-}
-
-/// A duration with a unit, or seconds without one, as Kubernetes writes grace periods.
-fn duration(text: &str) -> Result<Duration, String> {
-    text.parse::<u64>().map(Duration::from_secs).or_else(|_| {
-        humantime::parse_duration(text).map_err(|error| format!("{error} (hint: `15s`, `24h`)"))
-    })
 }
 
 fn ratio(text: &str) -> Result<f64, String> {

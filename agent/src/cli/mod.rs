@@ -1,10 +1,14 @@
 //! The command line: options in, one exit code out.
 //!
-//! Enters: arguments and environment. Leaves: a running [`crate::node`], or text on the
-//! terminal. An error is one line that says what was tried and a hint, never a backtrace.
+//! Enters: arguments and environment. Leaves: a running [`crate::node`] or [`crate::ca`], or
+//! text on the terminal. An error is one line that says what was tried and a hint, never a
+//! backtrace.
 
 mod agent;
+mod ca;
 mod check;
+mod duration;
+mod log;
 mod output;
 mod status;
 mod uninstall;
@@ -25,6 +29,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Agent(Box<agent::Agent>),
+    Ca(Box<ca::Ca>),
     Check(check::Check),
     Status(status::Status),
     Uninstall(uninstall::Uninstall),
@@ -34,6 +39,7 @@ enum Command {
 pub fn run() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Agent(agent) => agent.run(),
+        Command::Ca(ca) => ca.run(),
         Command::Check(check) => check.run(),
         Command::Status(status) => status.run(),
         Command::Uninstall(uninstall) => uninstall.run(),

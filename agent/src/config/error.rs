@@ -35,7 +35,16 @@ pub enum ConfigError {
         /// What the kernel said.
         cause: io::Error,
     },
-    /// The files say something that cannot be obeyed; in the order of files and lines.
+    /// There is no API server to ask.
+    #[error(
+        "cannot tell which API server to watch: {cause} (hint: set KUBECONFIG, or run in a \
+         cluster with a service account; --config-dir reads files instead)"
+    )]
+    Cluster {
+        /// What was tried and what came of it.
+        cause: String,
+    },
+    /// Something is said that cannot be obeyed; in the order of files and lines, or of names.
     #[error("{}", listed(.0))]
     Invalid(Vec<Problem>),
 }
@@ -48,17 +57,22 @@ pub struct Problem {
     hint: Option<String>,
 }
 
-/// A place in a file.
+/// Where something is wrong.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Place {
-    file: Arc<Path>,
-    /// `None` when it is the file as a whole.
-    position: Option<Position>,
+pub(super) enum Place {
+    /// A place in a file; without a position it is the file as a whole.
+    File(Arc<Path>, Option<Position>),
+    /// An object of the API server, as `Pod shop/order`.
+    Object(Arc<str>),
 }
 
 impl Place {
     pub(super) fn new(file: &Arc<Path>, position: Option<Position>) -> Self {
-        Self { file: file.clone(), position }
+        Self::File(file.clone(), position)
+    }
+
+    pub(super) fn object(name: &str) -> Self {
+        Self::Object(name.into())
     }
 }
 
@@ -74,11 +88,12 @@ impl Problem {
 
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.position {
-            Some(Position { line, column }) => {
-                write!(f, "{}:{line}:{column}", self.file.display())
+        match self {
+            Self::File(file, Some(Position { line, column })) => {
+                write!(f, "{}:{line}:{column}", file.display())
             }
-            None => write!(f, "{}", self.file.display()),
+            Self::File(file, None) => write!(f, "{}", file.display()),
+            Self::Object(name) => f.write_str(name),
         }
     }
 }

@@ -1,11 +1,20 @@
 //! The source that reads Kubernetes YAML from a directory, and follows its changes.
 
-use std::{path::Path, sync::Arc, time::SystemTime};
+use std::{path::Path, sync::Arc};
 
+use k8s_openapi::api::core::v1::{Pod, Service};
 use tokio::{sync::watch, task::JoinHandle};
 
-use super::{compile::Compiled, directory, error::ConfigError, manifest::Manifests, watch::Watch};
-use crate::mesh::{SnapshotStore, TrustDomain};
+use super::{
+    Origin, SourceState,
+    compile::Compiled,
+    directory::{self, File},
+    error::{ConfigError, Problem},
+    manifest::Manifests,
+    object::named,
+    watch::Watch,
+};
+use crate::mesh::{Snapshot, SnapshotStore, TrustDomain};
 
 /// Keeps a [`SnapshotStore`] what a directory of Kubernetes YAML says; until it is dropped.
 ///
@@ -17,15 +26,6 @@ use crate::mesh::{SnapshotStore, TrustDomain};
 pub struct FileSource {
     state: watch::Receiver<SourceState>,
     following: JoinHandle<()>,
-}
-
-/// How a source is doing.
-#[derive(Clone, Debug)]
-pub struct SourceState {
-    /// When the snapshot in force was read.
-    pub loaded_at: SystemTime,
-    /// Why the newest change is not in force, if it is not.
-    pub error: Option<String>,
 }
 
 impl FileSource {
@@ -43,14 +43,13 @@ impl FileSource {
             Watch::new(dir).map_err(|cause| ConfigError::Watch { dir: dir.to_owned(), cause })?;
         let loader = Arc::new(Loader { dir: dir.into(), trust_domain, store, watch });
         loader.load()?;
-        let (publish, state) =
-            watch::channel(SourceState { loaded_at: SystemTime::now(), error: None });
+        let (publish, state) = watch::channel(SourceState::new(Origin::Files));
         Ok(Self { state, following: tokio::spawn(follow(loader, publish)) })
     }
 
-    /// How the source is doing right now.
-    pub fn state(&self) -> SourceState {
-        self.state.borrow().clone()
+    /// How the source is doing.
+    pub(super) fn state(&self) -> watch::Receiver<SourceState> {
+        self.state.clone()
     }
 }
 
@@ -82,28 +81,6 @@ async fn follow(loader: Arc<Loader>, state: watch::Sender<SourceState>) {
     }
 }
 
-impl SourceState {
-    /// Takes the result of a load in: whether it published something, or why it failed.
-    fn note(&mut self, result: Result<bool, String>) {
-        match result {
-            Ok(published) => {
-                if published {
-                    self.loaded_at = SystemTime::now();
-                }
-                if self.error.take().is_some() {
-                    tracing::info!("the newest configuration is in force again");
-                }
-            }
-            Err(error) => {
-                if self.error.as_ref() != Some(&error) {
-                    tracing::error!(error, "the newest configuration is not in force");
-                }
-                self.error = Some(error);
-            }
-        }
-    }
-}
-
 /// Reads the directory into the store.
 #[derive(Debug)]
 struct Loader {
@@ -120,9 +97,8 @@ impl Loader {
         self.watch.begin().map_err(unwatched)?;
         let mut problems = Vec::new();
         let files = directory::read(&self.dir, |file| self.watch.file(file), &mut problems)?;
-        let manifests = Manifests::read(&files, &mut problems);
         let former = self.store.load();
-        let compiled = Compiled::new(&manifests, &self.trust_domain, &former, &mut problems);
+        let (compiled, warnings) = compile(&files, &self.trust_domain, &former, &mut problems);
         if !problems.is_empty() {
             problems.sort();
             return Err(ConfigError::Invalid(problems));
@@ -130,7 +106,7 @@ impl Loader {
         if former.version > 0 && compiled.is_in(&former) {
             return Ok(false);
         }
-        for warning in &compiled.warnings {
+        for warning in &warnings {
             tracing::warn!("{warning}");
         }
         let snapshot = compiled.snapshot(self.trust_domain.clone(), former.version + 1);
@@ -143,6 +119,33 @@ impl Loader {
         self.store.publish(snapshot);
         Ok(true)
     }
+}
+
+/// Compiles `files`; with what is legal but probably not meant. Whatever cannot be obeyed is added
+/// to `problems`.
+pub(super) fn compile(
+    files: &[File],
+    trust_domain: &TrustDomain,
+    former: &Snapshot,
+    problems: &mut Vec<Problem>,
+) -> (Compiled, Vec<String>) {
+    let manifests = Manifests::read(files, problems);
+    let mut facts = manifests.facts(trust_domain, problems);
+    let compiled = facts.compile(former);
+    problems.extend(compiled.conflicts.iter().map(|conflict| manifests.conflict(conflict)));
+    let unaddressed = facts.pods.iter().filter(|(_, pod)| pod.addresses.is_empty());
+    let unaddressed = unaddressed.map(|((namespace, name), _)| {
+        format!("{} is left out: no status.podIPs", named::<Pod>(namespace, name))
+    });
+    let unassigned = facts.services.iter().filter(|(_, service)| service.lacks_vip);
+    let unassigned = unassigned.map(|((namespace, name), _)| {
+        format!(
+            "{} has no spec.clusterIP, and nothing assigns one to a file: it is reached by its \
+             pods' addresses alone",
+            named::<Service>(namespace, name)
+        )
+    });
+    (compiled, unaddressed.chain(unassigned).collect())
 }
 
 #[cfg(test)]

@@ -1,6 +1,9 @@
-//! Turns files into Kubernetes objects of the kinds the agent understands.
+//! Turns files into Kubernetes objects of the kinds the agent understands, and those into facts.
 
-use std::{path::Path, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashMap},
+    fmt,
+};
 
 use k8s_openapi::{
     Metadata, Resource,
@@ -13,11 +16,17 @@ use k8s_openapi::{
 use serde::Deserialize;
 
 use super::{
+    compile::{Claim, Conflict, Facts, Key},
     directory::File,
     error::{Place, Problem, nearest},
+    object::{Object, Text, named},
+    service,
+    shared::Shared,
     strict::fit,
-    yaml::{self, Node, Position, Step, Value},
+    workload,
+    yaml::{self, Position, Step, Value},
 };
+use crate::mesh::TrustDomain;
 
 /// Every object of every file, by kind.
 #[derive(Debug, Default)]
@@ -27,19 +36,6 @@ pub(super) struct Manifests {
     pub(super) pods: Vec<Object<Pod>>,
     pub(super) services: Vec<Object<Service>>,
     pub(super) slices: Vec<Object<EndpointSlice>>,
-}
-
-/// One object, with its text kept for the places of later complaints.
-#[derive(Debug)]
-pub(super) struct Object<T> {
-    pub(super) body: T,
-    source: Source,
-}
-
-#[derive(Debug)]
-struct Source {
-    node: Node,
-    file: Arc<Path>,
 }
 
 /// Kinds by name, with the one version each is read in.
@@ -53,6 +49,41 @@ const KINDS: [(&str, &str); 6] = [
 ];
 
 impl Manifests {
+    /// What the objects say; whatever cannot be obeyed is added to `problems`.
+    pub(super) fn facts(&self, trust_domain: &TrustDomain, problems: &mut Vec<Problem>) -> Facts {
+        let mut shared = Shared::default();
+        unique(&self.service_accounts, problems, |_| Ok(Some(())));
+        Facts {
+            namespaces: unique(&self.namespaces, problems, |namespace| {
+                Ok(Some(workload::read_namespace(namespace)))
+            })
+            .into_iter()
+            .map(|((_, name), facts)| (("".into(), name), facts))
+            .collect(),
+            pods: unique(&self.pods, problems, |pod| {
+                workload::read(pod, trust_domain, &mut shared)
+            }),
+            services: unique(&self.services, problems, |object| service::read(object).map(Some)),
+            slices: unique(&self.slices, problems, |slice| service::read_slice(slice, &mut shared)),
+        }
+    }
+
+    /// What to say about two objects that claim the same, with both places.
+    pub(super) fn conflict(&self, conflict: &Conflict) -> Problem {
+        let Conflict { claim, owner, claimant } = conflict;
+        match claim {
+            Claim::PodUid(uid) => {
+                taken(&self.pods, uid, &["metadata".into(), "uid".into()], owner, claimant)
+            }
+            Claim::PodAddress(ip) => {
+                taken(&self.pods, ip, &["status".into(), "podIPs".into()], owner, claimant)
+            }
+            Claim::ClusterIp(ip) => {
+                taken(&self.services, ip, &["spec".into(), "clusterIP".into()], owner, claimant)
+            }
+        }
+    }
+
     /// Reads `files`; whatever cannot be read is added to `problems`.
     pub(super) fn read(files: &[File], problems: &mut Vec<Problem>) -> Self {
         let mut manifests = Self::default();
@@ -60,7 +91,7 @@ impl Manifests {
             match yaml::parse(text) {
                 Ok(documents) => {
                     for node in documents {
-                        manifests.add(Source { node, file: path.clone() }, problems);
+                        manifests.add(Text { node, file: path.clone() }, problems);
                     }
                 }
                 Err((position, what)) => {
@@ -74,7 +105,7 @@ impl Manifests {
         manifests
     }
 
-    fn add(&mut self, source: Source, problems: &mut Vec<Problem>) {
+    fn add(&mut self, source: Text, problems: &mut Vec<Problem>) {
         match source.kind() {
             Ok("Namespace") => source.keep(&mut self.namespaces, problems, &[]),
             Ok("ServiceAccount") => source.keep(&mut self.service_accounts, problems, &[]),
@@ -87,8 +118,8 @@ impl Manifests {
         }
     }
 
-    fn add_items(&mut self, source: Source, problems: &mut Vec<Problem>) {
-        let Source { node, file } = source;
+    fn add_items(&mut self, source: Text, problems: &mut Vec<Problem>) {
+        let Text { node, file } = source;
         let Value::Mapping(entries) = node.value else { return };
         for entry in entries {
             let problem = |position: Position, what: String| {
@@ -97,7 +128,7 @@ impl Manifests {
             match (entry.key.as_str(), entry.value.value) {
                 ("items", Value::Sequence(items)) => {
                     for node in items {
-                        self.add(Source { node, file: file.clone() }, problems);
+                        self.add(Text { node, file: file.clone() }, problems);
                     }
                 }
                 ("apiVersion" | "kind" | "metadata", _) | ("items", Value::Null) => {}
@@ -112,7 +143,7 @@ impl Manifests {
     }
 }
 
-impl Source {
+impl Text {
     /// The name of the object's kind, if it is one of [`KINDS`].
     fn kind(&self) -> Result<&str, Problem> {
         if !matches!(self.node.value, Value::Mapping(_)) {
@@ -166,7 +197,7 @@ impl Source {
         }
         match fit::<T>(&self.node) {
             Ok(body) if problems.len() == before => {
-                let object = Object { body, source: self };
+                let object = Object::of_file(body, self);
                 problems.extend(object.illegal_names());
                 objects.push(object);
             }
@@ -181,71 +212,55 @@ impl Source {
             })),
         }
     }
-
-    fn place(&self, steps: &[Step<'_>]) -> Place {
-        Place::new(&self.file, Some(self.node.nearest_position(steps)))
-    }
-
-    fn problem(&self, steps: &[Step<'_>], what: impl Into<String>) -> Problem {
-        Problem::new(self.place(steps), what)
-    }
-
-    fn missing(&self, steps: &[Step<'_>]) -> Problem {
-        self.problem(steps, format!("{} is missing", dotted(steps)))
-    }
 }
 
-impl<T: Metadata<Ty = ObjectMeta>> Object<T> {
-    /// The object's name.
-    pub(super) fn name(&self) -> &str {
-        self.body.metadata().name.as_deref().unwrap_or_default()
-    }
-
-    /// The object's namespace: `default` where none is written, as with `kubectl apply`.
-    pub(super) fn namespace(&self) -> &str {
-        self.body.metadata().namespace.as_deref().unwrap_or("default")
-    }
-
-    /// The value of the label `key`.
-    pub(super) fn label(&self, key: &str) -> Option<&str> {
-        self.body.metadata().labels.as_ref()?.get(key).map(String::as_str)
-    }
-
-    /// Where the field `steps` below is.
-    pub(super) fn place(&self, steps: &[Step<'_>]) -> Place {
-        self.source.place(steps)
-    }
-
-    /// Something wrong with the field `steps` below, which `what` speaks of after its path.
-    pub(super) fn problem(&self, steps: &[Step<'_>], what: impl std::fmt::Display) -> Problem {
-        self.source.problem(steps, format!("{} {what}", dotted(steps)))
-    }
-
-    /// The complaint about a required field, if the text lacks it.
-    pub(super) fn require(&self, steps: &[Step<'_>]) -> Result<(), Problem> {
-        match self.source.node.at(steps) {
-            Some(_) => Ok(()),
-            None => Err(self.source.missing(steps)),
+/// The objects by name, read by `read`. A second object of a name is a problem.
+fn unique<T, F>(
+    objects: &[Object<T>],
+    problems: &mut Vec<Problem>,
+    mut read: impl FnMut(&Object<T>) -> Result<Option<F>, Problem>,
+) -> BTreeMap<Key, F>
+where
+    T: Metadata<Ty = ObjectMeta>,
+{
+    let mut first: HashMap<(&str, &str), &Object<T>> = HashMap::new();
+    let mut facts = BTreeMap::new();
+    for object in objects {
+        let name = (object.namespace(), object.name());
+        if let Some(first) = first.get(&name) {
+            let steps = ["metadata".into(), "name".into()];
+            let what = named::<T>(name.0, name.1);
+            let what = format!("{what} is defined already at {}", first.place(&steps));
+            problems.push(Problem::new(object.place(&steps), what));
+            continue;
+        }
+        first.insert(name, object);
+        match read(object) {
+            Ok(Some(read)) => drop(facts.insert((name.0.into(), name.1.into()), read)),
+            Ok(None) => {}
+            Err(problem) => problems.push(problem),
         }
     }
+    facts
+}
 
-    fn illegal_names(&self) -> Option<Problem> {
-        let legal = |name: &str| {
-            !name.is_empty()
-                && name.len() <= 253
-                && name.chars().all(|c| matches!(c, 'a'..='z' | '0'..='9' | '-' | '.'))
-        };
-        let field = [("name", self.name()), ("namespace", self.namespace())]
-            .into_iter()
-            .find(|(_, name)| !legal(name));
-        field.map(|(field, name)| {
-            self.problem(
-                &["metadata".into(), field.into()],
-                format_args!("`{}` is not a name Kubernetes allows", name.escape_debug()),
-            )
-            .hint("lower-case letters, digits, `-` and `.`, at most 253")
-        })
-    }
+/// `what` is named `steps` below both `owner` and `claimant`.
+fn taken<T: Metadata<Ty = ObjectMeta>>(
+    objects: &[Object<T>],
+    what: &dyn fmt::Display,
+    steps: &[Step<'_>],
+    owner: &Key,
+    claimant: &Key,
+) -> Problem {
+    let place = |(namespace, name): &Key| {
+        let mut named =
+            objects.iter().filter(|o| o.namespace() == &**namespace && o.name() == &**name);
+        named.next().expect("conflicts are among the objects they were read from").place(steps)
+    };
+    let name = |(namespace, name): &Key| named::<T>(namespace, name);
+    let (owner_name, owner_place) = (name(owner), place(owner));
+    let what = format!("{what} of {} belongs to {owner_name} at {owner_place}", name(claimant));
+    Problem::new(place(claimant), what)
 }
 
 /// The API group of an `apiVersion`; empty for the core group.
@@ -255,12 +270,4 @@ fn group(version: &str) -> &str {
 
 fn supported() -> String {
     KINDS.map(|(kind, version)| format!("{kind} ({version})")).join(", ")
-}
-
-fn dotted(steps: &[Step<'_>]) -> String {
-    steps.iter().fold(String::new(), |path, step| match step {
-        Step::Field(name) if path.is_empty() => (*name).to_owned(),
-        Step::Field(name) => format!("{path}.{name}"),
-        Step::Item(index) => format!("{path}[{index}]"),
-    })
 }

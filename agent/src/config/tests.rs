@@ -4,7 +4,7 @@ use std::{net::IpAddr, path::Path, sync::Arc};
 
 use proptest::prelude::*;
 
-use super::{compile::Compiled, directory::File, manifest::Manifests};
+use super::{directory::File, files::compile};
 use crate::mesh::{AppProtocol, Destination, Service, Snapshot, TrustDomain, Workload};
 
 /// The snapshot of one file, or the problems in it, one a line.
@@ -15,11 +15,9 @@ fn load(text: &str) -> Result<Snapshot, String> {
 fn load_after(text: &str, former: &Snapshot) -> Result<(Snapshot, Vec<String>), String> {
     let file = File { path: Path::new("mesh.yaml").into(), text: text.to_owned() };
     let mut problems = Vec::new();
-    let manifests = Manifests::read(&[file], &mut problems);
     let trust_domain = TrustDomain::default();
-    let compiled = Compiled::new(&manifests, &trust_domain, former, &mut problems);
+    let (compiled, warnings) = compile(&[file], &trust_domain, former, &mut problems);
     if problems.is_empty() {
-        let warnings = compiled.warnings.clone();
         return Ok((compiled.snapshot(trust_domain, former.version + 1), warnings));
     }
     problems.sort();
@@ -31,7 +29,7 @@ fn ip(text: &str) -> IpAddr {
 }
 
 fn workload<'a>(snapshot: &'a Snapshot, name: &str) -> &'a Arc<Workload> {
-    snapshot.workloads().iter().find(|workload| workload.name == name).unwrap()
+    snapshot.workloads().iter().find(|workload| *workload.name == *name).unwrap()
 }
 
 fn service<'a>(snapshot: &'a Snapshot, name: &str) -> &'a Arc<Service> {
@@ -42,7 +40,7 @@ fn service<'a>(snapshot: &'a Snapshot, name: &str) -> &'a Arc<Service> {
 fn endpoints(snapshot: &Snapshot, name: &str, port: u16) -> Vec<String> {
     let port = service(snapshot, name).port(port).unwrap();
     let pod = |workload: &Option<Arc<Workload>>| {
-        workload.as_ref().map_or("nobody".to_owned(), |workload| workload.name.clone())
+        workload.as_ref().map_or("nobody".to_owned(), |workload| workload.name.to_string())
     };
     port.endpoints.iter().map(|e| format!("{} → {}", e.address, pod(&e.workload))).collect()
 }
@@ -54,7 +52,7 @@ fn what_kubectl_get_prints_is_read_as_it_is() {
     let snapshot = load(DUMP).unwrap();
     let order = workload(&snapshot, "order-7d4b9c6f5-x2x7q");
     assert_eq!(order.uid.as_str(), "6f1f6bd6-6b57-4c6a-9c34-0c7f3b0a3c11");
-    assert_eq!((order.node.as_str(), order.meshed), ("node-b", true));
+    assert_eq!((&*order.node, order.meshed), ("node-b", true));
     assert_eq!((order.owner.kind.as_str(), order.owner.name.as_str()), ("Deployment", "order"));
     assert_eq!(order.principal.to_string(), "spiffe://cluster.local/ns/shop/sa/order");
     assert_eq!(order.ips, [ip("10.1.2.3"), ip("fd00::3")]);

@@ -26,7 +26,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Watches one directory and the files its links lead to.
 #[derive(Debug)]
-pub(super) struct Watch {
+pub(crate) struct Watch {
     dir: PathBuf,
     inotify: Inotify,
     /// Tells when `inotify` has events: a second descriptor of it, under a type that, unlike
@@ -47,7 +47,7 @@ impl Watch {
     ///
     /// # Errors
     /// When the kernel grants no inotify instance.
-    pub(super) fn new(dir: &Path) -> io::Result<Self> {
+    pub(crate) fn new(dir: &Path) -> io::Result<Self> {
         let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?;
         let descriptor = inotify.as_fd().try_clone_to_owned()?;
         let readiness = pipe::Receiver::from_owned_fd_unchecked(descriptor)?;
@@ -59,7 +59,7 @@ impl Watch {
     ///
     /// # Errors
     /// When the kernel grants no watch. A directory that is not there is no error.
-    pub(super) fn begin(&self) -> io::Result<()> {
+    pub(crate) fn begin(&self) -> io::Result<()> {
         self.file(&self.dir)?;
         if let Ok(real) = fs::canonicalize(&self.dir) {
             self.file(&real)?;
@@ -74,7 +74,7 @@ impl Watch {
     ///
     /// # Errors
     /// When the kernel grants no watch.
-    pub(super) fn file(&self, path: &Path) -> io::Result<()> {
+    pub(crate) fn file(&self, path: &Path) -> io::Result<()> {
         let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { return Ok(()) };
         let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
         let Some(descriptor) = self.add(parent)? else { return Ok(()) };
@@ -96,7 +96,7 @@ impl Watch {
     ///
     /// # Errors
     /// When the kernel takes the inotify instance back.
-    pub(super) async fn changed(&self) -> io::Result<()> {
+    pub(crate) async fn changed(&self) -> io::Result<()> {
         while !self.events().await? {}
         let last = Instant::now() + PATIENCE;
         let mut rest = Instant::now() + QUIET;

@@ -1,76 +1,120 @@
 //! A Pod as a workload.
 
-use std::{collections::BTreeMap, net::IpAddr, path::PathBuf};
+use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, sync::Arc};
 
-use k8s_openapi::{api::core::v1::Pod, apimachinery::pkg::apis::meta::v1::OwnerReference};
+use k8s_openapi::{
+    api::core::v1::{ContainerStatus, Namespace, Pod},
+    apimachinery::pkg::apis::meta::v1::OwnerReference,
+};
 use sha2::{Digest, Sha256};
 
-use super::{error::Problem, manifest::Object, yaml::Step};
-use crate::mesh::{Owner, PodUid, Principal, TrustDomain, Workload};
+use super::{
+    error::Problem,
+    facts::{Mode, NamespaceFacts, PodFacts},
+    object::Object,
+    service::is_tcp,
+    shared::Shared,
+    yaml::Step,
+};
+use crate::mesh::{DATAPLANE_MODE, Owner, PodUid, Principal, TrustDomain, Workload};
 
-/// Label of namespaces and pods: whether they belong to the mesh.
-const DATAPLANE_MODE: &str = "istio.io/dataplane-mode";
 /// Annotation of a pod in a file: where its network namespace is.
 const NETNS: &str = "sluice.dev/netns";
 /// Annotations with this prefix are resource attributes of the pod's spans.
 const RESOURCE_ATTRIBUTE: &str = "resource.opentelemetry.io/";
 
-/// What the agent has to do with a Pod.
-#[derive(Debug)]
-pub(super) enum Reading {
-    /// It takes part, under these addresses; they are its own unless it uses the host's network.
-    Workload(Box<Workload>, Vec<IpAddr>),
-    /// It ended, and its address may be another pod's by now.
-    Over,
-    /// It has no address yet.
-    NoAddress,
-}
-
-/// Reads one Pod. `namespace_mode` is the dataplane mode its namespace asks for.
+/// Reads one Pod; `None` when it ended, and its address may be another pod's by now. What its
+/// namespace asks for is settled later: that changes on its own.
 pub(super) fn read(
     pod: &Object<Pod>,
-    namespace_mode: Option<&str>,
     trust_domain: &TrustDomain,
-) -> Result<Reading, Problem> {
+    shared: &mut Shared,
+) -> Result<Option<PodFacts>, Problem> {
     let (meta, spec) = (&pod.body.metadata, pod.body.spec.as_ref());
     let status = pod.body.status.as_ref();
     if matches!(status.and_then(|s| s.phase.as_deref()), Some("Succeeded" | "Failed")) {
-        return Ok(Reading::Over);
+        return Ok(None);
     }
     let host_network = spec.and_then(|spec| spec.host_network).unwrap_or(false);
     let addresses = addresses(pod)?;
-    if addresses.is_empty() {
-        return Ok(Reading::NoAddress);
-    }
-
     let labels = meta.labels.clone().unwrap_or_default();
-    let annotations = meta.annotations.as_ref();
-    let mode = labels.get(DATAPLANE_MODE).map(String::as_str).or(namespace_mode);
+    let mode = labels.get(DATAPLANE_MODE).map(|mode| Mode::of(mode));
     let workload = Workload {
         uid: uid(pod)?,
-        name: pod.name().to_owned(),
-        namespace: pod.namespace().to_owned(),
-        owner: owner(pod.name(), meta.owner_references.as_deref().unwrap_or_default(), &labels),
-        node: spec.and_then(|spec| spec.node_name.clone()).unwrap_or_default(),
+        name: pod.name().into(),
+        namespace: shared.text(pod.namespace()),
+        owner: shared.owner(owner(
+            pod.name(),
+            meta.owner_references.as_deref().unwrap_or_default(),
+            &labels,
+        )),
+        node: shared.text(spec.and_then(|spec| spec.node_name.as_deref()).unwrap_or_default()),
         ips: if host_network { Vec::new() } else { addresses.clone() },
-        principal: principal(pod, trust_domain)?,
-        meshed: mode == Some("ambient") && !host_network,
+        principal: shared.principal(principal(pod, trust_domain)?),
+        meshed: mode == Some(Mode::Ambient) && !host_network,
+        starts: starts(pod),
         netns: netns(pod)?,
-        resource_attributes: annotations
-            .into_iter()
+        resource_attributes: meta
+            .annotations
+            .iter()
             .flatten()
             .filter_map(|(key, value)| {
                 Some((key.strip_prefix(RESOURCE_ATTRIBUTE)?.to_owned(), value.clone()))
             })
             .collect(),
-        labels,
+        labels: shared.labels(labels),
     };
-    Ok(Reading::Workload(Box::new(workload), addresses))
+    Ok(Some(PodFacts {
+        workload: Arc::new(workload),
+        addresses,
+        mode,
+        host_network,
+        ready: is_ready(pod),
+        ports: ports(pod),
+        created: meta.creation_timestamp.as_ref().map_or(0, |time| time.0.as_second()),
+    }))
 }
 
-/// The dataplane mode the labels of a namespace ask for.
-pub(super) fn dataplane_mode(labels: Option<&BTreeMap<String, String>>) -> Option<&str> {
-    labels?.get(DATAPLANE_MODE).map(String::as_str)
+/// The dataplane mode that a Namespace asks for.
+pub(super) fn read_namespace(namespace: &Object<Namespace>) -> NamespaceFacts {
+    NamespaceFacts { mode: namespace.label(DATAPLANE_MODE).map(Mode::of) }
+}
+
+/// Whether the pod may take traffic; one without conditions was written by hand.
+fn is_ready(pod: &Object<Pod>) -> bool {
+    let conditions = pod.body.status.as_ref().and_then(|status| status.conditions.as_ref());
+    pod.body.metadata.deletion_timestamp.is_none()
+        && conditions
+            .into_iter()
+            .flatten()
+            .find(|condition| condition.type_ == "Ready")
+            .is_none_or(|condition| condition.status == "True")
+}
+
+/// How often containers of the pod have started, restarts included.
+fn starts(pod: &Object<Pod>) -> u32 {
+    let status = pod.body.status.as_ref();
+    let of = |statuses: Option<&Vec<ContainerStatus>>| -> u32 {
+        let started = statuses.into_iter().flatten().filter(|container| {
+            let state = container.state.as_ref();
+            state.is_some_and(|state| state.running.is_some() || state.terminated.is_some())
+        });
+        started.map(|container| 1 + container.restart_count.try_into().unwrap_or(0)).sum()
+    };
+    of(status.and_then(|status| status.init_container_statuses.as_ref()))
+        + of(status.and_then(|status| status.container_statuses.as_ref()))
+}
+
+/// The TCP ports that containers give a name.
+fn ports(pod: &Object<Pod>) -> Vec<(Box<str>, u16)> {
+    let containers = pod.body.spec.iter().flat_map(|spec| &spec.containers);
+    containers
+        .flat_map(|container| container.ports.iter().flatten())
+        .filter(|port| is_tcp(port.protocol.as_deref()))
+        .filter_map(|port| {
+            Some((port.name.as_deref()?.into(), u16::try_from(port.container_port).ok()?))
+        })
+        .collect()
 }
 
 /// `metadata.uid`; without one, as in files written by hand, a hash of namespace and name, as
@@ -128,10 +172,11 @@ fn principal(pod: &Object<Pod>, trust_domain: &TrustDomain) -> Result<Principal,
     })
 }
 
+/// What a file says about the pod's network namespace. In a cluster whoever may create a pod
+/// writes its annotations, so there the node alone is asked.
 fn netns(pod: &Object<Pod>) -> Result<Option<PathBuf>, Problem> {
-    let Some(path) = pod.body.metadata.annotations.as_ref().and_then(|all| all.get(NETNS)) else {
-        return Ok(None);
-    };
+    let annotations = pod.body.metadata.annotations.as_ref().filter(|_| pod.is_of_file());
+    let Some(path) = annotations.and_then(|all| all.get(NETNS)) else { return Ok(None) };
     let path = PathBuf::from(path);
     if !path.is_absolute() {
         let steps = ["metadata".into(), "annotations".into(), NETNS.into()];

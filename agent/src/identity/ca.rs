@@ -12,14 +12,13 @@ use std::{
     time::Duration,
 };
 
-use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
-    Issuer, KeyPair, KeyUsagePurpose, PublicKeyData, SanType,
-};
-use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer, pem::PemObject};
-use time::OffsetDateTime;
+use rcgen::KeyPair;
+use rustls_pki_types::PrivatePkcs8KeyDer;
 
-use super::{BoxFuture, Certificate, CertificateSource, IdentityError, certificate};
+use super::{
+    BoxFuture, Certificate, CertificateSource, IdentityError, certificate,
+    root::{Root, RootOptions},
+};
 use crate::mesh::{Principal, TrustDomain};
 
 const KEY_FILE: &str = "ca-key.pem";
@@ -27,17 +26,14 @@ const CERTIFICATE_FILE: &str = "ca-cert.pem";
 /// Held while the two above are read or made, so that agents that start at once agree.
 const LOCK_FILE: &str = ".lock";
 /// A root outlives the machine it is on; there is nobody to roll it over.
-const ROOT_LIFETIME: time::Duration = time::Duration::days(3650);
-/// How far other nodes' clocks may lag behind this one.
-const CLOCK_SKEW: time::Duration = time::Duration::minutes(2);
+const ROOT_LIFETIME: Duration = Duration::from_secs(3650 * 24 * 3600);
 
 /// A CA whose key is a file of this machine.
 #[derive(Debug)]
 pub struct SelfSignedCa {
     trust_domain: TrustDomain,
     lifetime: Duration,
-    issuer: Issuer<'static, KeyPair>,
-    root: CertificateDer<'static>,
+    root: Root,
 }
 
 impl SelfSignedCa {
@@ -81,38 +77,17 @@ impl SelfSignedCa {
             None => make_key(dir, &key_path)?,
         };
         let root = match read(&certificate_path)? {
-            Some(pem) => read_root(&certificate_path, &pem, &key, &trust_domain)?,
-            None => make_root(dir, &certificate_path, &key, &trust_domain)?,
+            Some(pem) => Root::read(&pem, key, &trust_domain)
+                .map_err(|cause| unusable(&certificate_path, cause))?,
+            None => make_root(dir, &certificate_path, key, &trust_domain)?,
         };
-        let issuer = Issuer::from_ca_cert_der(&root, key)
-            .map_err(|error| unusable(&certificate_path, error))?;
-        Ok(Self { trust_domain, lifetime, issuer, root })
+        Ok(Self { trust_domain, lifetime, root })
     }
 
-    /// Signs a new key that is valid in the given time.
-    pub(super) fn sign(
-        &self,
-        names: Vec<SanType>,
-        usages: Vec<ExtendedKeyUsagePurpose>,
-        (not_before, not_after): (OffsetDateTime, OffsetDateTime),
-    ) -> Result<Certificate, rcgen::Error> {
-        let key = KeyPair::generate()?;
-        let mut params = CertificateParams::default();
-        // The name is the URI alone; RFC 5280 §4.2.1.6 wants the extension critical then,
-        // which rcgen sees to.
-        params.distinguished_name = DistinguishedName::new();
-        params.subject_alt_names = names;
-        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages = usages;
-        params.use_authority_key_identifier_extension = true;
-        params.not_before = not_before;
-        params.not_after = not_after;
-        let certificate = params.signed_by(&key, &self.issuer)?;
-        Ok(Certificate {
-            chain: vec![certificate.der().clone()],
-            key: PrivatePkcs8KeyDer::from(key.serialize_der()).into(),
-            roots: vec![self.root.clone()],
-        })
+    /// The root of every certificate issued here.
+    #[cfg(test)]
+    pub(super) fn root(&self) -> &Root {
+        &self.root
     }
 }
 
@@ -126,11 +101,13 @@ impl CertificateSource for SelfSignedCa {
             if principal.trust_domain() != &self.trust_domain {
                 return Err(format!("this CA signs for trust domain `{}` only", self.trust_domain));
             }
-            let name = SanType::URI(principal.to_string().try_into().map_err(text)?);
-            let usages =
-                vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
-            let now = OffsetDateTime::now_utc();
-            self.sign(vec![name], usages, (now - CLOCK_SKEW, now + self.lifetime)).map_err(text)
+            let key = KeyPair::generate().map_err(text)?;
+            let leaf = self.root.sign_workload(&key, principal, self.lifetime).map_err(text)?;
+            Ok(Certificate {
+                chain: vec![leaf],
+                key: PrivatePkcs8KeyDer::from(key.serialize_der()).into(),
+                roots: vec![self.root.certificate().clone()],
+            })
         })();
         let issued = issued
             .map_err(|cause| IdentityError::NotIssued { principal: principal.clone(), cause });
@@ -153,59 +130,16 @@ fn make_key(dir: &Path, path: &Path) -> Result<KeyPair, IdentityError> {
     Ok(key)
 }
 
-fn read_root(
-    path: &Path,
-    pem: &str,
-    key: &KeyPair,
-    trust_domain: &TrustDomain,
-) -> Result<CertificateDer<'static>, IdentityError> {
-    let unusable = |cause: &str| unusable(path, cause);
-    let root = CertificateDer::from_pem_slice(pem.as_bytes())
-        .map_err(|error| unusable(&error.to_string()))?;
-    let parsed = certificate::parse(&root).map_err(|error| unusable(&error.to_string()))?;
-    if !parsed.is_ca() {
-        return Err(unusable("it is not a CA's certificate"));
-    }
-    if parsed.public_key().raw != key.subject_public_key_info() {
-        return Err(unusable("it belongs to another key"));
-    }
-    if !parsed.validity().is_valid() {
-        return Err(unusable(&format!(
-            "it is valid from {} to {} (hint: is the clock right? to start a new CA, delete it \
-             and its key, and restart every agent)",
-            parsed.validity().not_before,
-            parsed.validity().not_after
-        )));
-    }
-    let organisations = parsed.subject().iter_organization();
-    let domains: Vec<_> = organisations.filter_map(|name| name.as_str().ok()).collect();
-    if domains != [trust_domain.as_str()] {
-        return Err(unusable(&format!(
-            "it is of trust domain `{}`, not `{trust_domain}` (hint: --trust-domain)",
-            domains.join(", ")
-        )));
-    }
-    Ok(root)
-}
-
 fn make_root(
     dir: &Path,
     path: &Path,
-    key: &KeyPair,
+    key: KeyPair,
     trust_domain: &TrustDomain,
-) -> Result<CertificateDer<'static>, IdentityError> {
-    let now = OffsetDateTime::now_utc();
-    let mut params = CertificateParams::default();
-    params.distinguished_name = DistinguishedName::new();
-    params.distinguished_name.push(DnType::OrganizationName, trust_domain.as_str());
-    params.distinguished_name.push(DnType::CommonName, "sluice built-in CA");
-    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-    params.not_before = now - CLOCK_SKEW;
-    params.not_after = now + ROOT_LIFETIME;
-    let root = params.self_signed(key).map_err(|error| unusable(path, error))?;
-    write(dir, path, &root.pem(), 0o644)?;
-    Ok(root.der().clone())
+) -> Result<Root, IdentityError> {
+    let options = RootOptions { name: "sluice built-in CA", trust_domain, lifetime: ROOT_LIFETIME };
+    let root = Root::new(key, &options).map_err(|error| unusable(path, error))?;
+    write(dir, path, &certificate::pem(root.certificate()), 0o644)?;
+    Ok(root)
 }
 
 /// The file's text, or `None` when there is no such file.

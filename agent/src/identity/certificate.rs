@@ -24,6 +24,7 @@ pub struct Certificate {
 }
 
 /// What the agent needs to know of a certificate of its own.
+#[derive(Clone)]
 pub(super) struct Facts {
     pub(super) principal: Principal,
     /// Hexadecimal.
@@ -53,7 +54,13 @@ pub fn peer_principal(
     principal(&parse(first)?)
 }
 
-pub(super) fn parse<'a>(
+/// Whether it vouches for itself, as roots do.
+pub(super) fn is_self_issued(certificate: &CertificateDer<'_>) -> Result<bool, IdentityError> {
+    let parsed = parse(certificate)?;
+    Ok(parsed.is_ca() && parsed.subject().as_raw() == parsed.issuer().as_raw())
+}
+
+pub(crate) fn parse<'a>(
     certificate: &'a CertificateDer<'_>,
 ) -> Result<X509Certificate<'a>, IdentityError> {
     let (rest, parsed) = X509Certificate::from_der(certificate)
@@ -89,7 +96,13 @@ fn principal(certificate: &X509Certificate<'_>) -> Result<Principal, IdentityErr
     }
 }
 
+/// `certificate` as text.
+pub(crate) fn pem(certificate: &CertificateDer<'_>) -> String {
+    let config = pem::EncodeConfig::new().set_line_ending(pem::LineEnding::LF);
+    pem::encode_config(&pem::Pem::new("CERTIFICATE", certificate.as_ref()), config)
+}
+
 /// A time before 1970 counts as 1970: long over either way.
-pub(super) fn system_time(time: ASN1Time) -> SystemTime {
+pub(crate) fn system_time(time: ASN1Time) -> SystemTime {
     SystemTime::UNIX_EPOCH + Duration::from_secs(time.timestamp().try_into().unwrap_or(0))
 }

@@ -3,26 +3,20 @@
 use std::{
     collections::{HashMap, HashSet},
     fmt,
-    sync::{Arc, Mutex, PoisonError},
-    time::{Duration, SystemTime},
+    sync::{Arc, Mutex, PoisonError, atomic::Ordering::Relaxed},
+    time::SystemTime,
 };
 
 use arc_swap::{ArcSwap, ArcSwapOption};
-use tokio::{
-    sync::watch,
-    time::{Instant, sleep, timeout},
-};
+use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::{CertificateSource, IdentityError, tls::Issued};
+use super::{
+    CertificateSource, IdentityError,
+    renewal::{Renewal, Requests, State},
+    tls::Issued,
+};
 use crate::mesh::{Principal, TrustDomain};
-
-/// How long a source may take for one certificate.
-const ISSUE_TIMEOUT: Duration = Duration::from_secs(30);
-/// The pause after a failure: doubled each time, up to the second.
-const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(60));
-/// A renewal is due by the wall clock too, which goes on while a machine is suspended.
-const CLOCK_CHECK: Duration = Duration::from_secs(60);
 
 /// TLS configurations by principal.
 ///
@@ -35,6 +29,7 @@ pub struct IdentityStore {
     kept: ArcSwap<HashMap<Principal, Arc<Kept>>>,
     /// Held by whoever changes which principals are kept.
     changing: Mutex<()>,
+    requests: Arc<Requests>,
 }
 
 /// One certificate as `sluice status` shows it.
@@ -58,17 +53,12 @@ struct Kept {
     _renewal: AbortOnDropHandle<()>,
 }
 
-struct State {
-    current: ArcSwapOption<Issued>,
-    /// How the newest attempt ended; `None` before the first has.
-    outcome: watch::Sender<Option<Result<(), IdentityError>>>,
-}
-
 impl IdentityStore {
     /// A store that asks `source`, for workloads of `trust_domain`.
     pub fn new(source: Arc<dyn CertificateSource>, trust_domain: TrustDomain) -> Arc<Self> {
         let kept = ArcSwap::default();
-        Arc::new(Self { source, trust_domain, kept, changing: Mutex::default() })
+        let (changing, requests) = (Mutex::default(), Arc::default());
+        Arc::new(Self { source, trust_domain, kept, changing, requests })
     }
 
     /// What `who` accepts HBONE connections with: TLS 1.3, clients of the trust domain only.
@@ -125,6 +115,11 @@ impl IdentityStore {
         all
     }
 
+    /// How often the source issued a certificate, and how often it did not.
+    pub fn requests(&self) -> (u64, u64) {
+        (self.requests.issued.load(Relaxed), self.requests.failed.load(Relaxed))
+    }
+
     async fn issued(&self, who: &Principal) -> Result<Arc<Issued>, IdentityError> {
         let known = self.kept.load().get(who).cloned();
         // Held until the answer is there: whoever is forgotten meanwhile is still answered.
@@ -154,9 +149,15 @@ impl IdentityStore {
                 current: ArcSwapOption::empty(),
                 outcome: watch::Sender::new(None),
             });
-            let renewal =
-                renew(self.source.clone(), self.trust_domain.clone(), who.clone(), state.clone());
-            Arc::new(Kept { state, _renewal: AbortOnDropHandle::new(tokio::spawn(renewal)) })
+            let renewal = Renewal {
+                source: self.source.clone(),
+                trust_domain: self.trust_domain.clone(),
+                who: who.clone(),
+                state: state.clone(),
+                requests: self.requests.clone(),
+            };
+            let renewal = tokio::spawn(renewal.run());
+            Arc::new(Kept { state, _renewal: AbortOnDropHandle::new(renewal) })
         });
         let kept = kept.clone();
         self.kept.store(Arc::new(all));
@@ -171,82 +172,4 @@ impl fmt::Debug for IdentityStore {
             .field("certificates", &self.certificates())
             .finish_non_exhaustive()
     }
-}
-
-impl State {
-    /// Waits until the first attempt to issue has ended.
-    async fn first(&self) -> Result<Arc<Issued>, IdentityError> {
-        let mut outcome = self.outcome.subscribe();
-        let outcome = outcome.wait_for(Option::is_some).await.map(|outcome| outcome.clone());
-        match (self.current.load_full(), outcome) {
-            (Some(issued), _) => Ok(issued),
-            (None, Ok(Some(Err(error)))) => Err(error),
-            (None, _) => unreachable!("the sender lives in self, and success stores first"),
-        }
-    }
-
-    fn error(&self) -> Option<IdentityError> {
-        self.outcome.borrow().as_ref()?.as_ref().err().cloned()
-    }
-}
-
-/// Issues and renews one certificate, for ever.
-async fn renew(
-    source: Arc<dyn CertificateSource>,
-    trust_domain: TrustDomain,
-    who: Principal,
-    state: Arc<State>,
-) {
-    let mut pause = RETRY.0;
-    loop {
-        let issued = match timeout(ISSUE_TIMEOUT, source.issue(&who)).await {
-            Ok(Ok(certificate)) => Issued::new(&who, trust_domain.clone(), certificate),
-            Ok(Err(error)) => Err(error),
-            Err(_) => Err(IdentityError::NotIssued {
-                principal: who.clone(),
-                cause: format!("its source did not answer within {ISSUE_TIMEOUT:?}"),
-            }),
-        };
-        match issued {
-            Ok(issued) => {
-                pause = RETRY.0;
-                let issued = Arc::new(issued);
-                let renewal = issued.renewal();
-                tracing::info!(
-                    principal = %who, serial = issued.facts.serial,
-                    expires = %humantime::format_rfc3339_seconds(issued.facts.not_after),
-                    "certificate issued"
-                );
-                state.current.store(Some(issued));
-                state.outcome.send_replace(Some(Ok(())));
-                // However short its life, the source is not asked without a pause.
-                tokio::join!(until(renewal), sleep(RETRY.0));
-            }
-            Err(error) => {
-                let jittered = pause.mul_f64(jitter());
-                tracing::warn!(
-                    principal = %who, %error, retry_in = ?jittered, "certificate not issued"
-                );
-                state.outcome.send_replace(Some(Err(error)));
-                sleep(jittered).await;
-                pause = (pause * 2).min(RETRY.1);
-            }
-        }
-    }
-}
-
-/// Sleeps until `time` by the wall clock or by the timer, whichever gets there first.
-async fn until(time: SystemTime) {
-    let due = Instant::now() + time.duration_since(SystemTime::now()).unwrap_or_default();
-    while Instant::now() < due && SystemTime::now() < time {
-        sleep(CLOCK_CHECK.min(due - Instant::now())).await;
-    }
-}
-
-/// Between a half and one, so that pods that failed together do not retry together.
-fn jitter() -> f64 {
-    use std::hash::{BuildHasher, RandomState};
-    // The standard library seeds every `RandomState` anew; no more randomness is needed here.
-    let random = RandomState::new().hash_one(0) >> 11;
-    0.5 + 0.5 * (random as f64 / (1_u64 << 53) as f64)
 }

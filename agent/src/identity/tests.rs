@@ -11,19 +11,19 @@ use std::{
     time::Duration,
 };
 
-use rcgen::{ExtendedKeyUsagePurpose, SanType};
+use rcgen::{ExtendedKeyUsagePurpose, KeyPair, SanType};
 use rustls::{ClientConfig, ConfigBuilder, RootCertStore, ServerConfig, client::WantsClientCert};
-use rustls_pki_types::{CertificateDer, ServerName};
+use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer, ServerName};
 use tempfile::TempDir;
 use time::OffsetDateTime;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, duplex},
-    sync::mpsc,
+    sync::{mpsc, watch},
 };
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use super::{
-    BoxFuture, Certificate, CertificateSource, IdentityError, IdentityStore, SelfSignedCa,
+    BoxFuture, Certificate, CertificateSource, IdentityError, IdentityStore, Roots, SelfSignedCa,
     peer_principal, tls::Issued, verify::ExpectServer,
 };
 use crate::mesh::{Principal, TrustDomain};
@@ -62,7 +62,13 @@ impl Draft {
     fn sign(self, ca: &SelfSignedCa) -> Certificate {
         let now = OffsetDateTime::now_utc();
         let valid = (now + self.valid.0, now + self.valid.1);
-        ca.sign(self.names, self.usages, valid).unwrap()
+        let key = KeyPair::generate().unwrap();
+        let root = ca.root();
+        Certificate {
+            chain: vec![root.sign(&key, self.names, self.usages, valid).unwrap()],
+            key: PrivatePkcs8KeyDer::from(key.serialize_der()).into(),
+            roots: vec![root.certificate().clone()],
+        }
     }
 
     /// What whoever holds this certificate would connect to `order` with.
@@ -278,6 +284,55 @@ async fn peers_are_verified_against_the_new_root_and_the_old_one() {
         client.unwrap();
         assert_eq!(server.unwrap(), frontend);
     }
+}
+
+/// The built-in CA, and roots beside its own.
+struct Rooted {
+    ca: SelfSignedCa,
+    roots: watch::Receiver<Roots>,
+}
+
+impl CertificateSource for Rooted {
+    fn issue<'a>(
+        &'a self,
+        principal: &'a Principal,
+    ) -> BoxFuture<'a, Result<Certificate, IdentityError>> {
+        self.ca.issue(principal)
+    }
+
+    fn roots(&self) -> Option<watch::Receiver<Roots>> {
+        Some(self.roots.clone())
+    }
+}
+
+#[tokio::test]
+async fn a_root_that_is_announced_is_trusted_without_a_new_certificate() {
+    let (old, new) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+    let (frontend, order) = (principal("frontend"), principal("order"));
+    let (announce, roots) = watch::channel(Roots::default());
+    let store = store(Rooted { ca: ca(&old), roots });
+    let serial = |store: &IdentityStore| store.certificates()[0].serial.clone();
+    let newcomer = {
+        let mut certificate = ca(&new).issue(&frontend).await.unwrap();
+        certificate.roots = root(&old);
+        Issued::new(&frontend, TrustDomain::default(), certificate).unwrap()
+    };
+    let newcomer = newcomer.client(&order).unwrap();
+
+    let before = store.server_config(&order).await.unwrap();
+    assert!(handshake(newcomer.clone(), before.clone()).await.1.is_err());
+    let first = serial(&store);
+    announce.send_replace(Arc::new(root(&new)));
+    let after = loop {
+        let config = store.server_config(&order).await.unwrap();
+        if !Arc::ptr_eq(&config, &before) {
+            break config;
+        }
+        tokio::task::yield_now().await;
+    };
+    assert_eq!(handshake(newcomer, after).await.1.unwrap(), frontend);
+    assert_eq!(serial(&store), first);
+    assert_eq!(store.requests(), (1, 0));
 }
 
 /// The built-in CA, which fails while told to.

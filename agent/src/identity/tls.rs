@@ -18,6 +18,8 @@ use rustls::{
     version::TLS13,
 };
 
+use rustls_pki_types::CertificateDer;
+
 use super::{
     Certificate, IdentityError,
     certificate::Facts,
@@ -30,7 +32,7 @@ const ALPN: &[u8] = b"h2";
 
 /// aws-lc-rs with the post-quantum hybrid first; rustls sends the classic share along, so a
 /// peer without it costs no round trip.
-static PROVIDER: LazyLock<Arc<CryptoProvider>> = LazyLock::new(|| {
+pub(crate) static PROVIDER: LazyLock<Arc<CryptoProvider>> = LazyLock::new(|| {
     Arc::new(CryptoProvider {
         kx_groups: vec![
             kx_group::X25519MLKEM768,
@@ -56,6 +58,8 @@ pub(super) struct Issued {
     clients: papaya::HashMap<Principal, Arc<ClientConfig>>,
     trust_domain: TrustDomain,
     key: Arc<SingleCertAndKey>,
+    /// The roots that came with the certificate.
+    own_roots: Vec<CertificateDer<'static>>,
     roots: Arc<RootCertStore>,
 }
 
@@ -85,17 +89,43 @@ impl Issued {
         let key = CertifiedKey::from_der(certificate.chain, certificate.key, &PROVIDER)
             .map_err(|error| unusable(&error))?;
         let key = Arc::new(SingleCertAndKey::from(key));
+        Self::build(facts, issued_at, trust_domain, key, certificate.roots, &[])
+            .map_err(|error| unusable(&error))
+    }
+
+    /// The same certificate, for peers of `more` roots beside those that came with it.
+    pub(super) fn trusting(&self, more: &[CertificateDer<'static>]) -> Result<Self, IdentityError> {
+        let (facts, key, own_roots) =
+            (self.facts.clone(), self.key.clone(), self.own_roots.clone());
+        let principal = &self.facts.principal;
+        Self::build(facts, self.issued_at, self.trust_domain.clone(), key, own_roots, more).map_err(
+            |error| IdentityError::NotIssued {
+                principal: principal.clone(),
+                cause: error.to_string(),
+            },
+        )
+    }
+
+    fn build(
+        facts: Facts,
+        issued_at: SystemTime,
+        trust_domain: TrustDomain,
+        key: Arc<SingleCertAndKey>,
+        own_roots: Vec<CertificateDer<'static>>,
+        more: &[CertificateDer<'static>],
+    ) -> Result<Self, Box<dyn std::error::Error>> {
         let mut roots = RootCertStore::empty();
-        for root in certificate.roots {
-            roots.add(root).map_err(|error| unusable(&error))?;
+        for root in &own_roots {
+            roots.add(root.clone())?;
+        }
+        for root in more.iter().filter(|root| !own_roots.contains(root)) {
+            roots.add(root.clone())?;
         }
         let roots = Arc::new(roots);
 
-        let clients = ExpectClient::new(trust_domain.clone(), roots.clone(), PROVIDER.clone())
-            .map_err(|error| unusable(&error))?;
+        let clients = ExpectClient::new(trust_domain.clone(), roots.clone(), PROVIDER.clone())?;
         let mut server = ServerConfig::builder_with_provider(PROVIDER.clone())
-            .with_protocol_versions(&[&TLS13])
-            .map_err(|error| unusable(&error))?
+            .with_protocol_versions(&[&TLS13])?
             .with_client_cert_verifier(Arc::new(clients))
             .with_cert_resolver(key.clone());
         server.alpn_protocols = vec![ALPN.to_vec()];
@@ -108,6 +138,7 @@ impl Issued {
             clients: papaya::HashMap::new(),
             trust_domain,
             key,
+            own_roots,
             roots,
         })
     }

@@ -14,4 +14,4 @@ pub use principal::{InvalidPrincipal, Principal, TrustDomain};
 pub use service::{AppProtocol, Endpoint, Service, ServicePort};
 pub use snapshot::{Destination, Snapshot, SnapshotBuilder};
 pub use store::SnapshotStore;
-pub use workload::{Owner, PodUid, Workload};
+pub use workload::{DATAPLANE_MODE, Owner, PodUid, Workload};

@@ -2,6 +2,8 @@
 
 use std::{fmt, str::FromStr, sync::Arc};
 
+use serde::{Deserialize, Serialize};
+
 /// The name of one root of trust, e.g. `cluster.local`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct TrustDomain(Arc<str>);
@@ -42,7 +44,8 @@ impl FromStr for TrustDomain {
 /// Who a workload is: `spiffe://<trust domain>/ns/<namespace>/sa/<service account>`.
 ///
 /// Cloning is cheap; equality is by value.
-#[derive(Clone, PartialEq, Eq, Hash)]
+#[derive(Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct Principal(Arc<Parts>);
 
 #[derive(PartialEq, Eq, Hash)]
@@ -101,6 +104,20 @@ impl Principal {
     /// The Kubernetes service account.
     pub fn service_account(&self) -> &str {
         &self.0.service_account
+    }
+}
+
+impl TryFrom<String> for Principal {
+    type Error = InvalidPrincipal;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
+    }
+}
+
+impl From<Principal> for String {
+    fn from(principal: Principal) -> Self {
+        principal.to_string()
     }
 }
 

@@ -11,7 +11,7 @@ use std::{
 use super::Workload;
 
 /// What a Service says its port speaks (`appProtocol`, else the port name's prefix).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub enum AppProtocol {
     /// `http`, `http-web`, …: HTTP/1.1 or HTTP/2, told apart by the client's first bytes.
     Http,

@@ -2,10 +2,16 @@
 
 use std::{collections::BTreeMap, fmt, net::IpAddr, path::PathBuf, sync::Arc};
 
+use serde::{Deserialize, Serialize};
+
 use super::Principal;
 
+/// Label of namespaces and pods: whether they belong to the mesh, as Istio has it.
+pub const DATAPLANE_MODE: &str = "istio.io/dataplane-mode";
+
 /// The UID the API server gave a pod; the name of the pod's enrolment everywhere.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct PodUid(Arc<str>);
 
 impl PodUid {
@@ -22,6 +28,20 @@ impl PodUid {
     }
 }
 
+impl TryFrom<String> for PodUid {
+    type Error = &'static str;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        Self::new(&text).ok_or("not the UID of a pod")
+    }
+}
+
+impl From<PodUid> for String {
+    fn from(uid: PodUid) -> Self {
+        uid.as_str().to_owned()
+    }
+}
+
 impl fmt::Display for PodUid {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
@@ -29,7 +49,7 @@ impl fmt::Display for PodUid {
 }
 
 /// The controller a pod belongs to, after folding `ReplicaSet` into `Deployment`.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Owner {
     /// `Deployment`, `StatefulSet`, `DaemonSet`, `Job`, `CronJob`, `ReplicaSet` or `Pod`.
     pub kind: String,
@@ -38,28 +58,33 @@ pub struct Owner {
 }
 
 /// One pod: where it is, who it is and how its telemetry is labelled.
-#[derive(Debug, PartialEq, Eq)]
+///
+/// A cluster has thousands, and most say the same in most fields: those are shared.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Workload {
     /// The pod's UID.
     pub uid: PodUid,
     /// The pod's name.
-    pub name: String,
+    pub name: Arc<str>,
     /// The pod's namespace.
-    pub namespace: String,
+    pub namespace: Arc<str>,
     /// The controller that made the pod.
-    pub owner: Owner,
+    pub owner: Arc<Owner>,
     /// `spec.nodeName`; empty while unscheduled.
-    pub node: String,
+    pub node: Arc<str>,
     /// Every address of the pod, IPv4 and IPv6. Empty where the pod uses the host's network:
     /// such an address is the node's and tells nothing about who is behind it.
     pub ips: Vec<IpAddr>,
     /// The pod's labels.
-    pub labels: BTreeMap<String, String>,
+    pub labels: Arc<BTreeMap<String, String>>,
     /// Who the pod is to its peers.
     pub principal: Principal,
     /// Whether namespace and pod labels ask for the mesh (`istio.io/dataplane-mode`), and the
     /// pod does not use the host's network.
     pub meshed: bool,
+    /// How often its containers have started so far. A change tells that the pod's network
+    /// namespace may be there now, or be another one.
+    pub starts: u32,
     /// Where a static source says the pod's network namespace is; other sources find it
     /// themselves and leave this empty.
     pub netns: Option<PathBuf>,

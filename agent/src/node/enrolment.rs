@@ -3,24 +3,31 @@
 use std::{
     collections::{BTreeMap, HashSet},
     path::PathBuf,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
-use tokio::time::sleep;
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep, sleep_until},
+};
 
-use super::{CAPTURE, IDENTITY};
+use super::{CAPTURE, CONFIGURATION, IDENTITY};
 use crate::{
     admin::{self, Readiness},
-    capture::{Capture, EnrolledPod},
+    capture::{Capture, CaptureError, EnrolledPod, Netns, Sandboxes},
+    config::{Origin, SourceState},
     identity::IdentityError,
-    mesh::{PodUid, Workload},
+    mesh::{DATAPLANE_MODE, PodUid, Workload},
     proxy::{self, LocalPod, Proxy, Serving},
     tunnel::{HbonePool, PoolOptions},
 };
 
-/// How long after a failed enrolment it is tried again: doubled each time, up to the second.
-const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
+/// How long after a failed enrolment it is tried again: doubled each time, up to the second. News
+/// of the pod itself come first; this is for what nobody tells, such as a namespace that gets its
+/// address a moment later.
+const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(30));
+
 /// How often the captured pods' namespaces are looked at: one that is made anew under the same
 /// path is no event anywhere.
 const LOOK: Duration = Duration::from_secs(1);
@@ -35,25 +42,43 @@ pub(super) struct Enrolment {
 
 /// How far reconciling came.
 struct Reconciled {
-    /// Every pod is as it should be.
-    complete: bool,
+    /// When to try again what failed; `None` when every pod is as it should be.
+    again: Option<Instant>,
     /// Every pod has a certificate.
     certified: bool,
 }
 
 /// One pod that belongs to the mesh.
 enum State {
-    Captured { pod: Arc<LocalPod>, netns: PathBuf, _serving: Serving },
-    Failed { workload: Arc<Workload>, error: String },
+    Captured(Captured),
+    Failed(Failed),
 }
 
-impl State {
-    fn has_moved(&self, uid: &PodUid, capture: &Capture) -> bool {
-        match self {
-            State::Captured { netns, .. } => capture.has_moved(uid, netns),
-            State::Failed { .. } => false,
-        }
-    }
+struct Captured {
+    pod: Arc<LocalPod>,
+    /// Where its source says that its namespace is, if it does.
+    told: Option<PathBuf>,
+    /// The namespace it is captured in.
+    netns: u64,
+    _serving: Serving,
+}
+
+struct Failed {
+    workload: Arc<Workload>,
+    error: String,
+    /// Nobody issued a certificate.
+    uncertified: bool,
+    delay: Duration,
+    again: Instant,
+}
+
+/// What is to be done about a pod.
+enum Task {
+    Nothing,
+    /// Look whether it is still in the namespace it is captured in: its containers have started
+    /// again.
+    Check,
+    Enrol,
 }
 
 impl Enrolment {
@@ -62,40 +87,50 @@ impl Enrolment {
     }
 
     /// Reconciles with every new snapshot, and again after a while where something failed.
-    pub(super) async fn follow(self: Arc<Self>, readiness: Readiness) {
+    pub(super) async fn follow(
+        self: Arc<Self>,
+        mut source: watch::Receiver<SourceState>,
+        readiness: Readiness,
+    ) {
         let mut changed = self.proxy.snapshots.subscribe();
-        let mut retry = RETRY.0;
-        self.forget_former_pods();
+        // Before the first snapshot nothing is known of any pod, least of all that it is gone.
+        if changed.wait_for(|version| *version > 0).await.is_err() {
+            return;
+        }
+        readiness.met(CONFIGURATION);
+        let mut forgotten = false;
         loop {
             changed.mark_unchanged();
-            let Reconciled { complete, certified } = self.reconcile().await;
+            // A saved snapshot does not know of pods that came after it.
+            if !forgotten && knows_all(&source.borrow()) {
+                self.forget_former_pods();
+                forgotten = true;
+            }
+            let Reconciled { again, certified } = self.reconcile().await;
             // A pod that cannot be captured is that pod's trouble and does not hold up the
             // node; a CA that issues nothing is everybody's.
             readiness.met(CAPTURE);
             if certified {
                 readiness.met(IDENTITY);
             }
-            if complete {
-                retry = RETRY.0;
-                tokio::select! {
-                    _ = changed.changed() => {}
-                    () = self.some_pod_moved() => {}
-                }
-            } else {
-                tokio::select! {
-                    _ = changed.changed() => retry = RETRY.0,
-                    () = sleep(retry) => retry = (retry * 2).min(RETRY.1),
-                }
+            tokio::select! {
+                _ = changed.changed() => {}
+                _ = source.wait_for(knows_all), if !forgotten => {}
+                () = self.some_pod_moved() => {}
+                () = sleep_until(again.unwrap_or_else(Instant::now)), if again.is_some() => {}
             }
         }
     }
 
-    /// Waits until a captured pod's namespace is another one than that it was captured in.
+    /// Waits until the namespace at the path a captured pod was told to be at is another one.
     async fn some_pod_moved(&self) {
         loop {
             sleep(LOOK).await;
-            let pods = self.pods.lock().unwrap_or_else(PoisonError::into_inner);
-            if pods.iter().any(|(uid, state)| state.has_moved(uid, &self.capture)) {
+            let moved = |(uid, state): (&PodUid, &State)| match state {
+                State::Captured(captured) => captured.has_moved(uid, &self.capture),
+                State::Failed(_) => false,
+            };
+            if self.pods().iter().any(moved) {
                 return;
             }
         }
@@ -109,25 +144,33 @@ impl Enrolment {
     /// The pods of this node that belong to the mesh, captured or not.
     pub(super) fn status(&self) -> Vec<admin::Pod> {
         let describe = |workload: &Workload, error: Option<&str>| admin::Pod {
-            name: format!("{}/{}", workload.namespace, workload.name),
+            name: name_of(workload),
             uid: workload.uid.to_string(),
             ips: workload.ips.clone(),
             principal: workload.principal.to_string(),
             error: error.map(str::to_owned),
         };
-        let pods = self.pods.lock().unwrap_or_else(PoisonError::into_inner);
-        pods.values()
+        self.pods()
+            .values()
             .map(|state| match state {
-                State::Captured { pod, .. } => describe(&pod.workload(), None),
-                State::Failed { workload, error } => describe(workload, Some(error)),
+                State::Captured(captured) => describe(&captured.pod.workload(), None),
+                State::Failed(failed) => describe(&failed.workload, Some(&failed.error)),
             })
+            .collect()
+    }
+
+    /// The pods of this node that do not belong to the mesh, and why.
+    pub(super) fn outside(&self) -> Vec<admin::Outsider> {
+        let snapshot = self.proxy.snapshots.load();
+        let ours = snapshot.workloads().iter().filter(|w| !w.meshed && *w.node == *self.node);
+        ours.map(|workload| admin::Outsider { name: name_of(workload), reason: reason(workload) })
             .collect()
     }
 
     /// What this node's pods should be, by the newest snapshot.
     fn desired(&self) -> BTreeMap<PodUid, Arc<Workload>> {
         let snapshot = self.proxy.snapshots.load();
-        let ours = snapshot.workloads().iter().filter(|w| w.meshed && w.node == self.node);
+        let ours = snapshot.workloads().iter().filter(|w| w.meshed && *w.node == *self.node);
         ours.map(|workload| (workload.uid.clone(), workload.clone())).collect()
     }
 
@@ -144,82 +187,132 @@ impl Enrolment {
         let desired = self.desired();
         self.proxy.telemetry.metrics().retain(&self.proxy.snapshots.load());
         self.release(&desired);
-        let mut reconciled = Reconciled { complete: true, certified: true };
-        for (uid, workload) in &desired {
-            if self.refresh(uid, workload) {
+        let tasks = desired.values().map(|workload| (workload, self.task(workload)));
+        let tasks: Vec<_> = tasks.filter(|(_, task)| !matches!(task, Task::Nothing)).collect();
+        let unknown = tasks.iter().filter(|(workload, _)| workload.netns.is_none());
+        let mut sandboxes = Sandboxes::scan(&unknown.map(|(workload, _)| &workload.uid).collect())
+            .unwrap_or_else(|error| {
+                tracing::warn!(%error, "could not look for pods");
+                Sandboxes::default()
+            });
+        for (workload, task) in tasks {
+            let netns = match &workload.netns {
+                Some(path) => Netns::of_pod(path),
+                None => sandboxes.netns_of(&workload.uid, &workload.ips),
+            };
+            if matches!(task, Task::Check) && self.is_still_in(workload, netns.as_ref().ok()) {
                 continue;
             }
-            let state = self.enroll(workload).await.unwrap_or_else(|error| {
-                reconciled.complete = false;
-                reconciled.certified &= !error.is::<IdentityError>();
-                let error = format!("{error:#}");
-                tracing::warn!(pod = %format!("{}/{}", workload.namespace, workload.name), error,
-                    "could not capture a pod");
-                State::Failed { workload: workload.clone(), error }
-            });
-            self.pods.lock().unwrap_or_else(PoisonError::into_inner).insert(uid.clone(), state);
+            let state = match self.enroll(workload, netns).await {
+                Ok(captured) => State::Captured(captured),
+                Err(error) => State::Failed(self.failed(workload, &error)),
+            };
+            self.pods().insert(workload.uid.clone(), state);
             self.publish();
         }
         self.publish();
         let principals = desired.values().map(|workload| workload.principal.clone()).collect();
         self.proxy.identity.retain(&principals);
-        reconciled
+        let pods = self.pods();
+        let failed = || {
+            pods.values().filter_map(|state| match state {
+                State::Failed(failed) => Some(failed),
+                State::Captured(_) => None,
+            })
+        };
+        Reconciled {
+            again: failed().map(|failed| failed.again).min(),
+            certified: !failed().any(|failed| failed.uncertified),
+        }
     }
 
-    /// Passes a newer view of an already captured pod on. `false` when it is not captured, or
-    /// under other addresses: it is enrolled anew then, over the old enrolment, so that there
-    /// is no moment without one.
-    fn refresh(&self, uid: &PodUid, workload: &Arc<Workload>) -> bool {
-        let pods = self.pods.lock().unwrap_or_else(PoisonError::into_inner);
-        match pods.get(uid) {
-            Some(State::Captured { pod, .. }) if pod.workload().ips == workload.ips => {
+    /// What is to be done about a pod. A newer view of a captured one is passed on. One with
+    /// other addresses is enrolled anew, over the old enrolment, so that there is no moment
+    /// without one.
+    fn task(&self, workload: &Arc<Workload>) -> Task {
+        match self.pods().get(&workload.uid) {
+            Some(State::Captured(Captured { pod, told, .. })) => {
+                let known = pod.workload();
+                if known.ips != workload.ips {
+                    return Task::Enrol;
+                }
                 pod.update(workload.clone());
-                true
+                let started_again = told.is_none() && known.starts != workload.starts;
+                if started_again { Task::Check } else { Task::Nothing }
             }
+            Some(State::Failed(failed)) => {
+                let is_news = *failed.workload != **workload;
+                if is_news || failed.again <= Instant::now() { Task::Enrol } else { Task::Nothing }
+            }
+            None => Task::Enrol,
+        }
+    }
+
+    /// Whether the captured pod is in the namespace it was captured in, or is between two.
+    fn is_still_in(&self, workload: &Workload, found: Option<&Netns>) -> bool {
+        match (self.pods().get(&workload.uid), found) {
+            (Some(State::Captured(captured)), Some(netns)) => captured.netns == netns.inode(),
+            (Some(State::Captured(_)), None) => true,
             _ => false,
         }
     }
 
-    async fn enroll(&self, workload: &Arc<Workload>) -> anyhow::Result<State> {
-        let netns = workload.netns.clone().ok_or_else(|| {
-            anyhow::anyhow!(
-                "the pod's network namespace is not known (hint: annotation sluice.dev/netns)"
-            )
-        })?;
-        // The certificate first: a captured pod without an identity could talk to nobody.
-        self.proxy.identity.server_config(&workload.principal).await?;
-        let EnrolledPod { outbound, inbound, dialer } =
-            self.capture.enroll(&workload.uid, &netns, &workload.ips)?;
-        let tunnels = HbonePool::new(PoolOptions::default());
-        let pod = Arc::new(LocalPod::new(workload.clone(), dialer, tunnels));
-        tracing::info!(pod = %format!("{}/{}", workload.namespace, workload.name),
-            principal = %workload.principal, "pod captured");
-        let _serving = proxy::serve(self.proxy.clone(), pod.clone(), outbound, inbound);
-        Ok(State::Captured { pod, netns, _serving })
+    /// Notes that a pod could not be captured; says so when that is news.
+    fn failed(&self, workload: &Arc<Workload>, error: &anyhow::Error) -> Failed {
+        let uncertified = error.is::<IdentityError>();
+        let error = format!("{error:#}");
+        let (mut delay, mut is_news) = (RETRY.0, true);
+        if let Some(State::Failed(former)) = self.pods().get(&workload.uid) {
+            is_news = former.error != error;
+            if *former.workload == **workload {
+                delay = (former.delay * 2).min(RETRY.1);
+            }
+        }
+        if is_news {
+            tracing::warn!(pod = name_of(workload), error, "could not capture a pod");
+        }
+        let again = Instant::now() + delay;
+        Failed { workload: workload.clone(), error, uncertified, delay, again }
     }
 
-    /// Lets go of every pod that is not `desired`, or is in another namespace now.
+    async fn enroll(
+        &self,
+        workload: &Arc<Workload>,
+        netns: Result<Netns, CaptureError>,
+    ) -> anyhow::Result<Captured> {
+        let netns = netns?;
+        // The certificate first: a captured pod without an identity could talk to nobody.
+        self.proxy.identity.server_config(&workload.principal).await?;
+        let inode = netns.inode();
+        let EnrolledPod { outbound, inbound, dialer } =
+            self.capture.enroll(&workload.uid, netns, &workload.ips)?;
+        let tunnels = HbonePool::new(PoolOptions::default());
+        let pod = Arc::new(LocalPod::new(workload.clone(), dialer, tunnels));
+        tracing::info!(pod = name_of(workload), principal = %workload.principal, "pod captured");
+        let _serving = proxy::serve(self.proxy.clone(), pod.clone(), outbound, inbound);
+        Ok(Captured { pod, told: workload.netns.clone(), netns: inode, _serving })
+    }
+
+    /// Lets go of every pod that is not `desired`, or is said to be in another namespace now.
     fn release(&self, desired: &BTreeMap<PodUid, Arc<Workload>>) {
-        let mut pods = self.pods.lock().unwrap_or_else(PoisonError::into_inner);
-        pods.retain(|uid, state| {
-            let workload = match state {
-                State::Captured { pod, .. } => pod.workload(),
-                State::Failed { workload, .. } => workload.clone(),
-            };
+        self.pods().retain(|uid, state| {
             let stays = desired.get(uid).is_some_and(|desired| match state {
-                State::Captured { netns, .. } => {
-                    desired.netns.as_ref() == Some(netns) && !state.has_moved(uid, &self.capture)
+                State::Captured(captured) => {
+                    desired.netns == captured.told && !captured.has_moved(uid, &self.capture)
                 }
                 // Perhaps closed, by an enrolment that failed half way: not to be opened.
-                State::Failed { .. } => true,
+                State::Failed(_) => true,
             });
             if stays {
                 return true;
             }
-            let name = format!("{}/{}", workload.namespace, workload.name);
-            if let State::Captured { pod, .. } = state {
-                pod.release();
-            }
+            let name = match state {
+                State::Captured(captured) => {
+                    captured.pod.release();
+                    name_of(&captured.pod.workload())
+                }
+                State::Failed(failed) => name_of(&failed.workload),
+            };
             match self.capture.unenroll(uid) {
                 Ok(()) => tracing::info!(pod = name, "pod released"),
                 Err(error) => tracing::warn!(pod = name, %error, "pod not released cleanly"),
@@ -230,10 +323,38 @@ impl Enrolment {
 
     /// Shows the data path which pods are captured here.
     fn publish(&self) {
-        let pods = self.pods.lock().unwrap_or_else(PoisonError::into_inner);
-        self.proxy.pods.replace(pods.values().filter_map(|state| match state {
-            State::Captured { pod, .. } => Some(pod.clone()),
-            State::Failed { .. } => None,
+        self.proxy.pods.replace(self.pods().values().filter_map(|state| match state {
+            State::Captured(captured) => Some(captured.pod.clone()),
+            State::Failed(_) => None,
         }));
+    }
+
+    fn pods(&self) -> MutexGuard<'_, BTreeMap<PodUid, State>> {
+        self.pods.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Captured {
+    fn has_moved(&self, uid: &PodUid, capture: &Capture) -> bool {
+        self.told.as_ref().is_some_and(|told| capture.has_moved(uid, told))
+    }
+}
+
+/// Whether a pod that the snapshot does not name does not exist.
+fn knows_all(source: &SourceState) -> bool {
+    matches!(source.origin, Origin::Files | Origin::Cluster)
+}
+
+fn name_of(workload: &Workload) -> String {
+    format!("{}/{}", workload.namespace, workload.name)
+}
+
+/// Why a pod does not belong to the mesh.
+fn reason(workload: &Workload) -> String {
+    let label = workload.labels.get(DATAPLANE_MODE);
+    match label {
+        _ if workload.ips.is_empty() => "it uses the node's network".to_owned(),
+        Some(mode) => format!("its label {DATAPLANE_MODE} is {mode}"),
+        None => format!("neither it nor its namespace has the label {DATAPLANE_MODE}=ambient"),
     }
 }

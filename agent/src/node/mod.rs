@@ -6,7 +6,6 @@
 mod descriptors;
 mod enrolment;
 mod observe;
-mod signals;
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
@@ -15,10 +14,14 @@ use anyhow::Context;
 use crate::{
     admin::Readiness,
     capture::{self, Capture, CaptureOptions, UnknownPods},
-    config::files::FileSource,
-    identity::{IdentityStore, SelfSignedCa},
+    config::{ConfigError, Source, files::FileSource, kube::KubeSource},
+    identity::{
+        CertificateSource, IdentityStore, SelfSignedCa,
+        istio::{IstioCa, IstioCaOptions},
+    },
     mesh::{SnapshotStore, TrustDomain},
     proxy::{Drain, LocalPods, Proxy},
+    signals::Signals,
     telemetry::{Telemetry, TelemetryOptions},
 };
 
@@ -29,11 +32,11 @@ const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 #[expect(missing_docs, reason = "each field is the flag of the same name, documented there")]
 pub struct Options {
-    pub config_dir: PathBuf,
+    pub config_dir: Option<PathBuf>,
+    pub state_dir: PathBuf,
     pub node_name: String,
     pub trust_domain: TrustDomain,
-    pub ca_dir: PathBuf,
-    pub certificate_lifetime: Duration,
+    pub ca: CaOptions,
     pub cgroup: Option<PathBuf>,
     pub bpffs: PathBuf,
     pub unknown_pods: UnknownPods,
@@ -43,6 +46,20 @@ pub struct Options {
     pub stats_addr: SocketAddr,
     pub admin_addr: SocketAddr,
     pub drain_timeout: Duration,
+}
+
+/// Where certificates come from.
+#[derive(Debug)]
+pub enum CaOptions {
+    /// The CA in the agent.
+    BuiltIn {
+        /// Its directory.
+        dir: PathBuf,
+        /// How long certificates live.
+        lifetime: Duration,
+    },
+    /// A CA elsewhere.
+    Istio(IstioCaOptions),
 }
 
 const CAPTURE: &str = "capture";
@@ -58,20 +75,14 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     // First, since everything else without root fails on some file, which says less.
     capture::need_root()?;
     descriptors::allow_all();
-    let mut signals = signals::Signals::listen()?;
+    let mut signals = Signals::listen()?;
     let readiness = Readiness::waiting_for([CAPTURE, IDENTITY, CONFIGURATION]);
 
     let snapshots = Arc::new(SnapshotStore::default());
-    let source =
-        FileSource::start(&options.config_dir, options.trust_domain.clone(), snapshots.clone())?;
-    readiness.met(CONFIGURATION);
+    let source = source(&options, &snapshots).await?;
 
-    let ca = SelfSignedCa::open(
-        &options.ca_dir,
-        options.trust_domain.clone(),
-        options.certificate_lifetime,
-    )?;
-    let identity = IdentityStore::new(Arc::new(ca), options.trust_domain.clone());
+    let ca = certificate_source(options.ca, &options.trust_domain)?;
+    let identity = IdentityStore::new(ca, options.trust_domain.clone());
     let (telemetry, exporter) = Telemetry::start(TelemetryOptions {
         sampling: options.trace_sampling,
         ..TelemetryOptions::from_env()?
@@ -90,6 +101,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         force_tunnel: options.force_tunnel,
     });
     let enrolment = enrolment::Enrolment::new(options.node_name.clone(), capture, proxy.clone());
+    let source_state = source.state();
     observe::Observed {
         node: options.node_name.clone(),
         readiness: readiness.clone(),
@@ -100,7 +112,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     .serve(options.ready_addr, options.stats_addr, options.admin_addr)
     .await?;
 
-    let enrolling = tokio::spawn(enrolment.follow(readiness.clone()));
+    let enrolling = tokio::spawn(enrolment.follow(source_state, readiness.clone()));
     tracing::info!(node = options.node_name, "agent started");
     let signal = signals.next().await;
 
@@ -122,4 +134,31 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         }
     }
     .context("the agent did not end in order")
+}
+
+fn certificate_source(
+    ca: CaOptions,
+    trust_domain: &TrustDomain,
+) -> anyhow::Result<Arc<dyn CertificateSource>> {
+    Ok(match ca {
+        CaOptions::BuiltIn { dir, lifetime } => {
+            Arc::new(SelfSignedCa::open(&dir, trust_domain.clone(), lifetime)?)
+        }
+        CaOptions::Istio(options) => {
+            Arc::new(IstioCa::new(options).context("could not watch the root certificates")?)
+        }
+    })
+}
+
+/// Starts what snapshots come from: a directory, or without one the API server.
+async fn source(options: &Options, store: &Arc<SnapshotStore>) -> Result<Source, ConfigError> {
+    let (trust_domain, store) = (options.trust_domain.clone(), store.clone());
+    match &options.config_dir {
+        Some(dir) => FileSource::start(dir, trust_domain, store).map(Source::Files),
+        None => {
+            let client = KubeSource::client().await?;
+            let source = KubeSource::start(client, trust_domain, &options.state_dir, store);
+            Ok(Source::Kube(source))
+        }
+    }
 }

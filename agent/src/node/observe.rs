@@ -2,12 +2,12 @@
 
 use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::SystemTime};
 
-use http::{Response, StatusCode, header};
+use http::{Response, StatusCode};
 
 use super::enrolment::Enrolment;
 use crate::{
     admin::{self, AdminError, Readiness, Status, text},
-    config::files::FileSource,
+    config::{Origin, Source, WatchState},
     proxy::Proxy,
     telemetry::{Kind, Reading},
 };
@@ -16,7 +16,7 @@ use crate::{
 pub(super) struct Observed {
     pub(super) node: String,
     pub(super) readiness: Readiness,
-    pub(super) source: FileSource,
+    pub(super) source: Source,
     pub(super) enrolment: Arc<Enrolment>,
     pub(super) proxy: Arc<Proxy>,
 }
@@ -40,22 +40,14 @@ impl Observed {
     fn health(&self, path: &str) -> Option<Response<String>> {
         match path {
             "/healthz/live" => Some(text(StatusCode::OK, "live\n")),
-            "/healthz/ready" => Some(match self.readiness.pending().as_slice() {
-                [] => text(StatusCode::OK, "ready\n"),
-                pending => text(
-                    StatusCode::SERVICE_UNAVAILABLE,
-                    format!("waiting for {}\n", pending.join(", ")),
-                ),
-            }),
+            "/healthz/ready" => Some(self.readiness.answer()),
             _ => None,
         }
     }
 
     fn metrics(&self, path: &str) -> Option<Response<String>> {
-        (path == "/stats/prometheus").then(|| {
-            let body = self.proxy.telemetry.metrics().render(&self.readings());
-            typed("application/openmetrics-text; version=1.0.0; charset=utf-8", body)
-        })
+        (path == "/stats/prometheus")
+            .then(|| admin::openmetrics(self.proxy.telemetry.metrics().render(&self.readings())))
     }
 
     fn status(&self, path: &str) -> Option<Response<String>> {
@@ -63,7 +55,7 @@ impl Observed {
             return None;
         }
         let body = serde_json::to_string(&self.current()).ok()?;
-        Some(typed("application/json", body))
+        Some(admin::json(body))
     }
 
     /// What the other rooms know, beside the metrics telemetry counts itself.
@@ -78,7 +70,7 @@ impl Observed {
                 value: count as f64,
             })
             .collect();
-        let source = self.source.state();
+        let source = self.source.state().borrow().clone();
         let version = self.proxy.snapshots.load().version as f64;
         let loaded = unix(source.loaded_at);
         let rejected = if source.error.is_some() { 1.0 } else { 0.0 };
@@ -87,14 +79,35 @@ impl Observed {
             gauge("sluice_snapshot_version", "Changes of the configuration so far", version),
             gauge("sluice_snapshot_loaded_seconds", "When it was read, Unix time", loaded),
             gauge("sluice_snapshot_rejected", "1 while a change is not in force", rejected),
+            gauge(
+                "sluice_snapshot_saved",
+                "1 while the copy saved on this node is in force, for want of the API server",
+                if source.origin == Origin::Saved { 1.0 } else { 0.0 },
+            ),
+            gauge(
+                "sluice_objects_rejected",
+                "Objects of the API server that are not in force as they are",
+                source.rejected as f64,
+            ),
             gauge("sluice_connections_open", "Connections being carried", open),
         ]);
+        readings.extend(source.watches.iter().flat_map(watch));
         let pods = self.enrolment.status();
         let captured = pods.iter().filter(|pod| pod.error.is_none()).count();
         for (state, count) in [("captured", captured), ("failed", pods.len() - captured)] {
             readings.push(Reading {
                 labels: vec![("state", state.to_owned())],
                 ..gauge("sluice_pods", "Pods of this node that belong to the mesh", count as f64)
+            });
+        }
+        let (issued, failed) = self.proxy.identity.requests();
+        for (outcome, count) in [("issued", issued), ("failed", failed)] {
+            readings.push(Reading {
+                name: "sluice_certificate_requests_total",
+                help: "What the CA was asked, by outcome",
+                kind: Kind::Counter,
+                labels: vec![("outcome", outcome.to_owned())],
+                value: count as f64,
             });
         }
         for certificate in self.proxy.identity.certificates() {
@@ -109,7 +122,7 @@ impl Observed {
 
     fn current(&self) -> Status {
         let snapshot = self.proxy.snapshots.load();
-        let source = self.source.state();
+        let source = self.source.state().borrow().clone();
         let certificates = self.proxy.identity.certificates().into_iter();
         Status {
             node: self.node.clone(),
@@ -118,11 +131,14 @@ impl Observed {
             configuration: admin::Configuration {
                 version: snapshot.version,
                 loaded_at: rfc3339(source.loaded_at),
+                origin: source.origin.as_str().to_owned(),
                 workloads: snapshot.workloads().len(),
                 services: snapshot.services().len(),
                 error: source.error,
             },
+            watches: source.watches.into_iter().map(described).collect(),
             pods: self.enrolment.status(),
+            outside: self.enrolment.outside(),
             certificates: certificates
                 .map(|certificate| admin::Certificate {
                     principal: certificate.principal.to_string(),
@@ -146,16 +162,46 @@ impl Observed {
     }
 }
 
-fn gauge(name: &'static str, help: &'static str, value: f64) -> Reading {
-    Reading { name, help, kind: Kind::Gauge, labels: Vec::new(), value }
+/// The readings of one watch on the API server.
+fn watch(watch: &WatchState) -> [Reading; 4] {
+    let labelled = |reading| Reading { labels: vec![("kind", watch.kind.to_owned())], ..reading };
+    let counter = |name, help, value| Reading { kind: Kind::Counter, ..gauge(name, help, value) };
+    let up = if watch.connected { 1.0 } else { 0.0 };
+    let heard = watch.heard_at.map_or(0.0, unix);
+    [
+        labelled(gauge("sluice_watch_up", "1 while the API server is being watched", up)),
+        labelled(gauge(
+            "sluice_watch_heard_seconds",
+            "When the API server last said something, Unix time; about every minute it does",
+            heard,
+        )),
+        labelled(counter(
+            "sluice_watch_restarts_total",
+            "Starts of a watch after an error",
+            watch.restarts as f64,
+        )),
+        labelled(counter(
+            "sluice_watch_lists_total",
+            "Lists of every object, the first included",
+            watch.lists as f64,
+        )),
+    ]
 }
 
-fn typed(content_type: &'static str, body: String) -> Response<String> {
-    let mut response = text(StatusCode::OK, body);
-    response
-        .headers_mut()
-        .insert(header::CONTENT_TYPE, header::HeaderValue::from_static(content_type));
-    response
+fn described(watch: WatchState) -> admin::Watch {
+    let age = watch.heard_at.and_then(|heard| heard.elapsed().ok());
+    admin::Watch {
+        kind: watch.kind.to_owned(),
+        connected: watch.connected,
+        age_seconds: age.map(|age| age.as_secs()),
+        restarts: watch.restarts,
+        lists: watch.lists,
+        error: watch.error,
+    }
+}
+
+fn gauge(name: &'static str, help: &'static str, value: f64) -> Reading {
+    Reading { name, help, kind: Kind::Gauge, labels: Vec::new(), value }
 }
 
 fn rfc3339(time: SystemTime) -> String {

@@ -37,15 +37,15 @@ fn attributes_of<'a>(
         }
     };
     set(key::SERVICE_NAME, service_name(workload).into());
-    set(key::SERVICE_NAMESPACE, namespace.into());
+    set(key::SERVICE_NAMESPACE, Cow::Borrowed(namespace));
     set(key::SERVICE_INSTANCE_ID, format!("{namespace}.{name}").into());
     if let Some(version) = labels.get("app.kubernetes.io/version") {
         set(key::SERVICE_VERSION, version.into());
     }
-    set(key::K8S_NAMESPACE_NAME, namespace.into());
-    set(key::K8S_POD_NAME, name.into());
+    set(key::K8S_NAMESPACE_NAME, Cow::Borrowed(namespace));
+    set(key::K8S_POD_NAME, Cow::Borrowed(name));
     set(key::K8S_POD_UID, uid.as_str().into());
-    set(key::K8S_NODE_NAME, node.into());
+    set(key::K8S_NODE_NAME, Cow::Borrowed(node));
     let owner_key = match owner.kind.as_str() {
         "Deployment" => Some(key::K8S_DEPLOYMENT_NAME),
         "ReplicaSet" => Some(key::K8S_REPLICASET_NAME),
@@ -76,11 +76,13 @@ fn service_name(workload: &Workload) -> &str {
         .find_map(|label| workload.labels.get(*label))
         .or(Some(&workload.owner.name))
         .filter(|name| !name.is_empty())
-        .unwrap_or(&workload.name)
+        .map_or(&*workload.name, String::as_str)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use opentelemetry_proto::tonic::trace::v1::ResourceSpans;
     use prost::Message;
 
@@ -116,9 +118,10 @@ mod tests {
     fn the_service_name_is_annotation_then_instance_then_name_then_owner() {
         let mut pod = workload("order");
         let name = |pod: &Workload| decoded(pod, &[])["service.name"].clone();
-        pod.labels.insert("app.kubernetes.io/name".into(), "by-name".into());
+        Arc::make_mut(&mut pod.labels).insert("app.kubernetes.io/name".into(), "by-name".into());
         assert_eq!(name(&pod), "by-name");
-        pod.labels.insert("app.kubernetes.io/instance".into(), "by-instance".into());
+        Arc::make_mut(&mut pod.labels)
+            .insert("app.kubernetes.io/instance".into(), "by-instance".into());
         assert_eq!(name(&pod), "by-instance");
         pod.resource_attributes.insert("service.name".into(), "by-annotation".into());
         assert_eq!(name(&pod), "by-annotation");
@@ -127,14 +130,14 @@ mod tests {
     #[test]
     fn a_pod_without_owner_is_its_own_service() {
         let mut pod = workload("order");
-        pod.owner.name.clear();
+        Arc::make_mut(&mut pod.owner).name.clear();
         assert_eq!(decoded(&pod, &[])["service.name"], "order-7d4b9");
     }
 
     #[test]
     fn annotations_override_and_node_wide_attributes_fill_in() {
         let mut pod = workload("order");
-        pod.labels.insert("app.kubernetes.io/version".into(), "1.2".into());
+        Arc::make_mut(&mut pod.labels).insert("app.kubernetes.io/version".into(), "1.2".into());
         pod.resource_attributes.insert("deployment.environment.name".into(), "staging".into());
         let defaults = [
             ("service.name".to_owned(), "sluice".to_owned()),

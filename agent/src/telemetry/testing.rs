@@ -24,14 +24,19 @@ pub(super) fn principal(name: &str) -> Principal {
 pub(super) fn workload(name: &str) -> Workload {
     Workload {
         uid: PodUid::new(&format!("uid-{name}")).unwrap(),
-        name: format!("{name}-7d4b9"),
+        name: format!("{name}-7d4b9").into(),
         namespace: "shop".into(),
-        owner: Owner { kind: "Deployment".into(), name: name.into() },
+        owner: Owner { kind: "Deployment".into(), name: name.into() }.into(),
         node: "node-a".into(),
         ips: vec!["10.1.0.7".parse().unwrap()],
-        labels: BTreeMap::from([("app".into(), name.into()), ("version".into(), "v1".into())]),
+        labels: Arc::new(
+            [("app", name), ("version", "v1")]
+                .map(|(key, value)| (key.into(), value.into()))
+                .into(),
+        ),
         principal: principal(name),
         meshed: true,
+        starts: 1,
         netns: None,
         resource_attributes: BTreeMap::new(),
     }

@@ -135,7 +135,7 @@ async fn a_directory_that_comes_back_is_followed() {
 #[tokio::test]
 async fn the_last_good_snapshot_stays_until_the_error_is_mended() {
     let mut mesh = running(|dir| fs::write(dir.join("a.yaml"), pod("a", "10.0.0.1")));
-    let loaded_at = mesh.source.state().loaded_at;
+    let loaded_at = mesh.source.state.borrow().loaded_at;
     mesh.rename_over("a.yaml", &pod("a", "10.0.0.2").replace("podIP", "podIp"));
     mesh.rename_over("b.yaml", &pod("b", "10.0.0.3"));
     let state = mesh.state_becomes(|state| state.error.is_some()).await;
@@ -167,7 +167,7 @@ async fn a_change_that_changes_nothing_makes_no_version() {
     mesh.source.state.mark_unchanged();
     mesh.rename_over("a.yaml", &format!("# a comment\n{}", pod("a", "10.0.0.1")));
     timeout(DEADLINE, mesh.source.state.changed()).await.unwrap().unwrap();
-    assert_eq!((mesh.store.load().version, mesh.source.state().error), (1, None));
+    assert_eq!((mesh.store.load().version, mesh.source.state.borrow().error.clone()), (1, None));
 
     mesh.rename_over("b.yaml", &pod("b", "10.0.0.2"));
     mesh.pods_become(&["a=10.0.0.1", "b=10.0.0.2"]).await;

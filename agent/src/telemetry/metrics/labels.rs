@@ -108,7 +108,7 @@ fn side(
         append_label(labels, &format!("{side}_{name}"), value.unwrap_or(UNKNOWN));
     };
     append("workload", workload.map(|pod| pod.owner.name.as_str()));
-    append("workload_namespace", workload.map(|pod| pod.namespace.as_str()));
+    append("workload_namespace", workload.map(|pod| &*pod.namespace));
     append("principal", principal.map(Principal::to_string).as_deref());
     append("app", workload.map(Workload::app));
     append("version", workload.map(Workload::version));
@@ -147,7 +147,7 @@ pub(super) struct Names([Option<(String, String)>; 2]);
 
 impl Names {
     pub(super) fn of(flow: &Flow) -> Self {
-        let name = |pod: &Arc<Workload>| (pod.namespace.clone(), pod.owner.name.clone());
+        let name = |pod: &Arc<Workload>| (pod.namespace.to_string(), pod.owner.name.clone());
         Self([flow.source().map(name), flow.destination().map(name)])
     }
 

@@ -20,7 +20,7 @@ use std::{
     time::Duration,
 };
 
-pub use text::{Kind, Reading};
+pub use text::{Kind, Reading, openmetrics};
 
 pub(super) use health::{Dropped, Health};
 pub(super) use labels::Outcome;
@@ -212,7 +212,7 @@ impl Metrics {
         let names: HashSet<_> = snapshot
             .workloads()
             .iter()
-            .map(|pod| (pod.namespace.as_str(), pod.owner.name.as_str()))
+            .map(|pod| (&*pod.namespace, pod.owner.name.as_str()))
             .collect();
         self.requests.pin().retain(|_, series| series.names.are_among(&names));
         self.connections.pin().retain(|_, series| series.names.are_among(&names));

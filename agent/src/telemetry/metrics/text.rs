@@ -54,6 +54,13 @@ impl Reading {
     }
 }
 
+/// Readings alone, as OpenMetrics 1.0 text.
+pub fn openmetrics(readings: &[Reading]) -> String {
+    let mut out = Text::default();
+    out.readings(readings);
+    out.finish()
+}
+
 /// One request that stands for others in its bucket.
 pub(super) struct Exemplar {
     pub(super) bucket: usize,

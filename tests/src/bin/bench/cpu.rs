@@ -24,8 +24,17 @@ fn ticks(id: u32) -> anyhow::Result<u64> {
 
 /// Resident memory of the process `id`, in MiB.
 pub(crate) fn resident_mib(id: u32) -> anyhow::Result<u64> {
+    memory_mib(id, "VmRSS:")
+}
+
+/// The most memory the process `id` ever had resident, in MiB.
+pub(crate) fn peak_mib(id: u32) -> anyhow::Result<u64> {
+    memory_mib(id, "VmHWM:")
+}
+
+fn memory_mib(id: u32, line: &str) -> anyhow::Result<u64> {
     let status = fs::read_to_string(format!("/proc/{id}/status"))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    let kib = line.and_then(|line| line.split_whitespace().next()).context("no VmRSS")?;
+    let value = status.lines().find_map(|text| text.strip_prefix(line));
+    let kib = value.and_then(|value| value.split_whitespace().next()).context("no such line")?;
     Ok(kib.parse::<u64>()? / 1024)
 }

@@ -3,17 +3,20 @@
 //! One lab, one run, rounds interleaved (without, same node, across nodes, without, …), so that
 //! whatever else the machine does hits every way alike. Prints the median of each figure. Both
 //! ends of the traffic live in this process; only the agents' CPU time is counted.
+//!
+//! `cargo xtask bench -- snapshot`: what a large cluster costs an agent that watches it.
 
 mod bulk;
 mod connects;
 mod cpu;
 mod requests;
+mod snapshot;
 mod table;
 mod world;
 
 use std::time::Duration;
 
-use clap::Parser;
+use clap::{Parser, Subcommand};
 
 use crate::{
     table::{Figure, Table},
@@ -34,11 +37,22 @@ struct Options {
     /// MiB one round of the bulk stream moves
     #[arg(long, default_value_t = 1024)]
     mebibytes: u64,
+
+    #[command(subcommand)]
+    subject: Option<Subject>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Subject {
+    Snapshot(snapshot::Snapshot),
 }
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
-    let Options { rounds, seconds, mebibytes } = Options::parse();
+    let Options { rounds, seconds, mebibytes, subject } = Options::parse();
+    if let Some(Subject::Snapshot(snapshot)) = subject {
+        return snapshot.measure().await;
+    }
     let round = Duration::from_secs_f64(seconds);
     let world = World::make().await?;
     let mut table = Table::default();

@@ -41,7 +41,7 @@ fn script(world: &World) -> anyhow::Result<PathBuf> {
         "#!/bin/sh\n\
          # in POD COMMAND...: runs COMMAND in the pod's network namespace and cgroup\n\
          pod=$1; shift\n\
-         for procs in {cgroup}/*/\"$pod\"/cgroup.procs; do echo $$ > \"$procs\"; done\n\
+         for procs in {cgroup}/*/kubepods/*/pod*/\"$pod\"/cgroup.procs; do echo $$ > \"$procs\"; done\n\
          exec ip netns exec {lab}-\"$pod\" \"$@\"\n",
         cgroup = cgroup.display(),
         lab = world.lab.name(),

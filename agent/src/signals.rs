@@ -5,21 +5,21 @@ use std::fmt;
 use anyhow::Context;
 use tokio::signal::unix::{self, SignalKind};
 
-/// The signals that end the agent.
-pub(super) struct Signals {
+/// The signals that end a program.
+pub(crate) struct Signals {
     terminate: unix::Signal,
     interrupt: unix::Signal,
 }
 
 /// One of them.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Signal {
+pub(crate) enum Signal {
     Terminate,
     Interrupt,
 }
 
 impl Signals {
-    pub(super) fn listen() -> anyhow::Result<Self> {
+    pub(crate) fn listen() -> anyhow::Result<Self> {
         let listen = |kind| unix::signal(kind).context("could not listen for signals");
         Ok(Self {
             terminate: listen(SignalKind::terminate())?,
@@ -27,7 +27,7 @@ impl Signals {
         })
     }
 
-    pub(super) async fn next(&mut self) -> Signal {
+    pub(crate) async fn next(&mut self) -> Signal {
         tokio::select! {
             _ = self.terminate.recv() => Signal::Terminate,
             _ = self.interrupt.recv() => Signal::Interrupt,

@@ -1,0 +1,38 @@
+//! Log options, the same for every command that keeps running.
+
+use anyhow::Context;
+use clap::{Args, ValueEnum};
+use tracing_subscriber::EnvFilter;
+
+#[derive(Args, Debug)]
+pub(super) struct Log {
+    /// What to log: a level, or levels by module as in `info,sluice::capture=debug`
+    #[arg(long = "log", env = "SLUICE_LOG", value_name = "FILTER", default_value = "info")]
+    filter: String,
+
+    /// Form of the log lines
+    #[arg(long = "log-format", env = "SLUICE_LOG_FORMAT", value_enum, default_value_t = Format::Text)]
+    format: Format,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Format {
+    Text,
+    Json,
+}
+
+impl Log {
+    /// Sends what is logged from here on to stderr.
+    pub(super) fn to_stderr(&self) -> anyhow::Result<()> {
+        let Self { filter, format } = self;
+        let filter = EnvFilter::builder().parse(filter).with_context(|| {
+            format!("`{filter}` is no log filter (hint: `debug`, or `info,sluice::capture=debug`)")
+        })?;
+        let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+        match format {
+            Format::Text => log.with_ansi(false).init(),
+            Format::Json => log.json().init(),
+        }
+        Ok(())
+    }
+}

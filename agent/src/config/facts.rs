@@ -1,0 +1,100 @@
+//! What the mesh needs to know of each object, and nothing else of it.
+//!
+//! Every source turns Kubernetes objects into these, one by one, and lets go of the objects.
+
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
+
+use serde::{Deserialize, Serialize};
+
+use crate::mesh::{AppProtocol, Workload};
+
+/// What `istio.io/dataplane-mode` says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum Mode {
+    /// Take part.
+    Ambient,
+    /// `none`, or something else that is not ours to do.
+    Other,
+}
+
+/// A Namespace.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct NamespaceFacts {
+    pub(super) mode: Option<Mode>,
+}
+
+/// A Pod that has not ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct PodFacts {
+    /// `meshed` is settled together with the namespace's mode, see [`Facts::compile`].
+    ///
+    /// [`Facts::compile`]: super::compile::Facts::compile
+    pub(super) workload: Arc<Workload>,
+    /// Its addresses, which are the node's when it uses the host's network; none while it starts.
+    pub(super) addresses: Vec<IpAddr>,
+    /// What its own label says.
+    pub(super) mode: Option<Mode>,
+    pub(super) host_network: bool,
+    pub(super) ready: bool,
+    /// TCP ports by their names.
+    pub(super) ports: Vec<(Box<str>, u16)>,
+    /// Unix time; 0 where nobody noted it.
+    pub(super) created: i64,
+}
+
+/// A Service.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct ServiceFacts {
+    pub(super) vips: Vec<IpAddr>,
+    /// One is usually assigned, and is not there.
+    pub(super) lacks_vip: bool,
+    pub(super) selector: BTreeMap<String, String>,
+    /// Pods that are not ready count too.
+    pub(super) publish_not_ready: bool,
+    /// Its TCP ports.
+    pub(super) ports: Vec<PortFacts>,
+}
+
+/// A port of a Service.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct PortFacts {
+    pub(super) number: u16,
+    pub(super) name: String,
+    pub(super) protocol: AppProtocol,
+    pub(super) target: Target,
+}
+
+/// The port of the pods that a Service's port leads to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum Target {
+    Number(u16),
+    /// As the pod's containers name it.
+    Name(String),
+    /// A number that is no port.
+    Nowhere,
+}
+
+/// An EndpointSlice of a Service.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct SliceFacts {
+    /// The Service's name, in the slice's own namespace.
+    pub(super) service: Arc<str>,
+    /// TCP ports by their names; the same name is empty as in the Service.
+    pub(super) ports: Vec<(Box<str>, u16)>,
+    /// The ready endpoints.
+    pub(super) endpoints: Vec<EndpointFacts>,
+}
+
+/// A ready endpoint.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct EndpointFacts {
+    pub(super) addresses: Vec<IpAddr>,
+    /// Namespace and name of the pod it is said to be.
+    pub(super) pod: Option<(Arc<str>, Arc<str>)>,
+}
+
+impl Mode {
+    pub(super) fn of(label: &str) -> Self {
+        if label == "ambient" { Self::Ambient } else { Self::Other }
+    }
+}

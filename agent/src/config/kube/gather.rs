@@ -1,0 +1,232 @@
+//! Where the changes of all watches meet and become snapshots.
+
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use k8s_openapi::api::core::v1::{Pod, Service};
+use tokio::{
+    sync::{
+        mpsc::Receiver,
+        watch::{self, Sender},
+    },
+    task::spawn_blocking,
+    time::{Instant, sleep_until, timeout_at},
+};
+
+use super::{
+    saved::SavedFacts,
+    tables::{Change, Tables},
+};
+use crate::{
+    config::{
+        ConfigError,
+        compile::{Claim, Conflict, Key},
+        error::{Place, Problem},
+        object::named,
+        state::{Origin, SourceState},
+    },
+    mesh::{SnapshotStore, TrustDomain},
+};
+
+/// Changes that follow one another this closely are one change.
+const QUIET: Duration = Duration::from_millis(10);
+/// A stream of changes that never gets quiet is compiled this long after the first.
+const AT_MOST: Duration = Duration::from_millis(100);
+/// How long the API server may take at start before the saved copy is used. A watch that fails
+/// tells sooner.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// How often facts that change all the time are saved.
+const SAVE_EVERY: Duration = Duration::from_secs(10);
+
+/// Turns changes into snapshots.
+pub(super) struct Gather {
+    work: Work,
+    report: Sender<SourceState>,
+}
+
+/// What compiling and saving need; it moves to a thread that may block, and back.
+struct Work {
+    tables: Tables,
+    saved: SavedFacts,
+    trust_domain: TrustDomain,
+    store: Arc<SnapshotStore>,
+}
+
+/// What came of compiling.
+struct Outcome {
+    published: bool,
+    problems: Vec<Problem>,
+}
+
+impl Gather {
+    pub(super) fn new(
+        saved: SavedFacts,
+        trust_domain: TrustDomain,
+        store: Arc<SnapshotStore>,
+        report: Sender<SourceState>,
+    ) -> Self {
+        let work = Work { tables: Tables::default(), saved, trust_domain, store };
+        Self { work, report }
+    }
+
+    /// Follows `changes` until the watches are gone.
+    pub(super) async fn run(self, mut changes: Receiver<Change>) {
+        let Self { work, report } = self;
+        let Some((mut work, mut copy)) = blocking(work, Work::recall).await else { return };
+        let mut troubles = report.subscribe();
+        let late = Instant::now() + PATIENCE;
+        let mut save_at = Instant::now();
+        let mut unsaved = false;
+        loop {
+            tokio::select! {
+                change = changes.recv() => {
+                    let Some(change) = change else { return };
+                    work.tables.apply(change);
+                    take_what_follows(&mut changes, &mut work.tables).await;
+                    if !work.tables.are_complete() {
+                        continue;
+                    }
+                    copy = None;
+                    let Some((back, outcome)) = blocking(work, Work::compile).await else { return };
+                    work = back;
+                    unsaved |= outcome.published;
+                    tell(&report, Origin::Cluster, SystemTime::now(), outcome);
+                }
+                () = silence(&mut troubles, late), if copy.is_some() => {
+                    let Some((back, outcome)) = blocking(work, Work::compile).await else { return };
+                    work = back;
+                    let saved_at = copy.take().expect("the branch is for a copy that is there");
+                    tell(&report, Origin::Saved, saved_at, outcome);
+                }
+                () = sleep_until(save_at), if unsaved => {
+                    let Some((back, ())) = blocking(work, Work::save).await else { return };
+                    work = back;
+                    unsaved = false;
+                    save_at = Instant::now() + SAVE_EVERY;
+                }
+            }
+        }
+    }
+}
+
+impl Work {
+    /// Begins with the facts saved on this node, if there are any; when they were saved.
+    fn recall(&mut self) -> Option<SystemTime> {
+        match self.saved.load() {
+            Ok(Some((facts, saved_at))) => {
+                self.tables = Tables::from_former(facts);
+                Some(saved_at)
+            }
+            Ok(None) => None,
+            Err(error) => {
+                let path = self.saved.path().display();
+                tracing::warn!(%path, error, "the snapshot saved on this node is of no use");
+                None
+            }
+        }
+    }
+
+    /// Compiles everything and publishes it if it is news.
+    fn compile(&mut self) -> Outcome {
+        let former = self.store.load();
+        let compiled = self.tables.facts.compile(&former);
+        let mut problems = self.tables.problems();
+        problems.extend(compiled.conflicts.iter().map(problem_of));
+        let published = former.version == 0 || !compiled.is_in(&former);
+        if published {
+            let snapshot = compiled.snapshot(self.trust_domain.clone(), former.version + 1);
+            tracing::debug!(
+                version = snapshot.version,
+                workloads = snapshot.workloads().len(),
+                services = snapshot.services().len(),
+                "snapshot in force"
+            );
+            self.store.publish(snapshot);
+        }
+        Outcome { published, problems }
+    }
+
+    fn save(&mut self) {
+        if let Err(error) = self.saved.save(&self.tables.facts) {
+            let path = self.saved.path().display();
+            tracing::warn!(%path, %error,
+                "could not save the snapshot on this node (hint: --state-dir names another place)");
+        }
+    }
+}
+
+/// Runs `job` on a thread that may block; `None` when the runtime shuts down, or it panicked.
+async fn blocking<T: Send + 'static>(
+    mut work: Work,
+    job: impl FnOnce(&mut Work) -> T + Send + 'static,
+) -> Option<(Work, T)> {
+    let result = spawn_blocking(move || {
+        let result = job(&mut work);
+        (work, result)
+    });
+    match result.await {
+        Ok(result) => Some(result),
+        Err(ended) => {
+            if !ended.is_cancelled() {
+                tracing::error!(%ended, "snapshots are no longer made (hint: restart the agent)");
+            }
+            None
+        }
+    }
+}
+
+/// Takes in the changes that come close behind one another.
+async fn take_what_follows(changes: &mut Receiver<Change>, tables: &mut Tables) {
+    let last = Instant::now() + AT_MOST;
+    // A timeout alone would not do: it never strikes while there is a change at hand.
+    while Instant::now() < last {
+        match timeout_at((Instant::now() + QUIET).min(last), changes.recv()).await {
+            Ok(Some(change)) => tables.apply(change),
+            Ok(None) | Err(_) => break,
+        }
+    }
+}
+
+/// Waits until a watch is in trouble, or it is `late`.
+async fn silence(state: &mut watch::Receiver<SourceState>, late: Instant) {
+    let trouble = state.wait_for(|state| state.watches.iter().any(|watch| watch.error.is_some()));
+    let _ = timeout_at(late, trouble).await;
+}
+
+/// Reports what came of compiling the facts that `origin` told at `read_at`.
+fn tell(report: &Sender<SourceState>, origin: Origin, read_at: SystemTime, outcome: Outcome) {
+    let Outcome { published, problems } = outcome;
+    report.send_modify(|state| {
+        if state.origin != origin {
+            match origin {
+                Origin::Saved => tracing::warn!(
+                    saved = %humantime::format_rfc3339_seconds(read_at),
+                    "the API server does not answer: starting from the snapshot saved on this node"
+                ),
+                _ => tracing::info!("every kind was listed: the API server's state is in force"),
+            }
+        }
+        if published || state.origin != origin {
+            state.loaded_at = read_at;
+        }
+        state.origin = origin;
+        state.rejected = problems.len();
+        let error = (!problems.is_empty()).then(|| ConfigError::Invalid(problems).to_string());
+        state.report(error);
+    });
+}
+
+fn problem_of(conflict: &Conflict) -> Problem {
+    let Conflict { claim, owner, claimant } = conflict;
+    let pod = |(namespace, name): &Key| named::<Pod>(namespace, name);
+    let service = |(namespace, name): &Key| named::<Service>(namespace, name);
+    let (claimant, owner, what) = match claim {
+        Claim::PodUid(uid) => (pod(claimant), pod(owner), format!("metadata.uid {uid}")),
+        Claim::PodAddress(ip) => (pod(claimant), pod(owner), format!("status.podIPs {ip}")),
+        Claim::ClusterIp(ip) => (service(claimant), service(owner), format!("spec.clusterIP {ip}")),
+    };
+    Problem::new(Place::object(&claimant), format!("{what} belongs to {owner} too, which has it"))
+        .hint("this one is left out until one of them changes")
+}

@@ -1,0 +1,123 @@
+//! The source that watches an API server.
+//!
+//! Four watches, for namespaces, pods, Services and EndpointSlices, turn each object into facts as
+//! it arrives and let go of it. Their changes meet in one place, which gathers those that come
+//! together, compiles them, publishes the snapshot and now and then saves the facts on the node.
+//! An agent that starts while the API server is gone goes on from there.
+
+mod arrival;
+mod backoff;
+mod gather;
+mod kinds;
+mod saved;
+mod tables;
+#[cfg(test)]
+mod tests;
+mod watch;
+
+use std::{path::Path, sync::Arc, time::Duration};
+
+use kube::{Client, Config};
+use tokio::{
+    sync::{mpsc, watch::Receiver, watch::Sender},
+    task::JoinSet,
+};
+
+use super::{
+    ConfigError, SourceState,
+    facts::{NamespaceFacts, PodFacts, ServiceFacts, SliceFacts},
+};
+use crate::mesh::{SnapshotStore, TrustDomain};
+use gather::Gather;
+use kinds::{Kind, Reader};
+use saved::SavedFacts;
+use watch::Watch;
+
+/// How long the API server may take to accept a connection.
+const CONNECT: Duration = Duration::from_secs(5);
+/// Changes on their way from the watches to the one place; watches wait while there are more.
+const CHANGES: usize = 1024;
+
+/// Keeps a [`SnapshotStore`] what an API server says; until it is dropped.
+///
+/// Nothing is published before everything was listed once, or the copy saved on this node was
+/// read. An object that cannot be obeyed is reported, and its last good version stays in force.
+#[derive(Debug)]
+pub struct KubeSource {
+    state: Receiver<SourceState>,
+    _following: JoinSet<()>,
+}
+
+impl KubeSource {
+    /// A client of the API server that KUBECONFIG names, or of the cluster the agent is in.
+    ///
+    /// # Errors
+    /// When there is neither, or what there is cannot be read. Whether the server answers is not
+    /// asked.
+    pub async fn client() -> Result<Client, ConfigError> {
+        let failed = |error: &dyn std::error::Error| ConfigError::Cluster { cause: causes(error) };
+        let mut config = Config::infer().await.map_err(|error| failed(&error))?;
+        config.connect_timeout = Some(CONNECT);
+        Client::try_from(config).map_err(|error| failed(&error))
+    }
+
+    /// Starts watching. To be called inside a tokio runtime. `state_dir` is where the facts are
+    /// saved.
+    pub fn start(
+        client: Client,
+        trust_domain: TrustDomain,
+        state_dir: &Path,
+        store: Arc<SnapshotStore>,
+    ) -> Self {
+        let kinds =
+            [NamespaceFacts::PLURAL, PodFacts::PLURAL, ServiceFacts::PLURAL, SliceFacts::PLURAL];
+        let (report, state) = tokio::sync::watch::channel(SourceState::watching(&kinds));
+        let (changes, arriving) = mpsc::channel(CHANGES);
+        let mut following = JoinSet::new();
+        let saved = SavedFacts::new(state_dir, trust_domain.clone());
+        let gather = Gather::new(saved, trust_domain.clone(), store, report.clone());
+        following.spawn(gather.run(arriving));
+        let watching = Watching { client, trust_domain, changes, report };
+        following.spawn(watching.of::<NamespaceFacts>(0));
+        following.spawn(watching.of::<PodFacts>(1));
+        following.spawn(watching.of::<ServiceFacts>(2));
+        following.spawn(watching.of::<SliceFacts>(3));
+        Self { state, _following: following }
+    }
+
+    /// How the source is doing.
+    pub(super) fn state(&self) -> Receiver<SourceState> {
+        self.state.clone()
+    }
+}
+
+/// What the watches have in common.
+struct Watching {
+    client: Client,
+    trust_domain: TrustDomain,
+    changes: mpsc::Sender<tables::Change>,
+    report: Sender<SourceState>,
+}
+
+impl Watching {
+    /// The watch of one kind, reported as number `index`.
+    fn of<F: Kind>(&self, index: usize) -> impl Future<Output = ()> + Send + use<F> {
+        let reader = Reader::new(self.trust_domain.clone());
+        let reporter = watch::Reporter::new(self.report.clone(), index);
+        Watch::<F>::new(self.client.clone(), self.changes.clone(), reader, reporter).follow()
+    }
+}
+
+/// `error` with everything it was caused by, each said once.
+fn causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let words = cause.to_string();
+        if !text.contains(&words) {
+            text = format!("{text}: {words}");
+        }
+        source = cause.source();
+    }
+    text
+}

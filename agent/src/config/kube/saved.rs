@@ -1,0 +1,127 @@
+//! The facts as they are saved on the node.
+
+use std::{
+    collections::BTreeMap,
+    fs::{self, File},
+    io::{self, BufReader, BufWriter, Write},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+    time::{Duration, SystemTime},
+};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    config::{
+        compile::{Facts, Key},
+        facts::{NamespaceFacts, PodFacts, ServiceFacts, SliceFacts},
+    },
+    mesh::TrustDomain,
+};
+
+/// Counts up when the form changes: what another version wrote is not guessed at.
+const FORMAT: u32 = 1;
+
+/// Where the facts are saved, and for which mesh.
+#[derive(Clone, Debug)]
+pub(super) struct SavedFacts {
+    path: PathBuf,
+    trust_domain: TrustDomain,
+}
+
+/// The file.
+#[derive(Deserialize, Serialize)]
+struct Saved<N, P, S, E> {
+    format: u32,
+    /// Identities hold it, so that the facts are of use in this one only.
+    trust_domain: String,
+    /// Unix time.
+    saved_at: u64,
+    namespaces: N,
+    pods: P,
+    services: S,
+    slices: E,
+}
+
+type Read = Saved<
+    Vec<(Key, NamespaceFacts)>,
+    Vec<(Key, PodFacts)>,
+    Vec<(Key, ServiceFacts)>,
+    Vec<(Key, SliceFacts)>,
+>;
+
+/// What is read first, to see whether the rest can be.
+#[derive(Deserialize)]
+struct Head {
+    format: u32,
+    trust_domain: String,
+}
+
+impl SavedFacts {
+    pub(super) fn new(state_dir: &Path, trust_domain: TrustDomain) -> Self {
+        Self { path: state_dir.join("snapshot.json"), trust_domain }
+    }
+
+    /// Where they are.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The facts and when they were saved; `None` when there are none.
+    ///
+    /// # Errors
+    /// When what is there is of no use, in words.
+    pub(super) fn load(&self) -> Result<Option<(Facts, SystemTime)>, String> {
+        let text = match fs::read(&self.path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error.to_string()),
+        };
+        let head: Head = serde_json::from_slice(&text).map_err(|error| error.to_string())?;
+        if head.format != FORMAT {
+            return Err(format!("it has format {}, and this agent reads {FORMAT}", head.format));
+        }
+        if head.trust_domain != self.trust_domain.as_str() {
+            let (saved, ours) = (head.trust_domain, &self.trust_domain);
+            return Err(format!("it is of the trust domain {saved}, and the agent is of {ours}"));
+        }
+        let saved: Read =
+            serde_json::from_reader(BufReader::new(&*text)).map_err(|error| error.to_string())?;
+        let facts = Facts {
+            namespaces: saved.namespaces.into_iter().collect(),
+            pods: saved.pods.into_iter().collect(),
+            services: saved.services.into_iter().collect(),
+            slices: saved.slices.into_iter().collect(),
+        };
+        Ok(Some((facts, SystemTime::UNIX_EPOCH + Duration::from_secs(saved.saved_at))))
+    }
+
+    /// Saves `facts`: all of them, or what was saved before stays.
+    pub(super) fn save(&self, facts: &Facts) -> io::Result<()> {
+        let folder = self.path.parent().unwrap_or(Path::new("/"));
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+        let draft = self.path.with_extension("draft");
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+        let saved = Saved {
+            format: FORMAT,
+            trust_domain: self.trust_domain.to_string(),
+            saved_at: now.map_or(0, |since| since.as_secs()),
+            namespaces: listed(&facts.namespaces),
+            pods: listed(&facts.pods),
+            services: listed(&facts.services),
+            slices: listed(&facts.slices),
+        };
+        let file =
+            File::options().write(true).create(true).truncate(true).mode(0o600).open(&draft)?;
+        let mut writer = BufWriter::new(&file);
+        serde_json::to_writer(&mut writer, &saved)?;
+        writer.flush()?;
+        // Before the name leads to it: after a power cut it is whole or not there.
+        file.sync_all()?;
+        fs::rename(&draft, &self.path)
+    }
+}
+
+fn listed<F>(table: &BTreeMap<Key, F>) -> Vec<(&Key, &F)> {
+    table.iter().collect()
+}

@@ -1,0 +1,113 @@
+//! Everything the watches have told so far.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::kinds::Kind;
+use crate::config::{
+    compile::{Facts, Key},
+    error::Problem,
+    facts::{NamespaceFacts, PodFacts, ServiceFacts, SliceFacts},
+};
+
+/// What an object comes to: facts, nothing the mesh needs to know of, or a problem.
+pub(super) type Verdict<F> = Result<Option<F>, Problem>;
+
+/// A change of one kind.
+#[derive(Debug)]
+pub(super) enum Delta<F> {
+    /// An object is new or different.
+    Set(Key, Verdict<F>),
+    /// An object is gone.
+    Gone(Key),
+    /// These are all objects of the kind.
+    All(Vec<(Key, Verdict<F>)>),
+}
+
+/// A change of any kind.
+#[derive(Debug)]
+pub(super) enum Change {
+    Namespaces(Delta<NamespaceFacts>),
+    Pods(Delta<PodFacts>),
+    Services(Delta<ServiceFacts>),
+    Slices(Delta<SliceFacts>),
+}
+
+/// The facts of all kinds, and what is wrong with objects whose facts are older ones.
+#[derive(Debug, Default)]
+pub(super) struct Tables {
+    pub(super) facts: Facts,
+    problems: BTreeMap<(&'static str, Key), Problem>,
+    /// The kinds that were listed.
+    listed: BTreeSet<&'static str>,
+}
+
+impl Tables {
+    /// Begins with facts from before, in force until the kind is listed.
+    pub(super) fn from_former(facts: Facts) -> Self {
+        Self { facts, ..Self::default() }
+    }
+
+    pub(super) fn apply(&mut self, change: Change) {
+        match change {
+            Change::Namespaces(delta) => self.apply_to(delta),
+            Change::Pods(delta) => self.apply_to(delta),
+            Change::Services(delta) => self.apply_to(delta),
+            Change::Slices(delta) => self.apply_to(delta),
+        }
+    }
+
+    /// Whether every kind was listed.
+    pub(super) fn are_complete(&self) -> bool {
+        let kinds =
+            [NamespaceFacts::PLURAL, PodFacts::PLURAL, ServiceFacts::PLURAL, SliceFacts::PLURAL];
+        kinds.iter().all(|kind| self.listed.contains(kind))
+    }
+
+    /// What is wrong with objects, in the order of kinds and names.
+    pub(super) fn problems(&self) -> Vec<Problem> {
+        self.problems.values().cloned().collect()
+    }
+
+    fn apply_to<F: Kind>(&mut self, delta: Delta<F>) {
+        match delta {
+            Delta::Set(key, verdict) => self.set(key, verdict, None),
+            Delta::Gone(key) => {
+                F::table(&mut self.facts).remove(&key);
+                self.problems.remove(&(F::PLURAL, key));
+            }
+            Delta::All(objects) => {
+                let mut former = std::mem::take(F::table(&mut self.facts));
+                self.problems.retain(|(kind, _), _| *kind != F::PLURAL);
+                for (key, verdict) in objects {
+                    let last_good = former.remove(&key);
+                    self.set(key, verdict, last_good);
+                }
+                self.listed.insert(F::PLURAL);
+            }
+        }
+    }
+
+    fn set<F: Kind>(&mut self, key: Key, verdict: Verdict<F>, last_good: Option<F>) {
+        let table = F::table(&mut self.facts);
+        let problem = match verdict {
+            Ok(Some(facts)) => {
+                table.insert(key.clone(), facts);
+                None
+            }
+            Ok(None) => {
+                table.remove(&key);
+                None
+            }
+            Err(problem) => {
+                if let Some(facts) = last_good {
+                    table.insert(key.clone(), facts);
+                }
+                Some(problem)
+            }
+        };
+        match problem {
+            Some(problem) => self.problems.insert((F::PLURAL, key), problem),
+            None => self.problems.remove(&(F::PLURAL, key)),
+        };
+    }
+}

@@ -1,0 +1,168 @@
+//! What is kept of objects, and what becomes of it.
+
+use k8s_openapi::api::core::v1::Pod;
+use serde_json::json;
+
+use super::{
+    arrival::Arrival,
+    kinds::{Kind, Reader},
+    saved::SavedFacts,
+    tables::{Change, Delta, Tables, Verdict},
+};
+use crate::{
+    config::{
+        compile::{Claim, Key},
+        facts::{NamespaceFacts, PodFacts, ServiceFacts, SliceFacts},
+    },
+    mesh::{Snapshot, TrustDomain},
+};
+
+/// A pod of the Deployment `web`, as an API server tells it.
+fn pod(name: &str, ip: &str, more: serde_json::Value) -> serde_json::Value {
+    let mut pod = json!({
+        "metadata": {
+            "name": name, "namespace": "shop", "uid": format!("uid-{name}"),
+            "resourceVersion": "7", "creationTimestamp": "2026-01-02T03:04:05Z",
+            "labels": {"app": "web", "pod-template-hash": "5d89f"},
+            "annotations": {"sluice.dev/netns": "/run/netns/x", "a": "large one".repeat(100)},
+            "ownerReferences": [{"apiVersion": "apps/v1", "kind": "ReplicaSet",
+                "name": "web-5d89f", "uid": "x", "controller": true}],
+            "managedFields": [{"manager": "kubelet", "fieldsV1": {"f:spec": {}}}],
+        },
+        "spec": {"nodeName": "a", "serviceAccountName": "web", "containers": [
+            {"name": "web", "image": "web:1", "ports": [{"name": "http", "containerPort": 80}]}]},
+        "status": {"phase": "Running", "podIP": ip, "podIPs": [{"ip": ip}],
+            "containerStatuses": [{"name": "web", "image": "", "imageID": "", "ready": true,
+                "restartCount": 2, "state": {"running": {}}}]},
+    });
+    for (field, value) in more.as_object().into_iter().flatten() {
+        pod[field] = value.clone();
+    }
+    pod
+}
+
+fn read(reader: &mut Reader, object: serde_json::Value) -> (Key, Verdict<PodFacts>) {
+    let arrival: Arrival<Pod> = serde_json::from_value(object).unwrap();
+    reader.read(arrival)
+}
+
+fn facts(object: serde_json::Value) -> PodFacts {
+    read(&mut Reader::new(TrustDomain::default()), object).1.unwrap().unwrap()
+}
+
+/// Tables in which every kind was listed, with these pods.
+fn tables(pods: Vec<(Key, Verdict<PodFacts>)>) -> Tables {
+    let mut tables = Tables::default();
+    tables.apply(Change::Namespaces(Delta::All(Vec::new())));
+    tables.apply(Change::Services(Delta::All(Vec::new())));
+    tables.apply(Change::Slices(Delta::All(Vec::new())));
+    assert!(!tables.are_complete());
+    tables.apply(Change::Pods(Delta::All(pods)));
+    assert!(tables.are_complete());
+    tables
+}
+
+fn names(tables: &Tables) -> Vec<&str> {
+    tables.facts.pods.keys().map(|(_, name)| &**name).collect()
+}
+
+#[test]
+fn what_a_snapshot_needs_is_kept_and_what_a_pod_claims_of_its_namespace_is_not() {
+    let facts = facts(pod("web-1", "10.0.0.1", json!({})));
+    let workload = &facts.workload;
+    assert_eq!(workload.owner.name, "web");
+    assert_eq!(workload.principal.to_string(), "spiffe://cluster.local/ns/shop/sa/web");
+    assert_eq!((&*workload.node, workload.starts), ("a", 3));
+    assert_eq!(workload.netns, None, "anybody who may create pods can write an annotation");
+    assert_eq!(facts.ports, [("http".into(), 80)]);
+    let kept = serde_json::to_string(&facts).unwrap();
+    assert!(kept.len() < 700 && !kept.contains("large one"), "{kept}");
+}
+
+#[test]
+fn pods_of_one_deployment_share_what_they_have_in_common() {
+    let mut reader = Reader::new(TrustDomain::default());
+    let mut read = |name, ip| read(&mut reader, pod(name, ip, json!({}))).1.unwrap().unwrap();
+    let (one, two) = (read("web-1", "10.0.0.1").workload, read("web-2", "10.0.0.2").workload);
+    assert!(std::sync::Arc::ptr_eq(&one.labels, &two.labels));
+    assert!(std::sync::Arc::ptr_eq(&one.owner, &two.owner));
+    assert!(std::sync::Arc::ptr_eq(&one.namespace, &two.namespace));
+}
+
+#[test]
+fn a_pod_that_ended_is_gone_and_one_without_address_waits() {
+    let ended = pod("a", "10.0.0.1", json!({"status": {"phase": "Succeeded"}}));
+    assert_eq!(read(&mut Reader::new(TrustDomain::default()), ended).1, Ok(None));
+    let starting = pod("a", "10.0.0.1", json!({"status": {"phase": "Pending"}}));
+    let key = ("shop".into(), "a".into());
+    let mut tables = tables(vec![(key, Ok(Some(facts(starting))))]);
+    let snapshot = tables.facts.compile(&Snapshot::default()).snapshot(TrustDomain::default(), 1);
+    assert!(snapshot.workloads().is_empty());
+}
+
+#[test]
+fn a_list_replaces_everything_but_the_last_good_version_of_what_is_broken() {
+    let mut reader = Reader::new(TrustDomain::default());
+    let good = |reader: &mut Reader, name| read(reader, pod(name, "10.0.0.1", json!({})));
+    let broken = pod("b", "10.0.0.2", json!({"spec": {"hostNetwork": 1}}));
+    let mut tables = tables(vec![good(&mut reader, "a"), good(&mut reader, "b")]);
+    let list = vec![read(&mut reader, broken.clone()), good(&mut reader, "c")];
+    tables.apply(Change::Pods(Delta::All(list)));
+    assert_eq!(names(&tables), ["b", "c"]);
+    let [problem] = tables.problems().try_into().unwrap();
+    let said = problem.to_string();
+    assert!(said.starts_with("Pod shop/b: spec.hostNetwork: invalid type: integer `1`"), "{said}");
+
+    // One that was never good is not in force at all.
+    let (_, verdict) = read(&mut reader, broken);
+    tables.apply(Change::Pods(Delta::Set(("shop".into(), "d".into()), verdict)));
+    assert_eq!((names(&tables), tables.problems().len()), (vec!["b", "c"], 2));
+    let (key, mended) = good(&mut reader, "b");
+    tables.apply(Change::Pods(Delta::Set(key, mended)));
+    tables.apply(Change::Pods(Delta::Gone(("shop".into(), "d".into()))));
+    assert!(tables.problems().is_empty());
+}
+
+#[test]
+fn an_address_belongs_to_the_pod_made_last() {
+    let mut reader = Reader::new(TrustDomain::default());
+    let mut later = pod("a", "10.0.0.1", json!({}));
+    later["metadata"]["creationTimestamp"] = "2026-01-02T03:05:00Z".into();
+    let earlier = pod("b", "10.0.0.1", json!({}));
+    let mut tables = tables(vec![read(&mut reader, later), read(&mut reader, earlier)]);
+    let compiled = tables.facts.compile(&Snapshot::default());
+    let [conflict] = compiled.conflicts.as_slice() else { panic!("{compiled:?}") };
+    assert_eq!(conflict.claim, Claim::PodAddress("10.0.0.1".parse().unwrap()));
+    assert_eq!((&*conflict.owner.1, &*conflict.claimant.1), ("a", "b"));
+    let snapshot = compiled.snapshot(TrustDomain::default(), 1);
+    assert_eq!(&*snapshot.workload("10.0.0.1".parse().unwrap()).unwrap().name, "a");
+    assert_eq!(snapshot.workloads().len(), 1);
+}
+
+#[test]
+fn what_was_saved_is_read_back_in_the_same_mesh_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let state_dir = folder.path().join("state");
+    let saved = SavedFacts::new(&state_dir, TrustDomain::default());
+    assert!(saved.load().unwrap().is_none());
+    let mut reader = Reader::new(TrustDomain::default());
+    let tables = tables(vec![read(&mut reader, pod("a", "10.0.0.1", json!({})))]);
+    saved.save(&tables.facts).unwrap();
+    let (facts, _) = saved.load().unwrap().unwrap();
+    assert_eq!(facts.pods, tables.facts.pods);
+    assert_eq!(std::fs::read_dir(&state_dir).unwrap().count(), 1, "no draft is left");
+
+    let other = SavedFacts::new(&state_dir, "other.example".parse().unwrap());
+    assert!(other.load().unwrap_err().contains("trust domain cluster.local"));
+    std::fs::write(saved.path(), r#"{"format": 9, "trust_domain": "cluster.local"}"#).unwrap();
+    assert!(saved.load().unwrap_err().contains("format 9"));
+    std::fs::write(saved.path(), "{").unwrap();
+    assert!(saved.load().is_err());
+}
+
+#[test]
+fn every_kind_is_watched_under_its_own_name() {
+    let kinds =
+        [NamespaceFacts::PLURAL, PodFacts::PLURAL, ServiceFacts::PLURAL, SliceFacts::PLURAL];
+    assert_eq!(kinds, ["namespaces", "pods", "services", "endpointslices"]);
+}

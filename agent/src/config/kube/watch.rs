@@ -1,0 +1,317 @@
+//! The watch of one kind: a list once, then its changes, over whatever happens to the connection.
+
+use std::{
+    marker::PhantomData,
+    pin::Pin,
+    time::{Duration, SystemTime},
+};
+
+use futures_util::{Stream, TryStreamExt};
+use kube::{
+    Client, Error,
+    api::{ListParams, WatchEvent, WatchParams},
+    core::{ObjectList, Request},
+};
+use tokio::{
+    sync::{mpsc, watch::Sender},
+    time::{sleep, timeout},
+};
+
+use super::{
+    arrival::Arrival,
+    backoff::Backoff,
+    causes,
+    kinds::{Kind, Reader},
+    tables::{Change, Delta, Verdict},
+};
+use crate::config::{
+    compile::Key,
+    state::{SourceState, WatchState},
+};
+
+/// After so many seconds the server ends a watch, in order, and the agent begins another: load
+/// spreads over servers that come and go.
+const WATCH_SECONDS: u32 = 290;
+/// A connection that says nothing for longer than a watch lasts is dead. There are bookmarks
+/// about every minute in between.
+const SILENCE: Duration = Duration::from_secs(WATCH_SECONDS as u64 + 5);
+/// How long an answer may take to begin.
+const ANSWER: Duration = Duration::from_secs(60);
+/// Objects in one page of a list, as Kubernetes' own clients have it.
+const PAGE: u32 = 500;
+/// Objects after which values that went out of use are looked for.
+const SWEEP: u64 = 4096;
+/// Annotation of the bookmark that ends a streamed list.
+const LIST_ENDS: &str = "k8s.io/initial-events-end";
+
+/// Follows all objects of one kind.
+pub(super) struct Watch<F> {
+    client: Client,
+    changes: mpsc::Sender<Change>,
+    reader: Reader,
+    reporter: Reporter,
+    /// How far it has come; everything is listed where that is not known.
+    version: Option<String>,
+    /// Whether the server may be able to stream a list. Found out by asking.
+    streams_lists: bool,
+    read: u64,
+    kind: PhantomData<fn() -> F>,
+}
+
+/// What one connection tells.
+type Events<F> =
+    Pin<Box<dyn Stream<Item = kube::Result<WatchEvent<Arrival<<F as Kind>::Object>>>> + Send>>;
+
+/// Why a watch ended out of order.
+#[derive(Debug, thiserror::Error)]
+enum Broken {
+    #[error("{}", causes(.0))]
+    Failed(#[from] Error),
+    #[error("the API server says nothing (hint: is something between it and this node?)")]
+    Silent,
+    #[error("what happened since is no longer known to the API server: listing again")]
+    Gone,
+    #[error("lists cannot be streamed: listing in pages")]
+    NoStreamedLists,
+    #[error("the agent ends")]
+    Ended,
+}
+
+/// Tells how the watch is doing.
+pub(super) struct Reporter {
+    state: Sender<SourceState>,
+    index: usize,
+}
+
+impl Reporter {
+    /// For the watch that is number `index` of the source.
+    pub(super) fn new(state: Sender<SourceState>, index: usize) -> Self {
+        Self { state, index }
+    }
+
+    /// Something was heard. Wakes nobody: it happens all the time.
+    fn heard(&self) {
+        self.state.send_if_modified(|state| {
+            state.watches[self.index].heard_at = Some(SystemTime::now());
+            false
+        });
+    }
+
+    fn change(&self, change: impl FnOnce(&mut WatchState)) {
+        self.state.send_modify(|state| change(&mut state.watches[self.index]));
+    }
+}
+
+impl<F: Kind> Watch<F> {
+    pub(super) fn new(
+        client: Client,
+        changes: mpsc::Sender<Change>,
+        reader: Reader,
+        reporter: Reporter,
+    ) -> Self {
+        Self {
+            client,
+            changes,
+            reader,
+            reporter,
+            version: None,
+            streams_lists: true,
+            read: 0,
+            kind: PhantomData,
+        }
+    }
+
+    /// Watches until nobody listens any more.
+    pub(super) async fn follow(mut self) {
+        let mut backoff = Backoff::new();
+        loop {
+            let broken = match self.watch_once().await {
+                Ok(true) => {
+                    backoff.reset();
+                    continue;
+                }
+                // A server that ends watches before they begin is not to be asked in a circle.
+                Ok(false) => None,
+                Err(Broken::Ended) => return,
+                Err(Broken::NoStreamedLists) => {
+                    tracing::debug!(kind = F::PLURAL, "lists cannot be streamed");
+                    self.streams_lists = false;
+                    continue;
+                }
+                Err(broken) => Some(broken),
+            };
+            if let Some(broken) = broken {
+                let error = broken.to_string();
+                tracing::debug!(kind = F::PLURAL, error, "a watch is down");
+                self.reporter.change(|watch| {
+                    if watch.connected || watch.error.is_none() {
+                        tracing::warn!(kind = F::PLURAL, error, "a watch of the API server broke");
+                    }
+                    watch.connected = false;
+                    watch.restarts += 1;
+                    watch.error = Some(error);
+                });
+            }
+            sleep(backoff.next()).await;
+        }
+    }
+
+    /// Lists where that is needed, then watches until the server ends it in order. Whether the
+    /// server said anything.
+    async fn watch_once(&mut self) -> Result<bool, Broken> {
+        let result = match self.version.clone() {
+            None if self.streams_lists => self.list_streamed().await,
+            None => {
+                self.list_in_pages().await?;
+                return Ok(true);
+            }
+            Some(version) => self.resume(&version).await,
+        };
+        if let Err(Broken::Gone) = result {
+            self.version = None;
+        }
+        result
+    }
+
+    /// Lists by a watch that begins with every object, and goes on watching.
+    async fn list_streamed(&mut self) -> Result<bool, Broken> {
+        let parameters = WatchParams { send_initial_events: true, ..parameters() };
+        let mut events = match self.open(&parameters, "").await {
+            // Servers before 1.32, or with the gate WatchList off, refuse what they do not know.
+            Err(Broken::Failed(Error::Api(status))) if matches!(status.code, 400 | 422) => {
+                return Err(Broken::NoStreamedLists);
+            }
+            other => other?,
+        };
+        let mut all = Vec::new();
+        while let Some(event) = self.next(&mut events).await? {
+            match event {
+                WatchEvent::Added(arrival) | WatchEvent::Modified(arrival) => {
+                    all.push(self.read(arrival));
+                }
+                WatchEvent::Bookmark(mark) if mark.metadata.annotations.contains_key(LIST_ENDS) => {
+                    self.version = Some(mark.metadata.resource_version);
+                    self.send(Delta::All(std::mem::take(&mut all))).await?;
+                    self.reporter.change(|watch| watch.lists += 1);
+                    return self.stream(events).await;
+                }
+                // Servers before 1.27 ignore the wish, and never say where the list ends.
+                WatchEvent::Bookmark(_) | WatchEvent::Deleted(_) => {
+                    return Err(Broken::NoStreamedLists);
+                }
+                WatchEvent::Error(status) => return Err(error_of(status)),
+            }
+        }
+        Ok(false)
+    }
+
+    /// Lists page by page.
+    async fn list_in_pages(&mut self) -> Result<(), Broken> {
+        let mut all = Vec::new();
+        let mut page = ListParams::default().limit(PAGE);
+        loop {
+            let request = self.request().list(&page).map_err(Error::BuildRequest)?;
+            let answer = self.client.request::<ObjectList<Arrival<F::Object>>>(request);
+            let list = match timeout(ANSWER, answer).await.map_err(|_| Broken::Silent)? {
+                // Pages are of one state, which the server has forgotten meanwhile.
+                Err(Error::Api(status)) if status.code == 410 => return Err(Broken::Gone),
+                other => other?,
+            };
+            self.reporter.heard();
+            all.extend(list.items.into_iter().map(|arrival| self.read(arrival)));
+            match list.metadata.continue_.filter(|token| !token.is_empty()) {
+                Some(token) => page = page.continue_token(&token),
+                None => {
+                    self.version = list.metadata.resource_version;
+                    self.reporter.change(|watch| watch.lists += 1);
+                    return self.send(Delta::All(all)).await;
+                }
+            }
+        }
+    }
+
+    /// Goes on from `version`.
+    async fn resume(&mut self, version: &str) -> Result<bool, Broken> {
+        let events = self.open(&parameters(), version).await?;
+        self.stream(events).await
+    }
+
+    /// Passes changes on until the server ends the watch. Whether there was any, or a bookmark.
+    async fn stream(&mut self, mut events: Events<F>) -> Result<bool, Broken> {
+        self.reporter.change(|watch| {
+            if watch.error.take().is_some() {
+                tracing::info!(kind = F::PLURAL, "a watch of the API server is up again");
+            }
+            watch.connected = true;
+        });
+        let mut heard = false;
+        while let Some(event) = self.next(&mut events).await? {
+            heard = true;
+            match event {
+                WatchEvent::Added(arrival) | WatchEvent::Modified(arrival) => {
+                    let version = arrival.version.clone();
+                    let (key, verdict) = self.read(arrival);
+                    self.send(Delta::Set(key, verdict)).await?;
+                    self.version = version.or(self.version.take());
+                }
+                WatchEvent::Deleted(arrival) => {
+                    self.send(Delta::Gone(arrival.key)).await?;
+                    self.version = arrival.version.or(self.version.take());
+                }
+                WatchEvent::Bookmark(mark) => self.version = Some(mark.metadata.resource_version),
+                WatchEvent::Error(status) => return Err(error_of(status)),
+            }
+        }
+        Ok(heard)
+    }
+
+    async fn open(&self, parameters: &WatchParams, version: &str) -> Result<Events<F>, Broken> {
+        let request = self.request().watch(parameters, version).map_err(Error::BuildRequest)?;
+        let answer = self.client.request_events(request);
+        match timeout(ANSWER, answer).await.map_err(|_| Broken::Silent)? {
+            Ok(events) => Ok(Box::pin(events)),
+            Err(Error::Api(status)) if status.code == 410 => Err(Broken::Gone),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// The next event; `None` when the server has ended the watch.
+    async fn next(
+        &self,
+        events: &mut Events<F>,
+    ) -> Result<Option<WatchEvent<Arrival<F::Object>>>, Broken> {
+        let next = tokio::select! {
+            next = timeout(SILENCE, events.try_next()) => next.map_err(|_| Broken::Silent)?,
+            () = self.changes.closed() => return Err(Broken::Ended),
+        };
+        let event = next?;
+        if event.is_some() {
+            self.reporter.heard();
+        }
+        Ok(event)
+    }
+
+    fn request(&self) -> Request {
+        Request::new(<F::Object as kube::Resource>::url_path(&(), None))
+    }
+
+    fn read(&mut self, arrival: Arrival<F::Object>) -> (Key, Verdict<F>) {
+        self.read += 1;
+        if self.read.is_multiple_of(SWEEP) {
+            self.reader.sweep();
+        }
+        self.reader.read(arrival)
+    }
+
+    async fn send(&self, delta: Delta<F>) -> Result<(), Broken> {
+        self.changes.send(F::change(delta)).await.map_err(|_| Broken::Ended)
+    }
+}
+
+fn parameters() -> WatchParams {
+    WatchParams { timeout: Some(WATCH_SECONDS), ..WatchParams::default() }
+}
+
+fn error_of(status: Box<kube::core::Status>) -> Broken {
+    if status.code == 410 { Broken::Gone } else { Broken::Failed(Error::Api(status)) }
+}
