@@ -2,6 +2,7 @@
 
 use std::{
     env,
+    ffi::OsStr,
     os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::{Command, Stdio},
@@ -13,6 +14,8 @@ use crate::{arch::Arch, needs};
 
 /// The package that holds the end-to-end tests and the demo.
 const TESTS: &str = "sluice-tests";
+/// The package that makes Kubernetes clusters, and holds the tests that need one.
+const KUBE: &str = "sluice-kube";
 
 /// How the programs under test are compiled.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -110,6 +113,53 @@ pub(crate) fn programs_with(
     run(&mut cargo, "the build of the agent and the sample application")?;
     let folder = arch.below(&target_dir()?).join(profile.folder());
     Ok(Programs { agent: folder.join("sluice"), sample: folder.join("sluice-sample") })
+}
+
+/// The target of programs that run in containers: this machine's, named, so that what is said
+/// about it does not concern build scripts.
+pub(crate) fn target() -> String {
+    format!("{}-unknown-linux-gnu", Arch::HERE.rust())
+}
+
+/// Builds packages as containers without any other file need them. Returns the programs' folder.
+///
+/// Linked statically with glibc, not musl: its allocator is the one all figures were measured
+/// with, and no further toolchain is needed. Names resolve all the same, since glibc 2.34 has
+/// the files and DNS services built in.
+pub(crate) fn static_programs(packages: &[&str]) -> anyhow::Result<PathBuf> {
+    let home = env::var_os("CARGO_HOME")
+        .map(PathBuf::from)
+        .or_else(|| Some(PathBuf::from(env::var_os("HOME")?).join(".cargo")));
+    let mut flags = vec!["-Ctarget-feature=+crt-static".to_owned()];
+    // What a panic names is a file of the project, not of the machine that compiled it.
+    flags.push(format!("--remap-path-prefix={}=/sluice", root().display()));
+    flags.extend(home.map(|home| format!("--remap-path-prefix={}=/cargo", home.display())));
+    let mut cargo = cargo();
+    cargo.args(["build", "--release", "--locked", "--bins", "--target", &target()]);
+    cargo.args(["--config", "profile.release.strip=\"debuginfo\""]);
+    for package in packages {
+        cargo.args(["--package", package]);
+    }
+    cargo.env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"));
+    run(&mut cargo, "the build of the images' programs")?;
+    Ok(target_dir()?.join(target()).join(Profile::Release.folder()))
+}
+
+/// Builds the program that makes Kubernetes clusters.
+pub(crate) fn kube_bed() -> anyhow::Result<PathBuf> {
+    run(cargo().args(["build", "--package", KUBE, "--bins"]), "the build of the cluster's maker")?;
+    Ok(target_dir()?.join("debug/kube-bed"))
+}
+
+/// Runs a test program of the package that makes Kubernetes clusters.
+pub(crate) fn kube_test(
+    program: &str,
+    filter: Option<&str>,
+    environment: &[(&str, &OsStr)],
+) -> anyhow::Result<()> {
+    let mut cargo = cargo();
+    cargo.args(["test", "--package", KUBE, "--no-fail-fast", "--test", program]).args(filter);
+    run(cargo.envs(environment.iter().copied()), "a test of the Kubernetes cluster")
 }
 
 /// Builds the end-to-end tests and what they start, and returns each test program by its name.

@@ -6,6 +6,8 @@ use clap::{Args, Parser, Subcommand};
 use crate::{
     arch::Arch,
     cargo::{self, Profile},
+    image,
+    kube::Kube,
     lint,
     needs::Purpose,
     setup,
@@ -30,6 +32,9 @@ enum Command {
     Vm(Vm),
     Demo(Demo),
     Bench(Bench),
+    /// Make the container images, as OCI archives, each with its bill of materials
+    Image,
+    Kube(Kube),
 }
 
 /// Install what building and testing need (Debian 12, root); quick when all is there
@@ -113,6 +118,11 @@ impl Cli {
                 setup::run(&[Purpose::Build, Purpose::Lab])?;
                 cargo::programs(Profile::Release)?.bench(&options)
             }
+            Command::Image => {
+                setup::run(&[Purpose::Build])?;
+                image::make().map(drop)
+            }
+            Command::Kube(kube) => kube.run(),
         }
     }
 }

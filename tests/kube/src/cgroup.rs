@@ -1,0 +1,218 @@
+//! The bed's cgroups: the same tree in every hierarchy of the machine.
+//!
+//! Every process of a bed is in one of them from before it does anything, so they tell whether
+//! there is a bed, and what to kill.
+
+use std::{
+    fs, io,
+    os::fd::AsFd,
+    path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, bail};
+use nix::{
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+
+use crate::place::NodeName;
+
+const ROOT: &str = "sluice-kube";
+/// How long killed processes may take to be gone.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// One cgroup of the bed.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Group {
+    /// The control plane's processes.
+    Control,
+    /// A node's own processes; those of its pods are beside it.
+    System(NodeName),
+}
+
+impl Group {
+    fn path(self) -> String {
+        match self {
+            Self::Control => format!("{ROOT}/control"),
+            Self::System(node) => format!("{}/system", of_node(node)),
+        }
+    }
+}
+
+/// The cgroup below which a node's kubelet makes those of its pods. Two kubelets below one would
+/// kill each other's pods.
+pub(crate) fn of_node(node: NodeName) -> String {
+    format!("{ROOT}/{node}")
+}
+
+/// Puts the calling process into `group`, which exists.
+///
+/// # Errors
+/// When it does not exist, as once the bed was taken down.
+pub fn join(group: Group) -> anyhow::Result<()> {
+    for hierarchy in hierarchies()? {
+        let procs = hierarchy.root.join(group.path()).join("cgroup.procs");
+        fs::write(&procs, "0").with_context(|| format!("could not write {}", procs.display()))?;
+    }
+    Ok(())
+}
+
+/// Makes `group` in every hierarchy.
+pub(crate) fn make(group: Group) -> anyhow::Result<()> {
+    let hierarchies = hierarchies()?;
+    // With version 1 beside it, version 2's counts nothing.
+    let alone = hierarchies.len() == 1;
+    for hierarchy in hierarchies {
+        let mut folder = hierarchy.root.clone();
+        for part in Path::new(&group.path()) {
+            let above = folder.clone();
+            folder.push(part);
+            if hierarchy.unified && alone {
+                enable_controllers(&above)?;
+            }
+            match fs::create_dir(&folder) {
+                Ok(()) => {}
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
+                Err(error) => {
+                    return Err(error)
+                        .with_context(|| format!("could not make {}", folder.display()));
+                }
+            }
+            // Version 1 lets no process into a group whose processors nobody has named.
+            for setting in ["cpuset.cpus", "cpuset.mems"] {
+                if !hierarchy.unified && folder.join(setting).exists() {
+                    fs::copy(above.join(setting), folder.join(setting))
+                        .with_context(|| format!("could not set {setting}"))?;
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Lets the groups below `folder` of version 2 have every controller that it has itself; a
+/// kubelet insists on them.
+fn enable_controllers(folder: &Path) -> anyhow::Result<()> {
+    let available = fs::read_to_string(folder.join("cgroup.controllers"));
+    let available = available.with_context(|| format!("{} is no cgroup", folder.display()))?;
+    let all: String = available.split_whitespace().map(|name| format!("+{name} ")).collect();
+    let control = folder.join("cgroup.subtree_control");
+    fs::write(&control, all).with_context(|| format!("could not write {}", control.display()))
+}
+
+/// Whether any process of a bed lives.
+pub(crate) fn populated() -> anyhow::Result<bool> {
+    let events = unified()?.join(ROOT).join("cgroup.events");
+    Ok(fs::read_to_string(events).is_ok_and(|events| events.contains("populated 1")))
+}
+
+/// The first process of a pid namespace in `group`, by its number outside.
+pub(crate) fn first_process(group: Group) -> anyhow::Result<Option<Pid>> {
+    let procs = unified()?.join(group.path()).join("cgroup.procs");
+    let processes = fs::read_to_string(procs).unwrap_or_default();
+    let is_first = |process: &&str| {
+        let status = fs::read_to_string(format!("/proc/{process}/status")).unwrap_or_default();
+        let numbers = status.lines().find_map(|line| line.strip_prefix("NSpid:"));
+        // One for each pid namespace it is in, the innermost last.
+        let numbers: Vec<_> = numbers.unwrap_or_default().split_whitespace().collect();
+        numbers.len() > 1 && numbers.last() == Some(&"1")
+    };
+    let first = processes.lines().find(is_first);
+    Ok(first.and_then(|process| process.parse().ok()).map(Pid::from_raw))
+}
+
+/// Kills every process of the bed and removes its cgroups; there may be none.
+pub(crate) fn delete() -> anyhow::Result<()> {
+    let deadline = Instant::now() + PATIENCE;
+    let root = unified()?.join(ROOT);
+    while populated()? {
+        kill_all(&root);
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            bail!("processes in {} do not die", root.display());
+        }
+        wait_for_change(&root, left)?;
+    }
+    for hierarchy in hierarchies()? {
+        let root = hierarchy.root.join(ROOT);
+        while root.exists() {
+            let removed = tree(&root).iter().try_for_each(fs::remove_dir);
+            match removed {
+                Ok(()) => {}
+                // Version 1 counts dead processes until the kernel is through with them, and
+                // has no event for it.
+                Err(error) if Instant::now() > deadline => {
+                    return Err(error)
+                        .with_context(|| format!("could not remove {}", root.display()));
+                }
+                Err(_) => thread::sleep(Duration::from_millis(10)),
+            }
+        }
+    }
+    Ok(())
+}
+
+struct Hierarchy {
+    root: PathBuf,
+    /// Whether it is version 2's.
+    unified: bool,
+}
+
+fn hierarchies() -> anyhow::Result<Vec<Hierarchy>> {
+    let mounts = fs::read_to_string("/proc/self/mounts").context("could not read the mounts")?;
+    let mut found: Vec<Hierarchy> = Vec::new();
+    for line in mounts.lines() {
+        let mut fields = line.split(' ').skip(1);
+        let (Some(root), Some(kind)) = (fields.next(), fields.next()) else { continue };
+        let unified = kind == "cgroup2";
+        let again = found.iter().any(|known| known.root == Path::new(root));
+        if (unified || kind == "cgroup") && !again {
+            found.push(Hierarchy { root: root.into(), unified });
+        }
+    }
+    Ok(found)
+}
+
+fn unified() -> anyhow::Result<PathBuf> {
+    let found = hierarchies()?.into_iter().find(|hierarchy| hierarchy.unified);
+    let hint = "no cgroup2 is mounted (hint: mount -t cgroup2 cgroup2 /sys/fs/cgroup)";
+    Ok(found.context(hint)?.root)
+}
+
+/// The folder and all below it, deepest first.
+fn tree(folder: &Path) -> Vec<PathBuf> {
+    let mut all = Vec::new();
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            all.extend(tree(&entry.path()));
+        }
+    }
+    all.push(folder.to_path_buf());
+    all
+}
+
+/// Not `cgroup.kill`, which Linux 5.10 lacks.
+fn kill_all(folder: &Path) {
+    for folder in tree(folder) {
+        let processes = fs::read_to_string(folder.join("cgroup.procs")).unwrap_or_default();
+        for process in processes.lines().filter_map(|line| line.parse().ok()) {
+            // Gone already is as good.
+            let _ = kill(Pid::from_raw(process), Signal::SIGKILL);
+        }
+    }
+}
+
+/// Waits until the kernel reports a change of the folder's events.
+fn wait_for_change(folder: &Path, at_most: Duration) -> anyhow::Result<()> {
+    let events = fs::File::open(folder.join("cgroup.events"))?;
+    // Reading arms the poll; between two reads no change is lost.
+    if io::read_to_string(&events)?.contains("populated 0") {
+        return Ok(());
+    }
+    let timeout = PollTimeout::try_from(at_most).unwrap_or(PollTimeout::MAX);
+    poll(&mut [PollFd::new(events.as_fd(), PollFlags::POLLPRI)], timeout)?;
+    Ok(())
+}

@@ -1,0 +1,163 @@
+//! The programs of a cluster, built from their Go modules into the cache.
+//!
+//! Each folder of `xtask/kube` is a Go module that names one project's programs as its tools,
+//! with the checksums of all they are made of. What is built from it is kept under a name that
+//! holds the digest of that folder, so a change builds again and nothing else does.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::Context;
+
+use crate::{cargo, image::Digest, needs, step::Step};
+
+/// A folder of `xtask/kube`.
+struct Module {
+    name: &'static str,
+    /// What is built: the module's tools, or its own program.
+    package: &'static str,
+    /// The one program, when there is one: Go would name it after the last part of its path.
+    program: Option<&'static str>,
+    /// A module whose version its programs are told, and the variables that hold it.
+    version: Option<(&'static str, &'static [&'static str])>,
+    minutes: &'static str,
+}
+
+const MODULES: [Module; 6] = [
+    Module {
+        name: "kubernetes",
+        package: "tool",
+        program: None,
+        version: Some(("k8s.io/kubernetes", &["k8s.io/component-base/version.gitVersion"])),
+        minutes: "6 minutes",
+    },
+    Module {
+        name: "etcd",
+        package: "tool",
+        program: Some("etcd"),
+        version: None,
+        minutes: "a minute",
+    },
+    Module {
+        name: "containerd",
+        package: "tool",
+        program: None,
+        version: Some((
+            "github.com/containerd/containerd/v2",
+            &["github.com/containerd/containerd/v2/version.Version"],
+        )),
+        minutes: "2 minutes",
+    },
+    Module {
+        name: "coredns",
+        package: ".",
+        program: Some("coredns"),
+        version: None,
+        minutes: "a minute",
+    },
+    Module {
+        name: "helm",
+        package: "tool",
+        program: Some("helm"),
+        version: Some(("helm.sh/helm/v4", &["helm.sh/helm/v4/internal/version.version"])),
+        minutes: "a minute",
+    },
+    Module {
+        name: "kubeconform",
+        package: "tool",
+        program: Some("kubeconform"),
+        version: None,
+        minutes: "a minute",
+    },
+];
+
+/// Builds what is not in the cache. Returns the folders of all programs.
+pub(crate) fn programs() -> anyhow::Result<Vec<PathBuf>> {
+    MODULES.iter().map(Module::programs).collect()
+}
+
+impl Module {
+    fn programs(&self) -> anyhow::Result<PathBuf> {
+        let source = cargo::root().join("xtask/kube").join(self.name);
+        let built = needs::cache().join("kube").join(format!("{}-{}", self.name, key(&source)?));
+        if built.is_dir() {
+            return Ok(built);
+        }
+        let step = Step::start(&format!("Building {} ({} on 2 cores)", self.name, self.minutes));
+        // Under another name until it is complete.
+        let partial = built.with_extension("partial");
+        let _ = fs::remove_dir_all(&partial);
+        fs::create_dir_all(&partial)
+            .with_context(|| format!("could not make {}", partial.display()))?;
+        step.run(&mut self.build(&source, &partial)?)?;
+        fs::rename(&partial, &built)
+            .with_context(|| format!("could not make {}", built.display()))?;
+        step.done();
+        Ok(built)
+    }
+
+    fn build(&self, source: &Path, into: &Path) -> anyhow::Result<Command> {
+        let go = needs::go().context("no Go of this machine fits (hint: cargo xtask setup)")?;
+        let mut linker = "-s -w".to_owned();
+        if let Some((module, variables)) = self.version {
+            let version = version(source, module)?;
+            for variable in variables {
+                linker += &format!(" -X {variable}={version}");
+            }
+        }
+        // A folder, for Go, when it ends with a slash.
+        let output = format!("{}/{}", into.display(), self.program.unwrap_or_default());
+        let mut command = Command::new(go);
+        command.args(["build", "-trimpath", "-buildvcs=false", "-mod=readonly"]);
+        command.args(["-ldflags", &linker, "-o", &output, self.package]).current_dir(source);
+        // Without C, programs need no libraries; the Go that is there is the one to use.
+        command.env("CGO_ENABLED", "0").env("GOTOOLCHAIN", "local").env("GOWORK", "off");
+        command.env_remove("GOFLAGS");
+        Ok(command)
+    }
+}
+
+/// The beginning of the digest of a module's files.
+fn key(source: &Path) -> anyhow::Result<String> {
+    let entries = fs::read_dir(source);
+    let entries = entries.with_context(|| format!("could not read {}", source.display()))?;
+    let mut files: Vec<_> = entries.flatten().map(|entry| entry.path()).collect();
+    files.sort();
+    let mut all = Vec::new();
+    for file in files {
+        all.extend(file.file_name().unwrap_or_default().as_encoded_bytes());
+        all.extend(fs::read(&file).with_context(|| format!("could not read {}", file.display()))?);
+    }
+    Ok(Digest::of(&all).hex()[..12].to_owned())
+}
+
+/// The version of `module` that a `go.mod` requires.
+fn version(source: &Path, module: &str) -> anyhow::Result<String> {
+    let file = source.join("go.mod");
+    let text =
+        fs::read_to_string(&file).with_context(|| format!("could not read {}", file.display()))?;
+    let found = text.lines().find_map(|line| {
+        let mut words = line.trim_start_matches("require").split_whitespace();
+        (words.next() == Some(module)).then(|| words.next().map(str::to_owned))?
+    });
+    found.with_context(|| format!("{} requires no {module}", file.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_module_is_there_with_its_checksums_and_version() {
+        for module in &MODULES {
+            let source = cargo::root().join("xtask/kube").join(module.name);
+            assert!(source.join("go.sum").is_file(), "{}", module.name);
+            if let Some((required, _)) = module.version {
+                assert!(version(&source, required).unwrap().starts_with('v'));
+            }
+        }
+    }
+}
