@@ -24,6 +24,9 @@ pub struct Status {
     pub configuration: Configuration,
     /// Watches on the API server, a kind each; none where files are read.
     pub watches: Vec<Watch>,
+    /// Whether the container runtime tells of new pods before they start; `None` when it is not
+    /// asked.
+    pub runtime_connected: Option<bool>,
     /// Pods of this node that belong to the mesh.
     pub pods: Vec<Pod>,
     /// Pods of this node that do not.
@@ -138,6 +141,13 @@ impl fmt::Display for Status {
                 Some(error) => writeln!(f, ": {error}")?,
                 None => writeln!(f)?,
             }
+        }
+        match self.runtime_connected {
+            Some(true) => {
+                writeln!(f, "  container runtime up: pods are captured before they start")?
+            }
+            Some(false) => writeln!(f, "  container runtime down: pods may start before capture")?,
+            None => {}
         }
         writeln!(f, "\nPods of this node")?;
         for pod in &self.pods {

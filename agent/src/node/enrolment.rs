@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, HashSet},
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -38,6 +38,10 @@ pub(super) struct Enrolment {
     capture: Arc<Capture>,
     proxy: Arc<Proxy>,
     pods: Mutex<BTreeMap<PodUid, State>>,
+    /// The namespaces of pods that the container runtime told of, as this process sees them.
+    expected: Mutex<BTreeMap<PodUid, PathBuf>>,
+    /// Told of whenever a pod was seen to.
+    progress: watch::Sender<()>,
 }
 
 /// How far reconciling came.
@@ -83,7 +87,14 @@ enum Task {
 
 impl Enrolment {
     pub(super) fn new(node: String, capture: Arc<Capture>, proxy: Arc<Proxy>) -> Arc<Self> {
-        Arc::new(Self { node, capture, proxy, pods: Mutex::default() })
+        Arc::new(Self {
+            node,
+            capture,
+            proxy,
+            pods: Mutex::default(),
+            expected: Mutex::default(),
+            progress: watch::Sender::default(),
+        })
     }
 
     /// Reconciles with every new snapshot, and again after a while where something failed.
@@ -132,6 +143,35 @@ impl Enrolment {
             };
             if self.pods().iter().any(moved) {
                 return;
+            }
+        }
+    }
+
+    /// The container runtime made the pod `uid` a namespace, at `netns` of its own file system.
+    pub(super) fn expect(&self, uid: PodUid, netns: &Path) {
+        // The runtime's file system is that of the node's first process, the agent's is another.
+        let netns = Path::new("/proc/1/root").join(netns.strip_prefix("/").unwrap_or(netns));
+        self.expected().insert(uid, netns);
+    }
+
+    /// The pod `uid` ends.
+    pub(super) fn no_longer_expect(&self, uid: &PodUid) {
+        self.expected().remove(uid);
+    }
+
+    /// Waits until the pod `uid` is captured, or known not to belong to the mesh.
+    pub(super) async fn settled(&self, uid: &PodUid) {
+        // It is gone with `self` alone.
+        let _ = self.progress.subscribe().wait_for(|()| self.is_settled(uid)).await;
+    }
+
+    fn is_settled(&self, uid: &PodUid) -> bool {
+        match self.pods().get(uid) {
+            Some(State::Captured(_)) => true,
+            Some(State::Failed(_)) => false,
+            None => {
+                let snapshot = self.proxy.snapshots.load();
+                snapshot.workloads().iter().any(|pod| pod.uid == *uid && !pod.meshed)
             }
         }
     }
@@ -189,15 +229,10 @@ impl Enrolment {
         self.release(&desired);
         let tasks = desired.values().map(|workload| (workload, self.task(workload)));
         let tasks: Vec<_> = tasks.filter(|(_, task)| !matches!(task, Task::Nothing)).collect();
-        let unknown = tasks.iter().filter(|(workload, _)| workload.netns.is_none());
-        let mut sandboxes = Sandboxes::scan(&unknown.map(|(workload, _)| &workload.uid).collect())
-            .unwrap_or_else(|error| {
-                tracing::warn!(%error, "could not look for pods");
-                Sandboxes::default()
-            });
+        let mut sandboxes = self.look_for(tasks.iter().map(|(workload, _)| *workload));
         for (workload, task) in tasks {
-            let netns = match &workload.netns {
-                Some(path) => Netns::of_pod(path),
+            let netns = match self.told(workload) {
+                Some(path) => Netns::of_pod(&path),
                 None => sandboxes.netns_of(&workload.uid, &workload.ips),
             };
             if matches!(task, Task::Check) && self.is_still_in(workload, netns.as_ref().ok()) {
@@ -224,6 +259,21 @@ impl Enrolment {
             again: failed().map(|failed| failed.again).min(),
             certified: !failed().any(|failed| failed.uncertified),
         }
+    }
+
+    /// Looks for the processes of those `pods` whose namespace nobody told.
+    fn look_for<'a>(&self, pods: impl Iterator<Item = &'a Arc<Workload>>) -> Sandboxes {
+        let unknown = pods.filter(|pod| self.told(pod).is_none()).map(|pod| &pod.uid).collect();
+        Sandboxes::scan(&unknown).unwrap_or_else(|error| {
+            tracing::warn!(%error, "could not look for pods");
+            Sandboxes::default()
+        })
+    }
+
+    /// Where a pod's namespace is, as its source or the container runtime said. Whether it is the
+    /// pod's is looked at when it is enrolled.
+    fn told(&self, pod: &Workload) -> Option<PathBuf> {
+        pod.netns.clone().or_else(|| self.expected().get(&pod.uid).cloned())
     }
 
     /// What is to be done about a pod. A newer view of a captured one is passed on. One with
@@ -321,12 +371,17 @@ impl Enrolment {
         });
     }
 
-    /// Shows the data path which pods are captured here.
+    /// Shows the data path which pods are captured here, and tells whoever waits for one.
     fn publish(&self) {
         self.proxy.pods.replace(self.pods().values().filter_map(|state| match state {
             State::Captured(captured) => Some(captured.pod.clone()),
             State::Failed(_) => None,
         }));
+        self.progress.send_replace(());
+    }
+
+    fn expected(&self) -> MutexGuard<'_, BTreeMap<PodUid, PathBuf>> {
+        self.expected.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn pods(&self) -> MutexGuard<'_, BTreeMap<PodUid, State>> {

@@ -5,11 +5,13 @@
 
 mod descriptors;
 mod enrolment;
+mod new_pods;
 mod observe;
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::Context;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::{
     admin::Readiness,
@@ -34,6 +36,7 @@ const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
 pub struct Options {
     pub config_dir: Option<PathBuf>,
     pub state_dir: PathBuf,
+    pub nri_socket: Option<PathBuf>,
     pub node_name: String,
     pub trust_domain: TrustDomain,
     pub ca: CaOptions,
@@ -102,17 +105,28 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     });
     let enrolment = enrolment::Enrolment::new(options.node_name.clone(), capture, proxy.clone());
     let source_state = source.state();
+    let runtime = match (options.nri_socket, &source) {
+        (Some(socket), Source::Kube(source)) => {
+            let addresses = source.addresses();
+            Some((new_pods::NewPods { addresses, enrolment: enrolment.clone() }.plugin(), socket))
+        }
+        _ => None,
+    };
     observe::Observed {
         node: options.node_name.clone(),
         readiness: readiness.clone(),
         source,
         enrolment: enrolment.clone(),
         proxy: proxy.clone(),
+        runtime: runtime.as_ref().map(|(plugin, _)| plugin.connected()),
     }
     .serve(options.ready_addr, options.stats_addr, options.admin_addr)
     .await?;
 
     let enrolling = tokio::spawn(enrolment.follow(source_state, readiness.clone()));
+    let _new_pods = runtime.map(|(plugin, socket)| {
+        AbortOnDropHandle::new(tokio::spawn(async move { plugin.serve(&socket).await }))
+    });
     tracing::info!(node = options.node_name, "agent started");
     let signal = signals.next().await;
 

@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::SystemTime};
 
 use http::{Response, StatusCode};
+use tokio::sync::watch::Receiver;
 
 use super::enrolment::Enrolment;
 use crate::{
@@ -19,6 +20,8 @@ pub(super) struct Observed {
     pub(super) source: Source,
     pub(super) enrolment: Arc<Enrolment>,
     pub(super) proxy: Arc<Proxy>,
+    /// Whether the container runtime tells of new pods; `None` when it is not to be asked.
+    pub(super) runtime: Option<Receiver<bool>>,
 }
 
 impl Observed {
@@ -92,6 +95,13 @@ impl Observed {
             gauge("sluice_connections_open", "Connections being carried", open),
         ]);
         readings.extend(source.watches.iter().flat_map(watch));
+        readings.extend(self.runtime_connected().map(|connected| {
+            gauge(
+                "sluice_nri_connected",
+                "1 while the container runtime tells of new pods before they start",
+                if connected { 1.0 } else { 0.0 },
+            )
+        }));
         let pods = self.enrolment.status();
         let captured = pods.iter().filter(|pod| pod.error.is_none()).count();
         for (state, count) in [("captured", captured), ("failed", pods.len() - captured)] {
@@ -137,6 +147,7 @@ impl Observed {
                 error: source.error,
             },
             watches: source.watches.into_iter().map(described).collect(),
+            runtime_connected: self.runtime_connected(),
             pods: self.enrolment.status(),
             outside: self.enrolment.outside(),
             certificates: certificates
@@ -151,6 +162,10 @@ impl Observed {
             connections: self.proxy.drain.open(),
             counters: self.counters(),
         }
+    }
+
+    fn runtime_connected(&self) -> Option<bool> {
+        self.runtime.as_ref().map(|connected| *connected.borrow())
     }
 
     fn counters(&self) -> BTreeMap<String, u64> {

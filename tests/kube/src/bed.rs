@@ -81,6 +81,11 @@ impl Bed {
         }
     }
 
+    /// The first process of the control plane's namespaces.
+    pub fn control(&self) -> u32 {
+        self.control.as_raw().unsigned_abs()
+    }
+
     /// A command beside the API server: `kubectl` and `helm` are found there and know the
     /// cluster, and this process's working directory is its own.
     pub fn command(&self, program: impl AsRef<OsStr>) -> Command {

@@ -155,6 +155,16 @@ pub(crate) fn delete() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// The cgroups of a pod on `node`, one of each hierarchy that has it.
+pub(crate) fn of_pod(node: NodeName, uid: &str) -> anyhow::Result<Vec<PathBuf>> {
+    let name = format!("pod{uid}");
+    let found = hierarchies()?.into_iter().filter_map(|hierarchy| {
+        let folders = tree(&hierarchy.root.join(of_node(node)));
+        folders.into_iter().find(|folder| folder.ends_with(&name))
+    });
+    Ok(found.collect())
+}
+
 struct Hierarchy {
     root: PathBuf,
     /// Whether it is version 2's.
