@@ -21,6 +21,7 @@ mod probe;
 mod programs;
 mod routing;
 mod sandbox;
+mod settings_file;
 mod sockets;
 mod uninstall;
 

@@ -22,7 +22,7 @@ use netlink_packet_route::{
     rule::{RuleAction, RuleAttribute, RuleMessage},
 };
 
-use super::netlink::Netlink;
+use super::{netlink::Netlink, settings_file};
 
 /// After the kernel's own rule for local addresses (0), before the main table (32766).
 const PRIORITY: u32 = 1337;
@@ -72,7 +72,7 @@ impl Settings {
         for (bit, path) in SETTINGS.iter().enumerate() {
             let on = self.0 >> bit & 1;
             if now >> bit & 1 != on && fs::exists(path)? {
-                fs::write(path, on.to_string())?;
+                settings_file::write(path, &on.to_string())?;
             }
         }
         Ok(())

@@ -39,7 +39,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 const ROUTING: &str = "a kernel with CONFIG_IP_MULTIPLE_TABLES, and CONFIG_IPV6_MULTIPLE_TABLES \
                        where IPv6 is on";
-const SYSCTL: &str = "a /proc/sys that can be written to: in a container, run privileged";
+const SYSCTL: &str = "no security module that forbids writing to /proc/sys/net: in a container, run \
+                      without an AppArmor profile";
 
 /// Tries it step by step, and in the end with a connection that goes the whole way.
 pub(super) fn probe(
