@@ -5,6 +5,7 @@
 
 mod descriptors;
 mod enrolment;
+mod events;
 mod new_pods;
 mod observe;
 
@@ -13,6 +14,7 @@ use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 use anyhow::Context;
 use tokio_util::task::AbortOnDropHandle;
 
+use self::events::Events;
 use crate::{
     admin::Readiness,
     capture::{self, Capture, CaptureOptions, UnknownPods},
@@ -82,7 +84,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let readiness = Readiness::waiting_for([CAPTURE, IDENTITY, CONFIGURATION]);
 
     let snapshots = Arc::new(SnapshotStore::default());
-    let source = source(&options, &snapshots).await?;
+    let (source, events) = source(&options, &snapshots).await?;
 
     let ca = certificate_source(options.ca, &options.trust_domain)?;
     let identity = IdentityStore::new(ca, options.trust_domain.clone());
@@ -103,7 +105,8 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         drain: Drain::default(),
         force_tunnel: options.force_tunnel,
     });
-    let enrolment = enrolment::Enrolment::new(options.node_name.clone(), capture, proxy.clone());
+    let enrolment =
+        enrolment::Enrolment::new(options.node_name.clone(), capture, proxy.clone(), events);
     let source_state = source.state();
     let runtime = match (options.nri_socket, &source) {
         (Some(socket), Source::Kube(source)) => {
@@ -164,15 +167,23 @@ fn certificate_source(
     })
 }
 
-/// Starts what snapshots come from: a directory, or without one the API server.
-async fn source(options: &Options, store: &Arc<SnapshotStore>) -> Result<Source, ConfigError> {
+/// Starts what snapshots come from: a directory, or without one the API server, which is told of
+/// pods' troubles then.
+async fn source(
+    options: &Options,
+    store: &Arc<SnapshotStore>,
+) -> Result<(Source, Events), ConfigError> {
     let (trust_domain, store) = (options.trust_domain.clone(), store.clone());
     match &options.config_dir {
-        Some(dir) => FileSource::start(dir, trust_domain, store).map(Source::Files),
+        Some(dir) => {
+            let source = FileSource::start(dir, trust_domain, store)?;
+            Ok((Source::Files(source), Events::default()))
+        }
         None => {
             let client = KubeSource::client().await?;
+            let events = Events::start(client.clone(), options.node_name.clone());
             let source = KubeSource::start(client, trust_domain, &options.state_dir, store);
-            Ok(Source::Kube(source))
+            Ok((Source::Kube(source), events))
         }
     }
 }
