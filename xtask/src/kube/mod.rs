@@ -3,7 +3,7 @@
 //! Enters: a command. Leaves: programs in the cache (`go.rs`), images in the target directory,
 //! and a cluster, which is the work of `tests/kube`.
 
-mod go;
+pub(crate) mod go;
 
 use std::{
     env,
