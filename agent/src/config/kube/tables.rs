@@ -6,8 +6,17 @@ use super::kinds::Kind;
 use crate::config::{
     compile::{Facts, Key},
     error::Problem,
-    facts::{NamespaceFacts, PodFacts, ServiceFacts, SliceFacts},
+    facts::{NamespaceFacts, PeerAuthenticationFacts, PodFacts, ServiceFacts, SliceFacts},
 };
+
+/// The kinds that are watched.
+pub(super) const KINDS: [&str; 5] = [
+    NamespaceFacts::PLURAL,
+    PodFacts::PLURAL,
+    ServiceFacts::PLURAL,
+    SliceFacts::PLURAL,
+    PeerAuthenticationFacts::PLURAL,
+];
 
 /// What an object comes to: facts, nothing the mesh needs to know of, or a problem.
 pub(super) type Verdict<F> = Result<Option<F>, Problem>;
@@ -30,6 +39,7 @@ pub(super) enum Change {
     Pods(Delta<PodFacts>),
     Services(Delta<ServiceFacts>),
     Slices(Delta<SliceFacts>),
+    PeerAuthentications(Delta<PeerAuthenticationFacts>),
 }
 
 /// The facts of all kinds, and what is wrong with objects whose facts are older ones.
@@ -53,14 +63,13 @@ impl Tables {
             Change::Pods(delta) => self.apply_to(delta),
             Change::Services(delta) => self.apply_to(delta),
             Change::Slices(delta) => self.apply_to(delta),
+            Change::PeerAuthentications(delta) => self.apply_to(delta),
         }
     }
 
     /// Whether every kind was listed.
     pub(super) fn are_complete(&self) -> bool {
-        let kinds =
-            [NamespaceFacts::PLURAL, PodFacts::PLURAL, ServiceFacts::PLURAL, SliceFacts::PLURAL];
-        kinds.iter().all(|kind| self.listed.contains(kind))
+        KINDS.iter().all(|kind| self.listed.contains(kind))
     }
 
     /// What is wrong with objects, in the order of kinds and names.
