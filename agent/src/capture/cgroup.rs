@@ -52,7 +52,7 @@ enum Place {
 impl Cgroup {
     /// The directory asked for, else the root of the hierarchy.
     pub(super) fn open(asked: Option<&Path>) -> Result<Self, CaptureError> {
-        match asked.map(Path::to_owned).or_else(|| first_cgroup2(&mounts(MOUNTS))) {
+        match asked.map(Path::to_owned).or_else(mounted) {
             Some(path) => Self::at(path, asked.is_none() && is_in_namespace()),
             None => Self::mount(),
         }
@@ -110,6 +110,11 @@ impl fmt::Display for Cgroup {
             Place::Private => f.write_str("the root of the hierarchy"),
         }
     }
+}
+
+/// Where the calling process sees cgroup2 mounted.
+pub(super) fn mounted() -> Option<PathBuf> {
+    first_cgroup2(&mounts(MOUNTS))
 }
 
 /// Whether hierarchies of version 1 are mounted.

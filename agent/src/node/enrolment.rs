@@ -201,6 +201,7 @@ impl Enrolment {
             uid: workload.uid.to_string(),
             ips: workload.ips.clone(),
             principal: workload.principal.to_string(),
+            mutual_tls: workload.mtls.to_string(),
             error: error.map(str::to_owned),
         };
         self.pods()

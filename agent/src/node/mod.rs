@@ -17,14 +17,14 @@ use tokio_util::task::AbortOnDropHandle;
 use self::events::Events;
 use crate::{
     admin::Readiness,
-    capture::{self, Capture, CaptureOptions, UnknownPods},
+    capture::{self, Capture, CaptureOptions, NodeSockets, UnknownPods},
     config::{ConfigError, Source, files::FileSource, kube::KubeSource},
     identity::{
         CertificateSource, IdentityStore, SelfSignedCa,
         istio::{IstioCa, IstioCaOptions},
     },
-    mesh::{SnapshotStore, TrustDomain},
-    proxy::{Drain, LocalPods, Proxy},
+    mesh::{RootNamespace, SnapshotStore, TrustDomain},
+    proxy::{Admissions, Drain, LocalPods, Proxy},
     signals::Signals,
     telemetry::{Telemetry, TelemetryOptions},
 };
@@ -41,8 +41,10 @@ pub struct Options {
     pub nri_socket: Option<PathBuf>,
     pub node_name: String,
     pub trust_domain: TrustDomain,
+    pub root_namespace: RootNamespace,
     pub ca: CaOptions,
     pub cgroup: Option<PathBuf>,
+    pub node_netns: Option<PathBuf>,
     pub bpffs: PathBuf,
     pub unknown_pods: UnknownPods,
     pub force_tunnel: bool,
@@ -92,6 +94,8 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         sampling: options.trace_sampling,
         ..TelemetryOptions::from_env()?
     })?;
+    let node_netns = options.node_netns.as_deref();
+    let node_sockets = NodeSockets::open(node_netns, options.cgroup.as_deref())?;
     let capture = Arc::new(Capture::start(&CaptureOptions {
         cgroup: options.cgroup,
         bpffs: options.bpffs,
@@ -103,6 +107,8 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         telemetry,
         pods: LocalPods::default(),
         drain: Drain::default(),
+        node_sockets: Arc::new(node_sockets),
+        admissions: Admissions::default(),
         force_tunnel: options.force_tunnel,
     });
     let enrolment =
@@ -174,15 +180,17 @@ async fn source(
     store: &Arc<SnapshotStore>,
 ) -> Result<(Source, Events), ConfigError> {
     let (trust_domain, store) = (options.trust_domain.clone(), store.clone());
+    let root_namespace = options.root_namespace.clone();
     match &options.config_dir {
         Some(dir) => {
-            let source = FileSource::start(dir, trust_domain, store)?;
+            let source = FileSource::start(dir, trust_domain, root_namespace, store)?;
             Ok((Source::Files(source), Events::default()))
         }
         None => {
             let client = KubeSource::client().await?;
             let events = Events::start(client.clone(), options.node_name.clone());
-            let source = KubeSource::start(client, trust_domain, &options.state_dir, store);
+            let dir = &options.state_dir;
+            let source = KubeSource::start(client, trust_domain, root_namespace, dir, store);
             Ok((Source::Kube(source), events))
         }
     }
