@@ -44,6 +44,7 @@ pub enum KubeKind {
     Pod,
     Service,
     EndpointSlice,
+    PeerAuthentication,
 }
 
 /// An API server at the lab's router. It answers from [`Self::start`] to [`Self::stop`], and
@@ -73,12 +74,15 @@ struct State {
     forgotten: u64,
     version: u64,
     streams_lists: bool,
+    /// Kinds that the server does not have.
+    not_installed: Vec<KubeKind>,
     /// Paths and queries asked for.
     asked: Vec<String>,
 }
 
 impl KubeKind {
-    const ALL: [Self; 4] = [Self::Namespace, Self::Pod, Self::Service, Self::EndpointSlice];
+    const ALL: [Self; 5] =
+        [Self::Namespace, Self::Pod, Self::Service, Self::EndpointSlice, Self::PeerAuthentication];
 
     fn path(self) -> &'static str {
         match self {
@@ -86,6 +90,7 @@ impl KubeKind {
             Self::Pod => "/api/v1/pods",
             Self::Service => "/api/v1/services",
             Self::EndpointSlice => "/apis/discovery.k8s.io/v1/endpointslices",
+            Self::PeerAuthentication => "/apis/security.istio.io/v1/peerauthentications",
         }
     }
 
@@ -95,11 +100,16 @@ impl KubeKind {
             Self::Pod => "Pod",
             Self::Service => "Service",
             Self::EndpointSlice => "EndpointSlice",
+            Self::PeerAuthentication => "PeerAuthentication",
         }
     }
 
     fn version(self) -> &'static str {
-        if self == Self::EndpointSlice { "discovery.k8s.io/v1" } else { "v1" }
+        match self {
+            Self::EndpointSlice => "discovery.k8s.io/v1",
+            Self::PeerAuthentication => "security.istio.io/v1",
+            _ => "v1",
+        }
     }
 }
 
@@ -124,6 +134,7 @@ impl KubeApi {
             forgotten: 0,
             version: 1,
             streams_lists: true,
+            not_installed: Vec::new(),
             asked: Vec::new(),
         };
         let cluster = Cluster { state: Mutex::new(state), version: watch::Sender::new(1) };
@@ -223,6 +234,16 @@ impl KubeApi {
         self.cluster.state().streams_lists = false;
     }
 
+    /// Takes a kind away that need not be there, as before its definition is installed.
+    pub fn uninstall(&self, kind: KubeKind) {
+        self.cluster.state().not_installed.push(kind);
+    }
+
+    /// Installs every kind that was taken away.
+    pub fn install_all(&self) {
+        self.cluster.state().not_installed.clear();
+    }
+
     /// The requests so far that contain `text`.
     pub fn asked(&self, text: &str) -> usize {
         self.cluster.state().asked.iter().filter(|asked| asked.contains(text)).count()
@@ -263,7 +284,8 @@ fn answer(request: &Request<Incoming>, cluster: &Arc<Cluster>) -> Response<Body>
         query.split('&').filter_map(|pair| pair.split_once('=')).collect();
     let mut state = cluster.state();
     state.asked.push(request.uri().to_string());
-    let Some(kind) = KubeKind::ALL.into_iter().find(|kind| kind.path() == path) else {
+    let kind = KubeKind::ALL.into_iter().find(|kind| kind.path() == path);
+    let Some(kind) = kind.filter(|kind| !state.not_installed.contains(kind)) else {
         return failure(404, "NotFound");
     };
     if !query.contains_key("watch") {

@@ -179,6 +179,17 @@ impl Node {
         self.place.run(command)
     }
 
+    /// A place on the node's network, in a cgroup of its own: among the node's, or beside all of
+    /// them.
+    pub(crate) fn place_in(&self, cgroup: &str, beside: bool) -> anyhow::Result<Place> {
+        let cgroup = if beside {
+            self.ground.cgroup.descendant(&format!("beside/{cgroup}"))
+        } else {
+            self.cgroup.descendant(cgroup)
+        };
+        Place::new(self.ground.clone(), &self.netns, &cgroup?)
+    }
+
     /// Connects from the node itself, as a process of its network does.
     ///
     /// # Errors

@@ -212,7 +212,12 @@ impl Pod {
 
 /// The UID of the pod in `netns`.
 pub(crate) fn uid_of(netns: &Netns) -> String {
-    let hash = Sha256::digest(netns.name());
+    uid_named(netns.name())
+}
+
+/// A UID that goes with a name.
+pub(crate) fn uid_named(name: &str) -> String {
+    let hash = Sha256::digest(name);
     let hex: String = hash.iter().map(|byte| format!("{byte:02x}")).collect();
     format!("{}-{}-4{}-8{}-{}", &hex[..8], &hex[8..12], &hex[12..15], &hex[15..18], &hex[18..30])
 }

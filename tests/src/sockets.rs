@@ -19,7 +19,10 @@ use std::{
 };
 
 use anyhow::{Context, bail};
-use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
+use nix::{
+    sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg},
+    unistd::{Uid, seteuid},
+};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
@@ -41,13 +44,20 @@ type Reply = [u8; 4];
 pub(crate) struct Sockets {
     place: Place,
     name: String,
+    /// The user they are made by.
+    user: u32,
     opener: OnceLock<Opener>,
 }
 
 impl Sockets {
     /// Those of `place`, which logs know as `name`.
     pub(crate) fn of(place: Place, name: &str) -> Self {
-        Self { place, name: name.to_owned(), opener: OnceLock::new() }
+        Self::of_user(place, name, 0)
+    }
+
+    /// Those of `place` that `user` makes.
+    pub(crate) fn of_user(place: Place, name: &str, user: u32) -> Self {
+        Self { place, name: name.to_owned(), user, opener: OnceLock::new() }
     }
 
     /// A socket of that place, non-blocking.
@@ -60,7 +70,7 @@ impl Sockets {
         let opener = match self.opener.get() {
             Some(opener) => opener,
             None => {
-                let started = Opener::start(&self.place, &self.name)?;
+                let started = Opener::start(&self.place, &self.name, self.user)?;
                 self.opener.get_or_init(|| started)
             }
         };
@@ -111,9 +121,10 @@ struct Opener {
 }
 
 impl Opener {
-    fn start(place: &Place, name: &str) -> anyhow::Result<Self> {
+    fn start(place: &Place, name: &str, user: u32) -> anyhow::Result<Self> {
         let (ours, theirs) = UnixStream::pair().context("could not make a socket pair")?;
-        let command = Command::new(program()?);
+        let mut command = Command::new(program()?);
+        command.arg(user.to_string());
         let process = place.spawn_with(
             &format!("{name}-sockets"),
             command,
@@ -158,11 +169,14 @@ impl Opener {
     }
 }
 
-/// Opens sockets for the test at the other end of the standard input, until it is gone.
+/// Opens sockets for the test at the other end of the standard input, until it is gone; as the
+/// user whose number is the first argument.
 ///
 /// # Errors
-/// When the standard input is no such channel.
+/// When the standard input is no such channel, or there is no such argument.
 pub fn serve() -> anyhow::Result<()> {
+    let user = std::env::args().nth(1).context("no user was named")?.parse()?;
+    seteuid(Uid::from_raw(user))?;
     let channel = std::io::stdin().as_fd().try_clone_to_owned()?;
     let fd = channel.as_raw_fd();
     loop {

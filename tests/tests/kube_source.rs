@@ -8,7 +8,7 @@ use std::{
 use serde_json::{Value, json};
 use sluice_tests::{
     Agent, AgentOptions, KubeApi, KubeKind, KubePod, Mesh, NetnsState, Node, PATIENCE, Pod,
-    PodOptions, Talk, capture_events, eventually, wait_until_captured,
+    PodOptions, Talk, capture_events, eventually, refused, wait_until_captured,
 };
 
 const PORT: u16 = 9999;
@@ -77,7 +77,7 @@ async fn watches_become(
     eventually(what, || async {
         let status = Agent::status(node)?;
         let watches = status["watches"].as_array().map(Vec::as_slice).unwrap_or_default();
-        assert_eq!(watches.len(), 4, "{status}");
+        assert_eq!(watches.len(), 5, "{status}");
         Ok(watches.iter().all(&is).then_some(()))
     })
     .await
@@ -338,7 +338,7 @@ async fn connections_that_break_are_made_anew_without_listing() -> anyhow::Resul
         cluster.api.pod_with(&cluster.mesh.near, &labels);
         wait_until_captured(&cluster.mesh.a, &cluster.mesh.near, mode == "ambient").await?;
     }
-    assert_eq!(cluster.api.asked("sendInitialEvents=true"), 4, "each kind was listed once");
+    assert_eq!(cluster.api.asked("sendInitialEvents=true"), 5, "each kind was listed once");
     assert_eq!(cluster.api.asked("limit="), 0, "nothing was listed in pages");
     Ok(())
 }
@@ -387,4 +387,97 @@ async fn of_an_object_that_cannot_be_read_the_last_good_version_stays() -> anyho
         Ok(Agent::status(&mesh.a)?["configuration"]["error"].is_null().then_some(()))
     })
     .await
+}
+
+/// The mode of a captured pod.
+fn mutual_tls(node: &Node, pod: &Pod) -> anyhow::Result<Option<String>> {
+    let name = format!("{}/{}", pod.namespace(), pod.name());
+    let status = Agent::status(node)?;
+    let mut pods = status["pods"].as_array().into_iter().flatten();
+    let pod = pods.find(|pod| pod["name"] == name.as_str());
+    Ok(pod.and_then(|pod| pod["mutual_tls"].as_str().map(str::to_owned)))
+}
+
+async fn mutual_tls_becomes(node: &Node, pod: &Pod, wanted: &str) -> anyhow::Result<()> {
+    let is = || async { Ok((mutual_tls(node, pod)?.as_deref() == Some(wanted)).then_some(())) };
+    eventually(&format!("mutual TLS becomes {wanted}"), is).await
+}
+
+#[tokio::test]
+async fn a_policy_is_obeyed_and_survives_an_outage_of_the_api_server() -> anyhow::Result<()> {
+    let mut cluster = Cluster::started()?;
+    let saved = cluster.mesh.lab.directory().join("node-a-state/snapshot.json");
+    let mut agent = cluster.agent(&cluster.mesh.a).await?;
+    mutual_tls_becomes(&cluster.mesh.a, &cluster.mesh.near, "PERMISSIVE").await?;
+    let strict = json!({
+        "metadata": {"namespace": "default", "name": "strict"},
+        "spec": {"mtls": {"mode": "STRICT"}, "a field of later": "is the server's to judge"},
+    });
+    cluster.api.apply(KubeKind::PeerAuthentication, strict);
+    let said = "STRICT by PeerAuthentication default/strict";
+    mutual_tls_becomes(&cluster.mesh.a, &cluster.mesh.near, said).await?;
+    eventually("it is saved", || async {
+        let text = std::fs::read_to_string(&saved).unwrap_or_default();
+        Ok(text.contains("\"Strict\"").then_some(()))
+    })
+    .await?;
+    agent.kill9();
+    cluster.api.stop().await;
+
+    let _agent = cluster.agent(&cluster.mesh.a).await?;
+    let Cluster { mesh, .. } = &cluster;
+    wait_until_captured(&mesh.a, &mesh.near, true).await?;
+    let listener = mesh.near.listen(PORT)?;
+    let to = SocketAddr::new(mesh.near.ip(), PORT);
+    let told = refused(&mesh.outsider, to, &listener, PATIENCE).await?;
+    assert_eq!(told.map(|error| error.kind()), Some(std::io::ErrorKind::ConnectionReset));
+
+    cluster.api.delete(KubeKind::PeerAuthentication, "default", "strict");
+    cluster.api.start()?;
+    mutual_tls_becomes(&cluster.mesh.a, &cluster.mesh.near, "PERMISSIVE").await
+}
+
+#[tokio::test]
+async fn policies_whose_kind_is_not_installed_are_found_once_it_is() -> anyhow::Result<()> {
+    let mut cluster = Cluster::new()?;
+    cluster.api.uninstall(KubeKind::PeerAuthentication);
+    cluster.api.start()?;
+    let _agent = cluster.agent(&cluster.mesh.a).await?;
+    let Cluster { api, mesh } = &cluster;
+    wait_until_captured(&mesh.a, &mesh.near, true).await?;
+    let watch_of_policies = || -> anyhow::Result<Value> {
+        let status = Agent::status(&mesh.a)?;
+        let mut watches = status["watches"].as_array().into_iter().flatten();
+        let ours = watches.find(|watch| watch["kind"] == "peerauthentications");
+        Ok(ours.cloned().unwrap_or_default())
+    };
+    let watch = watch_of_policies()?;
+    assert_eq!((&watch["absent"], &watch["error"]), (&json!(true), &Value::Null), "{watch}");
+    assert!(api.asked("/apis/security.istio.io/v1beta1/") > 0, "the former version was asked for");
+
+    let strict = json!({
+        "metadata": {"namespace": "istio-system", "name": "strict"},
+        "spec": {"mtls": {"mode": "STRICT"}},
+    });
+    api.apply(KubeKind::PeerAuthentication, strict);
+    api.install_all();
+    mutual_tls_becomes(&mesh.a, &mesh.near, "STRICT by PeerAuthentication istio-system/strict")
+        .await?;
+    let watch = watch_of_policies()?;
+    assert_eq!((&watch["absent"], &watch["lists"]), (&json!(false), &json!(1)), "{watch}");
+
+    // A mistake in one object is that object's, and its last good version stays.
+    let broken = json!({
+        "metadata": {"namespace": "istio-system", "name": "strict"},
+        "spec": {"mtls": {"mode": "strict"}},
+    });
+    api.apply(KubeKind::PeerAuthentication, broken);
+    let error = eventually("it is reported", || async {
+        Ok(Agent::status(&mesh.a)?["configuration"]["error"].as_str().map(str::to_owned))
+    })
+    .await?;
+    let field = "PeerAuthentication istio-system/strict: spec.mtls.mode `strict` is no mode";
+    assert_says(&error, &[field, "(hint: did you mean `STRICT`?)"]);
+    assert_says(&mutual_tls(&mesh.a, &mesh.near)?.unwrap_or_default(), &["STRICT"]);
+    Ok(())
 }

@@ -67,6 +67,9 @@ pub struct Pod {
     pub ips: Vec<IpAddr>,
     /// Its identity.
     pub principal: String,
+    /// What it accepts: the mode of mutual TLS and the policy that says so, then ports with a
+    /// mode of their own.
+    pub mutual_tls: String,
     /// Why it is not captured; `None` when it is.
     pub error: Option<String>,
 }
@@ -87,6 +90,8 @@ pub struct Watch {
     pub kind: String,
     /// Whether it is up.
     pub connected: bool,
+    /// Whether the server does not have the kind.
+    pub absent: bool,
     /// Seconds since the server last said something; `None` before it ever did.
     pub age_seconds: Option<u64>,
     /// Starts after an error.
@@ -130,12 +135,17 @@ impl fmt::Display for Status {
         if let Some(error) = error {
             writeln!(f, "  newest change not in force: {error}")?;
         }
-        for Watch { kind, connected, age_seconds, restarts, lists, error } in &self.watches {
+        for Watch { kind, connected, absent, age_seconds, restarts, lists, error } in &self.watches
+        {
             let age = age_seconds.map_or("never heard".into(), |age| format!("heard {age} s ago"));
-            let state = if *connected { "up" } else { "down" };
+            let state = match (absent, connected) {
+                (true, _) => "not installed",
+                (false, true) => "up",
+                (false, false) => "down",
+            };
             write!(
                 f,
-                "  watch of {kind:<15} {state:<4} {age}, {lists} lists, {restarts} restarts"
+                "  watch of {kind:<19} {state:<4} {age}, {lists} lists, {restarts} restarts"
             )?;
             match error {
                 Some(error) => writeln!(f, ": {error}")?,
@@ -152,8 +162,13 @@ impl fmt::Display for Status {
         writeln!(f, "\nPods of this node")?;
         for pod in &self.pods {
             let ips: Vec<_> = pod.ips.iter().map(IpAddr::to_string).collect();
-            let state = pod.error.as_deref().unwrap_or("captured");
-            writeln!(f, "  {:<32} {:<40} {state}", pod.name, ips.join(","))?;
+            let (ips, mutual_tls) = (ips.join(","), &pod.mutual_tls);
+            match &pod.error {
+                Some(error) => writeln!(f, "  {:<32} {ips:<40} {error}", pod.name)?,
+                None => {
+                    writeln!(f, "  {:<32} {ips:<40} captured, mutual TLS {mutual_tls}", pod.name)?;
+                }
+            }
         }
         for Outsider { name, reason } in &self.outside {
             writeln!(f, "  {name:<32} {:<40} not in the mesh: {reason}", "")?;

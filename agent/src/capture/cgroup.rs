@@ -119,6 +119,11 @@ impl fmt::Display for Cgroup {
     }
 }
 
+/// Where the calling process sees cgroup2 mounted.
+pub(super) fn mounted() -> Option<PathBuf> {
+    widest_cgroup2(&mounts(MOUNTS)).map(|mount| mount.point.into())
+}
+
 /// Whether hierarchies of version 1 are mounted.
 pub(super) fn has_version_1() -> bool {
     of_type(&mounts(MOUNTS), "cgroup").next().is_some()

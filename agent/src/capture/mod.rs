@@ -7,6 +7,7 @@
 //! only a pod's UID. It works without iptables, and no program of it runs per packet.
 
 mod cgroup;
+mod cgroup_ids;
 mod dial;
 mod enrol;
 mod error;
@@ -15,13 +16,16 @@ mod log;
 mod maps;
 mod netlink;
 mod netns;
+mod owner;
 mod pins;
 mod pod_cgroup;
 mod probe;
+mod process;
 mod programs;
 mod routing;
 mod sandbox;
 mod settings_file;
+mod sock_diag;
 mod sockets;
 mod uninstall;
 
@@ -30,6 +34,7 @@ pub use enrol::{Capture, CaptureOptions, EnrolledPod, UnknownPods};
 pub use error::CaptureError;
 pub use host::need_root;
 pub use netns::Netns;
+pub use owner::{NodeSockets, Stranger};
 pub use probe::{Finding, Report, State, probe};
 pub use sandbox::Sandboxes;
 pub use sockets::{Accepted, accept};

@@ -19,9 +19,14 @@ pub(super) fn pod_of(cgroups: &str) -> Option<PodUid> {
     pods.all(|other| other == first).then_some(first)
 }
 
+/// A pod that any line names: for who must be in none.
+pub(super) fn any_pod_of(cgroups: &str) -> Option<PodUid> {
+    cgroups.lines().find_map(|line| pod_of_path(line.splitn(3, ':').nth(2)?))
+}
+
 /// The outermost part that names a pod: below its cgroup a pod may make some with any name. The
 /// path begins anywhere: an agent with a cgroup namespace of its own sees it relative to that.
-fn pod_of_path(path: &str) -> Option<PodUid> {
+pub(super) fn pod_of_path(path: &str) -> Option<PodUid> {
     path.split('/').find_map(|part| match part.strip_suffix(".slice") {
         Some(slice) => {
             let (above, uid) = slice.rsplit_once("-pod")?;

@@ -10,7 +10,7 @@ use super::{duration::duration, log::Log};
 use crate::{
     capture::UnknownPods,
     identity::istio::{CaAddress, IstioCaOptions},
-    mesh::TrustDomain,
+    mesh::{RootNamespace, TrustDomain},
     node::{self, CaOptions},
 };
 
@@ -42,6 +42,10 @@ pub(super) struct Agent {
     /// Root of trust of local workloads
     #[arg(long, env = "TRUST_DOMAIN", value_name = "DOMAIN", default_value = "cluster.local")]
     trust_domain: TrustDomain,
+
+    /// Namespace whose policies without a selector hold for the whole mesh
+    #[arg(long, env = "ROOT_NAMESPACE", value_name = "NAME", default_value = "istio-system")]
+    root_namespace: RootNamespace,
 
     /// CA that issues the certificates, in Istio's API [default: the built-in CA, in --ca-dir]
     #[arg(long, env = "CA_ADDRESS", value_name = "https://HOST:PORT")]
@@ -80,6 +84,11 @@ pub(super) struct Agent {
     /// cgroup2 directory whose processes are captured [default: the root of the hierarchy]
     #[arg(long, env = "SLUICE_CGROUP", value_name = "DIR")]
     cgroup: Option<PathBuf>,
+
+    /// The node's network namespace, whose kubelet may probe pods that insist on mutual TLS; in a
+    /// pod without the host's network /proc/1/ns/net, with hostPID [default: the agent's own]
+    #[arg(long, env = "SLUICE_NODE_NETNS", value_name = "FILE")]
+    node_netns: Option<PathBuf>,
 
     /// Where programs, maps and links are pinned
     #[arg(long, env = "SLUICE_BPFFS", value_name = "DIR", default_value = "/sys/fs/bpf/sluice")]
@@ -141,8 +150,10 @@ impl Agent {
             nri_socket: self.nri_socket,
             node_name: self.node_name,
             trust_domain: self.trust_domain,
+            root_namespace: self.root_namespace,
             ca,
             cgroup: self.cgroup,
+            node_netns: self.node_netns,
             bpffs: self.bpffs,
             unknown_pods: self.unknown_pods,
             force_tunnel: self.force_tunnel,

@@ -8,9 +8,12 @@ use std::{
 
 use super::{
     endpoints::Pods,
-    facts::{Mode, NamespaceFacts, PodFacts, ServiceFacts, SliceFacts},
+    facts::{Mode, NamespaceFacts, PeerAuthenticationFacts, PodFacts, ServiceFacts, SliceFacts},
+    peer_authentication::Policies,
 };
-use crate::mesh::{PodUid, Service, ServicePort, Snapshot, SnapshotBuilder, TrustDomain, Workload};
+use crate::mesh::{
+    PodUid, RootNamespace, Service, ServicePort, Snapshot, SnapshotBuilder, TrustDomain, Workload,
+};
 
 /// Namespace and name; for what has no namespace, the first is empty.
 pub(super) type Key = (Arc<str>, Arc<str>);
@@ -23,6 +26,7 @@ pub(super) struct Facts {
     pub(super) pods: BTreeMap<Key, PodFacts>,
     pub(super) services: BTreeMap<Key, ServiceFacts>,
     pub(super) slices: BTreeMap<Key, SliceFacts>,
+    pub(super) peer_authentications: BTreeMap<Key, PeerAuthenticationFacts>,
 }
 
 /// One configuration, ready to be published.
@@ -55,25 +59,30 @@ pub(super) enum Claim {
 impl Facts {
     /// Compiles everything. Workloads and Services that `former` has with the same value are taken
     /// from there, so that whoever holds one can tell by the pointer that nothing changed.
-    pub(super) fn compile(&mut self, former: &Snapshot) -> Compiled {
-        self.settle(former);
+    pub(super) fn compile(&mut self, former: &Snapshot, root: &RootNamespace) -> Compiled {
+        self.settle(former, root);
         let mut compiled = Compiled::default();
         let pods = compiled.place_pods(&self.pods);
         compiled.place_services(self, &pods, former);
         compiled
     }
 
-    /// Settles which pods belong to the mesh: their own label decides, else their namespace's.
-    fn settle(&mut self, former: &Snapshot) {
+    /// Settles which pods belong to the mesh: their own label decides, else their namespace's; and
+    /// whether those insist on mutual TLS.
+    fn settle(&mut self, former: &Snapshot, root: &RootNamespace) {
         let named = |(_, name): &Key, facts: &NamespaceFacts| Some((name.clone(), facts.mode?));
         let modes: HashMap<Arc<str>, Mode> =
             self.namespaces.iter().filter_map(|(key, facts)| named(key, facts)).collect();
         let former: HashMap<&PodUid, _> = former.workloads().iter().map(|w| (&w.uid, w)).collect();
-        for pod in self.pods.values_mut() {
+        let mut policies = Policies::new(&self.peer_authentications, root);
+        let nothing = Arc::default();
+        for ((namespace, _), pod) in &mut self.pods {
             let mode = pod.mode.or_else(|| modes.get(&pod.workload.namespace).copied());
             let meshed = mode == Some(Mode::Ambient) && !pod.host_network;
-            if pod.workload.meshed != meshed {
-                pod.workload = Arc::new(Workload { meshed, ..(*pod.workload).clone() });
+            let labels = &pod.workload.labels;
+            let mtls = if meshed { policies.of(namespace, labels) } else { Arc::clone(&nothing) };
+            if pod.workload.meshed != meshed || pod.workload.mtls != mtls {
+                pod.workload = Arc::new(Workload { meshed, mtls, ..(*pod.workload).clone() });
             }
             if let Some(&same) = former.get(&pod.workload.uid).filter(|f| ***f == pod.workload) {
                 pod.workload = same.clone();

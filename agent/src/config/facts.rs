@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
-use crate::mesh::{AppProtocol, Workload};
+use crate::mesh::{AppProtocol, MutualTlsMode, Workload};
 
 /// What `istio.io/dataplane-mode` says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,7 +26,7 @@ pub(super) struct NamespaceFacts {
 /// A Pod that has not ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct PodFacts {
-    /// `meshed` is settled together with the namespace's mode, see [`Facts::compile`].
+    /// `meshed` and `mtls` are settled together with what others say, see [`Facts::compile`].
     ///
     /// [`Facts::compile`]: super::compile::Facts::compile
     pub(super) workload: Arc<Workload>,
@@ -91,6 +91,19 @@ pub(super) struct EndpointFacts {
     pub(super) addresses: Vec<IpAddr>,
     /// Namespace and name of the pod it is said to be.
     pub(super) pod: Option<(Arc<str>, Arc<str>)>,
+}
+
+/// A PeerAuthentication. A mode of `None` is left to a policy of a wider scope.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct PeerAuthenticationFacts {
+    /// The labels of the workloads it speaks for; without any, all of its namespace, or of the
+    /// mesh.
+    pub(super) selector: BTreeMap<String, String>,
+    pub(super) mode: Option<MutualTlsMode>,
+    /// By ports of the workload.
+    pub(super) ports: BTreeMap<u16, Option<MutualTlsMode>>,
+    /// Unix time; 0 where nobody noted it.
+    pub(super) created: i64,
 }
 
 impl Mode {

@@ -14,7 +14,7 @@ use super::{
     object::named,
     watch::Watch,
 };
-use crate::mesh::{Snapshot, SnapshotStore, TrustDomain};
+use crate::mesh::{RootNamespace, Snapshot, SnapshotStore, TrustDomain};
 
 /// Keeps a [`SnapshotStore`] what a directory of Kubernetes YAML says; until it is dropped.
 ///
@@ -37,11 +37,13 @@ impl FileSource {
     pub fn start(
         dir: &Path,
         trust_domain: TrustDomain,
+        root_namespace: RootNamespace,
         store: Arc<SnapshotStore>,
     ) -> Result<Self, ConfigError> {
         let watch =
             Watch::new(dir).map_err(|cause| ConfigError::Watch { dir: dir.to_owned(), cause })?;
-        let loader = Arc::new(Loader { dir: dir.into(), trust_domain, store, watch });
+        let dir = dir.into();
+        let loader = Arc::new(Loader { dir, trust_domain, root_namespace, store, watch });
         loader.load()?;
         let (publish, state) = watch::channel(SourceState::new(Origin::Files));
         Ok(Self { state, following: tokio::spawn(follow(loader, publish)) })
@@ -86,6 +88,7 @@ async fn follow(loader: Arc<Loader>, state: watch::Sender<SourceState>) {
 struct Loader {
     dir: Box<Path>,
     trust_domain: TrustDomain,
+    root_namespace: RootNamespace,
     store: Arc<SnapshotStore>,
     watch: Watch,
 }
@@ -98,7 +101,8 @@ impl Loader {
         let mut problems = Vec::new();
         let files = directory::read(&self.dir, |file| self.watch.file(file), &mut problems)?;
         let former = self.store.load();
-        let (compiled, warnings) = compile(&files, &self.trust_domain, &former, &mut problems);
+        let (compiled, warnings) =
+            compile(&files, &self.trust_domain, &self.root_namespace, &former, &mut problems);
         if !problems.is_empty() {
             problems.sort();
             return Err(ConfigError::Invalid(problems));
@@ -126,12 +130,13 @@ impl Loader {
 pub(super) fn compile(
     files: &[File],
     trust_domain: &TrustDomain,
+    root_namespace: &RootNamespace,
     former: &Snapshot,
     problems: &mut Vec<Problem>,
 ) -> (Compiled, Vec<String>) {
     let manifests = Manifests::read(files, problems);
     let mut facts = manifests.facts(trust_domain, problems);
-    let compiled = facts.compile(former);
+    let compiled = facts.compile(former, root_namespace);
     problems.extend(compiled.conflicts.iter().map(|conflict| manifests.conflict(conflict)));
     let unaddressed = facts.pods.iter().filter(|(_, pod)| pod.addresses.is_empty());
     let unaddressed = unaddressed.map(|((namespace, name), _)| {

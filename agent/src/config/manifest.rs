@@ -20,6 +20,7 @@ use super::{
     directory::File,
     error::{Place, Problem, nearest},
     object::{Object, Text, named},
+    peer_authentication::{self, PeerAuthentication},
     service,
     shared::Shared,
     strict::fit,
@@ -36,16 +37,21 @@ pub(super) struct Manifests {
     pub(super) pods: Vec<Object<Pod>>,
     pub(super) services: Vec<Object<Service>>,
     pub(super) slices: Vec<Object<EndpointSlice>>,
+    pub(super) peer_authentications: Vec<Object<PeerAuthentication>>,
 }
 
-/// Kinds by name, with the one version each is read in.
-const KINDS: [(&str, &str); 6] = [
-    (Namespace::KIND, Namespace::API_VERSION),
-    (ServiceAccount::KIND, ServiceAccount::API_VERSION),
-    (Pod::KIND, Pod::API_VERSION),
-    (Service::KIND, Service::API_VERSION),
-    (EndpointSlice::KIND, EndpointSlice::API_VERSION),
-    ("List", "v1"),
+/// Kinds by name, with the versions each is read in, the one to be written first.
+const KINDS: [(&str, &[&str]); 7] = [
+    (Namespace::KIND, &[Namespace::API_VERSION]),
+    (ServiceAccount::KIND, &[ServiceAccount::API_VERSION]),
+    (Pod::KIND, &[Pod::API_VERSION]),
+    (Service::KIND, &[Service::API_VERSION]),
+    (EndpointSlice::KIND, &[EndpointSlice::API_VERSION]),
+    (
+        PeerAuthentication::KIND,
+        &[PeerAuthentication::API_VERSION, PeerAuthentication::FORMER_API_VERSION],
+    ),
+    ("List", &["v1"]),
 ];
 
 impl Manifests {
@@ -65,6 +71,9 @@ impl Manifests {
             }),
             services: unique(&self.services, problems, |object| service::read(object).map(Some)),
             slices: unique(&self.slices, problems, |slice| service::read_slice(slice, &mut shared)),
+            peer_authentications: unique(&self.peer_authentications, problems, |policy| {
+                peer_authentication::read(policy).map(Some)
+            }),
         }
     }
 
@@ -112,6 +121,7 @@ impl Manifests {
             Ok("Pod") => source.keep(&mut self.pods, problems, &["spec"]),
             Ok("Service") => source.keep(&mut self.services, problems, &["spec"]),
             Ok("EndpointSlice") => source.keep(&mut self.slices, problems, &["addressType"]),
+            Ok("PeerAuthentication") => source.keep(&mut self.peer_authentications, problems, &[]),
             // `KINDS` has no other name left.
             Ok(_list) => self.add_items(source, problems),
             Err(problem) => problems.push(problem),
@@ -160,9 +170,9 @@ impl Text {
         let (version, kind) = (required("apiVersion")?, required("kind")?);
         let unsupported = |field, what: String| self.problem(&[Step::Field(field)], what);
         match KINDS.iter().find(|(name, _)| *name == kind) {
-            Some((_, expected)) if *expected == version => Ok(kind),
+            Some((_, versions)) if versions.contains(&version) => Ok(kind),
             // `Service` is a name other API groups use for things of their own.
-            Some((_, expected)) if group(version) == group(expected) => {
+            Some((_, [expected, ..])) if group(version) == group(expected) => {
                 Err(unsupported("apiVersion", format!("{version} is no version of {kind}"))
                     .hint(format!("write apiVersion: {expected}")))
             }
@@ -269,5 +279,5 @@ fn group(version: &str) -> &str {
 }
 
 fn supported() -> String {
-    KINDS.map(|(kind, version)| format!("{kind} ({version})")).join(", ")
+    KINDS.map(|(kind, versions)| format!("{kind} ({})", versions[0])).join(", ")
 }

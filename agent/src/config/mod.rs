@@ -15,6 +15,7 @@ pub mod files;
 pub mod kube;
 mod manifest;
 mod object;
+mod peer_authentication;
 mod protocol;
 mod service;
 mod shared;

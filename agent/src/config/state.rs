@@ -37,6 +37,8 @@ pub struct WatchState {
     pub kind: &'static str,
     /// Whether it is up.
     pub connected: bool,
+    /// The server does not have the kind, which is not installed. It is asked again now and then.
+    pub absent: bool,
     /// When the server last said something, bookmarks included; `None` before it ever did.
     pub heard_at: Option<SystemTime>,
     /// How often it had to start again because of an error.
@@ -57,6 +59,7 @@ impl SourceState {
         let watch = |&kind| WatchState {
             kind,
             connected: false,
+            absent: false,
             heard_at: None,
             restarts: 0,
             lists: 0,

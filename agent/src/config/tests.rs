@@ -5,7 +5,9 @@ use std::{net::IpAddr, path::Path, sync::Arc};
 use proptest::prelude::*;
 
 use super::{directory::File, files::compile};
-use crate::mesh::{AppProtocol, Destination, Service, Snapshot, TrustDomain, Workload};
+use crate::mesh::{
+    AppProtocol, Destination, RootNamespace, Service, Snapshot, TrustDomain, Workload,
+};
 
 /// The snapshot of one file, or the problems in it, one a line.
 fn load(text: &str) -> Result<Snapshot, String> {
@@ -16,7 +18,8 @@ fn load_after(text: &str, former: &Snapshot) -> Result<(Snapshot, Vec<String>), 
     let file = File { path: Path::new("mesh.yaml").into(), text: text.to_owned() };
     let mut problems = Vec::new();
     let trust_domain = TrustDomain::default();
-    let (compiled, warnings) = compile(&[file], &trust_domain, former, &mut problems);
+    let root = RootNamespace::default();
+    let (compiled, warnings) = compile(&[file], &trust_domain, &root, former, &mut problems);
     if problems.is_empty() {
         return Ok((compiled.snapshot(trust_domain, former.version + 1), warnings));
     }

@@ -52,6 +52,7 @@ pub(super) fn read(
         ips: if host_network { Vec::new() } else { addresses.clone() },
         principal: shared.principal(principal(pod, trust_domain)?),
         meshed: mode == Some(Mode::Ambient) && !host_network,
+        mtls: Arc::default(),
         starts: starts(pod),
         netns: netns(pod)?,
         resource_attributes: meta

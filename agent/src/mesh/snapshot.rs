@@ -44,6 +44,14 @@ impl Snapshot {
         &self.workloads
     }
 
+    /// Whether a pod that is in `former` too accepts something else here.
+    pub(super) fn asks_otherwise(&self, former: &Self) -> bool {
+        self.workloads.iter().any(|workload| {
+            let same = workload.ips.first().and_then(|ip| former.workload(*ip));
+            same.is_some_and(|same| same.mtls != workload.mtls)
+        })
+    }
+
     /// Every Service.
     pub fn services(&self) -> &[Arc<Service>] {
         &self.services

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, fmt, net::IpAddr, path::PathBuf, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
-use super::Principal;
+use super::{MutualTls, Principal};
 
 /// Label of namespaces and pods: whether they belong to the mesh, as Istio has it.
 pub const DATAPLANE_MODE: &str = "istio.io/dataplane-mode";
@@ -82,6 +82,10 @@ pub struct Workload {
     /// Whether namespace and pod labels ask for the mesh (`istio.io/dataplane-mode`), and the
     /// pod does not use the host's network.
     pub meshed: bool,
+    /// What it accepts on its ports. Settled by policies together with the rest of the mesh, and
+    /// never saved without those.
+    #[serde(skip)]
+    pub mtls: Arc<MutualTls>,
     /// How often its containers have started so far. A change tells that the pod's network
     /// namespace may be there now, or be another one.
     pub starts: u32,

@@ -12,7 +12,7 @@ use tokio::{
     time::{Instant, sleep, sleep_until},
 };
 
-use super::{CAPTURE, CONFIGURATION, IDENTITY};
+use super::{CAPTURE, CONFIGURATION, IDENTITY, events::Events};
 use crate::{
     admin::{self, Readiness},
     capture::{Capture, CaptureError, EnrolledPod, Netns, Sandboxes},
@@ -28,6 +28,9 @@ use crate::{
 /// address a moment later.
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(30));
 
+/// A pod that is not captured for so long is no event: while it starts, much is not there yet.
+const TRIFLE: Duration = Duration::from_secs(2);
+
 /// How often the captured pods' namespaces are looked at: one that is made anew under the same
 /// path is no event anywhere.
 const LOOK: Duration = Duration::from_secs(1);
@@ -37,6 +40,7 @@ pub(super) struct Enrolment {
     node: String,
     capture: Arc<Capture>,
     proxy: Arc<Proxy>,
+    events: Events,
     pods: Mutex<BTreeMap<PodUid, State>>,
     /// The namespaces of pods that the container runtime told of, as this process sees them.
     expected: Mutex<BTreeMap<PodUid, PathBuf>>,
@@ -74,6 +78,9 @@ struct Failed {
     uncertified: bool,
     delay: Duration,
     again: Instant,
+    since: Instant,
+    /// What its owner was told.
+    told: Option<String>,
 }
 
 /// What is to be done about a pod.
@@ -86,11 +93,17 @@ enum Task {
 }
 
 impl Enrolment {
-    pub(super) fn new(node: String, capture: Arc<Capture>, proxy: Arc<Proxy>) -> Arc<Self> {
+    pub(super) fn new(
+        node: String,
+        capture: Arc<Capture>,
+        proxy: Arc<Proxy>,
+        events: Events,
+    ) -> Arc<Self> {
         Arc::new(Self {
             node,
             capture,
             proxy,
+            events,
             pods: Mutex::default(),
             expected: Mutex::default(),
             progress: watch::Sender::default(),
@@ -188,6 +201,7 @@ impl Enrolment {
             uid: workload.uid.to_string(),
             ips: workload.ips.clone(),
             principal: workload.principal.to_string(),
+            mutual_tls: workload.mtls.to_string(),
             error: error.map(str::to_owned),
         };
         self.pods()
@@ -239,7 +253,14 @@ impl Enrolment {
                 continue;
             }
             let state = match self.enroll(workload, netns).await {
-                Ok(captured) => State::Captured(captured),
+                Ok(captured) => {
+                    if let Some(State::Failed(Failed { told: Some(_), .. })) =
+                        self.pods().get(&workload.uid)
+                    {
+                        self.events.captured_at_last(workload);
+                    }
+                    State::Captured(captured)
+                }
                 Err(error) => State::Failed(self.failed(workload, &error)),
             };
             self.pods().insert(workload.uid.clone(), state);
@@ -311,9 +332,11 @@ impl Enrolment {
     fn failed(&self, workload: &Arc<Workload>, error: &anyhow::Error) -> Failed {
         let uncertified = error.is::<IdentityError>();
         let error = format!("{error:#}");
-        let (mut delay, mut is_news) = (RETRY.0, true);
+        let now = Instant::now();
+        let (mut delay, mut is_news, mut since, mut told) = (RETRY.0, true, now, None);
         if let Some(State::Failed(former)) = self.pods().get(&workload.uid) {
             is_news = former.error != error;
+            (since, told) = (former.since, former.told.clone());
             if *former.workload == **workload {
                 delay = (former.delay * 2).min(RETRY.1);
             }
@@ -321,8 +344,12 @@ impl Enrolment {
         if is_news {
             tracing::warn!(pod = name_of(workload), error, "could not capture a pod");
         }
-        let again = Instant::now() + delay;
-        Failed { workload: workload.clone(), error, uncertified, delay, again }
+        if since.elapsed() > TRIFLE && told.as_ref() != Some(&error) {
+            self.events.not_captured(workload, &error);
+            told = Some(error.clone());
+        }
+        let again = now + delay;
+        Failed { workload: workload.clone(), error, uncertified, delay, again, since, told }
     }
 
     async fn enroll(

@@ -5,6 +5,7 @@
 
 mod descriptors;
 mod enrolment;
+mod events;
 mod new_pods;
 mod observe;
 
@@ -13,16 +14,17 @@ use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 use anyhow::Context;
 use tokio_util::task::AbortOnDropHandle;
 
+use self::events::Events;
 use crate::{
     admin::Readiness,
-    capture::{self, Capture, CaptureOptions, UnknownPods},
+    capture::{self, Capture, CaptureOptions, NodeSockets, UnknownPods},
     config::{ConfigError, Source, files::FileSource, kube::KubeSource},
     identity::{
         CertificateSource, IdentityStore, SelfSignedCa,
         istio::{IstioCa, IstioCaOptions},
     },
-    mesh::{SnapshotStore, TrustDomain},
-    proxy::{Drain, LocalPods, Proxy},
+    mesh::{RootNamespace, SnapshotStore, TrustDomain},
+    proxy::{Admissions, Drain, LocalPods, Proxy},
     signals::Signals,
     telemetry::{Telemetry, TelemetryOptions},
 };
@@ -39,8 +41,10 @@ pub struct Options {
     pub nri_socket: Option<PathBuf>,
     pub node_name: String,
     pub trust_domain: TrustDomain,
+    pub root_namespace: RootNamespace,
     pub ca: CaOptions,
     pub cgroup: Option<PathBuf>,
+    pub node_netns: Option<PathBuf>,
     pub bpffs: PathBuf,
     pub unknown_pods: UnknownPods,
     pub force_tunnel: bool,
@@ -82,7 +86,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let readiness = Readiness::waiting_for([CAPTURE, IDENTITY, CONFIGURATION]);
 
     let snapshots = Arc::new(SnapshotStore::default());
-    let source = source(&options, &snapshots).await?;
+    let (source, events) = source(&options, &snapshots).await?;
 
     let ca = certificate_source(options.ca, &options.trust_domain)?;
     let identity = IdentityStore::new(ca, options.trust_domain.clone());
@@ -90,6 +94,8 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         sampling: options.trace_sampling,
         ..TelemetryOptions::from_env()?
     })?;
+    let node_netns = options.node_netns.as_deref();
+    let node_sockets = NodeSockets::open(node_netns, options.cgroup.as_deref())?;
     let capture = Arc::new(Capture::start(&CaptureOptions {
         cgroup: options.cgroup,
         bpffs: options.bpffs,
@@ -101,9 +107,12 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         telemetry,
         pods: LocalPods::default(),
         drain: Drain::default(),
+        node_sockets: Arc::new(node_sockets),
+        admissions: Admissions::default(),
         force_tunnel: options.force_tunnel,
     });
-    let enrolment = enrolment::Enrolment::new(options.node_name.clone(), capture, proxy.clone());
+    let enrolment =
+        enrolment::Enrolment::new(options.node_name.clone(), capture, proxy.clone(), events);
     let source_state = source.state();
     let runtime = match (options.nri_socket, &source) {
         (Some(socket), Source::Kube(source)) => {
@@ -164,15 +173,25 @@ fn certificate_source(
     })
 }
 
-/// Starts what snapshots come from: a directory, or without one the API server.
-async fn source(options: &Options, store: &Arc<SnapshotStore>) -> Result<Source, ConfigError> {
+/// Starts what snapshots come from: a directory, or without one the API server, which is told of
+/// pods' troubles then.
+async fn source(
+    options: &Options,
+    store: &Arc<SnapshotStore>,
+) -> Result<(Source, Events), ConfigError> {
     let (trust_domain, store) = (options.trust_domain.clone(), store.clone());
+    let root_namespace = options.root_namespace.clone();
     match &options.config_dir {
-        Some(dir) => FileSource::start(dir, trust_domain, store).map(Source::Files),
+        Some(dir) => {
+            let source = FileSource::start(dir, trust_domain, root_namespace, store)?;
+            Ok((Source::Files(source), Events::default()))
+        }
         None => {
             let client = KubeSource::client().await?;
-            let source = KubeSource::start(client, trust_domain, &options.state_dir, store);
-            Ok(Source::Kube(source))
+            let events = Events::start(client.clone(), options.node_name.clone());
+            let dir = &options.state_dir;
+            let source = KubeSource::start(client, trust_domain, root_namespace, dir, store);
+            Ok((Source::Kube(source), events))
         }
     }
 }

@@ -10,7 +10,7 @@ use crate::{
     admin::{self, AdminError, Readiness, Status, text},
     config::{Origin, Source, WatchState},
     proxy::Proxy,
-    telemetry::{Kind, Reading},
+    telemetry::{Failure, Kind, Reading},
 };
 
 /// The parts of the agent that can be looked at.
@@ -110,6 +110,7 @@ impl Observed {
                 ..gauge("sluice_pods", "Pods of this node that belong to the mesh", count as f64)
             });
         }
+        readings.extend(self.admissions());
         let (issued, failed) = self.proxy.identity.requests();
         for (outcome, count) in [("issued", issued), ("failed", failed)] {
             readings.push(Reading {
@@ -128,6 +129,27 @@ impl Observed {
             });
         }
         readings
+    }
+
+    /// What policy decided.
+    fn admissions(&self) -> impl Iterator<Item = Reading> {
+        let admissions = &self.proxy.admissions;
+        let reason = Failure::MutualTlsRequired.as_str();
+        let refused = admissions.refused().map(move |(client, count)| Reading {
+            name: "sluice_connections_refused_total",
+            help: "Connections that policy refused or cut, and what the client was taken for",
+            kind: Kind::Counter,
+            labels: vec![("reason", reason.to_owned()), ("client", client.to_owned())],
+            value: count as f64,
+        });
+        let probes = Reading {
+            name: "sluice_probe_connections_total",
+            help: "Connections of the node itself let in although they are plaintext",
+            kind: Kind::Counter,
+            labels: Vec::new(),
+            value: admissions.probes() as f64,
+        };
+        refused.chain([probes])
     }
 
     fn current(&self) -> Status {
@@ -181,10 +203,14 @@ impl Observed {
 fn watch(watch: &WatchState) -> [Reading; 4] {
     let labelled = |reading| Reading { labels: vec![("kind", watch.kind.to_owned())], ..reading };
     let counter = |name, help, value| Reading { kind: Kind::Counter, ..gauge(name, help, value) };
-    let up = if watch.connected { 1.0 } else { 0.0 };
+    let up = if watch.connected || watch.absent { 1.0 } else { 0.0 };
     let heard = watch.heard_at.map_or(0.0, unix);
     [
-        labelled(gauge("sluice_watch_up", "1 while the API server is being watched", up)),
+        labelled(gauge(
+            "sluice_watch_up",
+            "1 while the API server is being watched, or lacks the kind",
+            up,
+        )),
         labelled(gauge(
             "sluice_watch_heard_seconds",
             "When the API server last said something, Unix time; about every minute it does",
@@ -208,6 +234,7 @@ fn described(watch: WatchState) -> admin::Watch {
     admin::Watch {
         kind: watch.kind.to_owned(),
         connected: watch.connected,
+        absent: watch.absent,
         age_seconds: age.map(|age| age.as_secs()),
         restarts: watch.restarts,
         lists: watch.lists,

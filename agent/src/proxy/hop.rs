@@ -3,7 +3,9 @@
 use std::{net::SocketAddr, sync::Arc};
 
 use super::{LocalPod, Proxy};
-use crate::mesh::{AppProtocol, Destination, Endpoint, Principal, Service, Workload};
+use crate::mesh::{
+    AppProtocol, Destination, Endpoint, MutualTlsMode, Principal, Service, Workload,
+};
 
 /// One chosen endpoint.
 #[derive(Clone)]
@@ -25,7 +27,7 @@ pub enum Way {
     SameNode(Arc<LocalPod>),
     /// An enrolled pod elsewhere: through HBONE, to exactly this identity.
     Tunnel(Principal),
-    /// Not in the mesh: plaintext, from the pod's own address.
+    /// Not in the mesh, or in it with mutual TLS disabled: plaintext, from the pod's own address.
     Plain,
 }
 
@@ -74,6 +76,7 @@ impl Hop {
         let way = match &workload {
             Some(workload) if workload.meshed => match proxy.pods.at(address.ip()) {
                 Some(pod) if !proxy.force_tunnel => Way::SameNode(pod),
+                _ if workload.mtls.on(address.port()).mode == MutualTlsMode::Disable => Way::Plain,
                 _ => Way::Tunnel(workload.principal.clone()),
             },
             _ => Way::Plain,

@@ -7,6 +7,7 @@ use tokio::net::TcpStream;
 
 use super::{
     CONNECT_TIMEOUT, HBONE_PORT, Io, LocalPod, Proxy,
+    admission::{Admitted, Denied, Standing, admit},
     detect::{Detected, detect},
     exchange::{Refusal, exchange},
     io,
@@ -147,12 +148,59 @@ impl Door {
     }
 }
 
-/// Carries one connection to the application, by what its port is declared to speak.
+/// Carries one connection to the application, if policy lets it in.
 async fn carry(proxy: Arc<Proxy>, pod: Arc<LocalPod>, arrival: Arrival, door: Door) {
+    match admit(&proxy, &pod, &arrival).await {
+        Ok(Admitted::Traffic(standing)) => traffic(proxy, pod, arrival, door, standing).await,
+        Ok(Admitted::Probe) => probe(&proxy, &pod, &arrival, door).await,
+        Err(denied) if denied.is_of_nobody() => {
+            tracing::debug!(client = %arrival.client, app = %arrival.app, error = %denied,
+                "inbound connection refused");
+            door.refuse(StatusCode::FORBIDDEN);
+        }
+        Err(denied) => {
+            let why = denied.to_string();
+            tracing::info!(
+                client = %arrival.client, app = %arrival.app, error = why,
+                "inbound connection refused"
+            );
+            let span = proxy.telemetry.connection(&arrival.flow(&proxy, &pod), door.headers());
+            door.refuse(StatusCode::FORBIDDEN);
+            span.refuse(0, 0, Failure::MutualTlsRequired, &why);
+        }
+    }
+}
+
+/// Carries a connection of the node itself, without a look into it and without a span.
+async fn probe(proxy: &Proxy, pod: &LocalPod, arrival: &Arrival, door: Door) {
+    let app = match dial(pod, arrival).await {
+        Ok(app) => app,
+        Err(refusal) => {
+            tracing::debug!(app = %arrival.app, error = %refusal.message, "a probe failed");
+            return door.refuse(refusal.status);
+        }
+    };
+    match door.open() {
+        Ok(client) => {
+            relay(client, Io::Tcp(app), Early::default(), pod.cut(&proxy.drain)).await;
+        }
+        Err(_) => io::reset(&app),
+    }
+}
+
+/// Carries one connection to the application, by what its port is declared to speak, and for as
+/// long as policy allows it.
+async fn traffic(
+    proxy: Arc<Proxy>,
+    pod: Arc<LocalPod>,
+    arrival: Arrival,
+    door: Door,
+    mut standing: Standing,
+) {
     let protocol = proxy.snapshots.load().serving(arrival.app).map(|(_, port)| port.protocol);
     if matches!(protocol, Some(AppProtocol::Http | AppProtocol::Http2)) {
         if let Ok(client) = door.open() {
-            requests(proxy, pod, arrival, client).await;
+            requests(proxy, pod, arrival, client, standing).await;
         }
         return;
     }
@@ -176,7 +224,16 @@ async fn carry(proxy: Arc<Proxy>, pod: Arc<LocalPod>, arrival: Arrival, door: Do
     let early = if protocol == Some(AppProtocol::Opaque) {
         Early::default()
     } else {
-        match detect(&mut client, &mut app).await {
+        let detected = tokio::select! {
+            detected = detect(&mut client, &mut app) => detected,
+            denied = standing.revoked(&proxy, &pod, &arrival) => {
+                io::reset(&app);
+                client.abort();
+                let why = cut(&arrival, &denied);
+                return span.refuse(0, 0, Failure::MutualTlsRequired, &why);
+            }
+        };
+        match detected {
             Ok(Detected { protocol: Protocol::Opaque, early }) => early,
             Ok(Detected { protocol, early }) => {
                 // What the connection carries is recorded request by request from here on.
@@ -187,7 +244,7 @@ async fn carry(proxy: Arc<Proxy>, pod: Arc<LocalPod>, arrival: Arrival, door: Do
                     return client.abort();
                 }
                 let client = Prefixed::new(early.from_client, client);
-                return requests(proxy, pod, arrival, client).await;
+                return requests(proxy, pod, arrival, client, standing).await;
             }
             Err(side) => {
                 io::reset(&app);
@@ -197,9 +254,33 @@ async fn carry(proxy: Arc<Proxy>, pod: Arc<LocalPod>, arrival: Arrival, door: Do
         }
     };
     span.opaque();
-    let Outcome { sent, received, failure } =
-        relay(client, Io::Tcp(app), early, pod.cut(&proxy.drain)).await;
-    span.finish(sent, received, failure);
+    let mut denied = None;
+    let end = async {
+        tokio::select! {
+            why = pod.cut(&proxy.drain) => why,
+            why = standing.revoked(&proxy, &pod, &arrival) => {
+                denied = Some(why);
+                Failure::MutualTlsRequired
+            }
+        }
+    };
+    let Outcome { sent, received, failure } = relay(client, Io::Tcp(app), early, end).await;
+    match denied {
+        Some(denied) => {
+            let why = cut(&arrival, &denied);
+            span.refuse(sent, received, Failure::MutualTlsRequired, &why);
+        }
+        None => span.finish(sent, received, failure),
+    }
+}
+
+/// Notes that a connection ends because policy does not allow it any more; in words.
+fn cut(arrival: &Arrival, denied: &Denied) -> String {
+    let why = denied.to_string();
+    tracing::info!(
+        client = %arrival.client, app = %arrival.app, error = why, "inbound connection cut"
+    );
+    why
 }
 
 /// Dials the application as the client, under a span of the server's side.
@@ -242,12 +323,20 @@ async fn requests(
     pod: Arc<LocalPod>,
     arrival: Arrival,
     client: impl web::Stream,
+    mut standing: Standing,
 ) {
     let drain = proxy.drain.started().clone();
     let flow = arrival.flow(&proxy, &pod);
-    let handler = Requests { proxy, pod, arrival, flow };
-    if let Err(error) = web::serve(client, Arc::new(handler), &drain).await {
-        tracing::debug!(%error, "an inbound HTTP connection ended");
+    let handler = Arc::new(Requests { proxy, pod, arrival, flow });
+    let Requests { proxy, pod, arrival, .. } = &*handler;
+    tokio::select! {
+        served = web::serve(client, handler.clone(), &drain) => {
+            if let Err(error) = served {
+                tracing::debug!(%error, "an inbound HTTP connection ended");
+            }
+        }
+        // Requests under way end with it, and their spans say so.
+        denied = standing.revoked(proxy, pod, arrival) => drop(cut(arrival, &denied)),
     }
 }
 

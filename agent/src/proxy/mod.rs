@@ -5,6 +5,7 @@
 //! [`crate::http`] and [`crate::tunnel`]; what the mesh looks like comes from one
 //! [`crate::mesh::Snapshot`] a decision.
 
+mod admission;
 mod detect;
 mod drain;
 mod exchange;
@@ -17,6 +18,7 @@ mod relay;
 
 use std::{sync::Arc, time::Duration};
 
+pub use admission::Admissions;
 pub use drain::Drain;
 pub use hop::{Hop, NoEndpoint, Way};
 pub use io::Io;
@@ -43,6 +45,10 @@ pub struct Proxy {
     pub pods: LocalPods,
     /// Every open connection.
     pub drain: Drain,
+    /// Tells the node's own connections from others.
+    pub node_sockets: Arc<capture::NodeSockets>,
+    /// What policy decided.
+    pub admissions: Admissions,
     /// Tunnel between pods of one node too, instead of handing over in this process.
     pub force_tunnel: bool,
 }

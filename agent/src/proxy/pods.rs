@@ -68,7 +68,7 @@ impl LocalPod {
     }
 
     /// HTTP connections to servers that have proved to be `peer`, or in plaintext to servers
-    /// outside the mesh. Kept apart: a server that joins the mesh, or an address that becomes
+    /// outside the mesh, or without mutual TLS. Kept apart: a server that joins the mesh, or an address that becomes
     /// somebody else's, must not be asked on a connection from before.
     pub fn outbound(&self, peer: Option<&Principal>) -> Arc<Pool> {
         self.outbound.pin().get_or_insert_with(peer.cloned(), Arc::default).clone()

@@ -92,6 +92,8 @@ pub enum Failure {
     ResetLocal,
     /// Policy said no.
     AuthzDenied,
+    /// It came in plaintext, which the workload does not accept.
+    MutualTlsRequired,
     /// The Service has no ready endpoint.
     NoHealthyUpstream,
     /// The agent ended before the connection did.
@@ -110,6 +112,7 @@ impl Failure {
             Failure::ResetRemote => "reset_remote",
             Failure::ResetLocal => "reset_local",
             Failure::AuthzDenied => "authz_denied",
+            Failure::MutualTlsRequired => "mutual_tls_required",
             Failure::NoHealthyUpstream => "no_healthy_upstream",
             Failure::DrainTimeout => "drain_timeout",
             Failure::PodLeft => "pod_left",
@@ -124,7 +127,7 @@ impl Failure {
             Failure::Timeout => "UT",
             Failure::ResetRemote => "UC",
             Failure::ResetLocal => "DC",
-            Failure::AuthzDenied => "DENY",
+            Failure::AuthzDenied | Failure::MutualTlsRequired => "DENY",
             Failure::NoHealthyUpstream => "UH",
             Failure::DrainTimeout => "DT",
             Failure::PodLeft => "LR",

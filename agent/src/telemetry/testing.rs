@@ -36,6 +36,7 @@ pub(super) fn workload(name: &str) -> Workload {
         ),
         principal: principal(name),
         meshed: true,
+        mtls: Arc::default(),
         starts: 1,
         netns: None,
         resource_attributes: BTreeMap::new(),

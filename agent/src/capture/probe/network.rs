@@ -2,7 +2,7 @@
 
 use std::{
     fs, io,
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream},
     os::fd::AsFd,
     time::Duration,
 };
@@ -26,6 +26,7 @@ use crate::capture::{
     netlink::Netlink,
     netns::Netns,
     routing::{self, Settings},
+    sock_diag,
     sockets::{BACKLOG, canonical, transparent_listener},
 };
 
@@ -68,6 +69,7 @@ pub(super) fn probe(
     });
     let there = |(): &()| "listen and dial with any address".into();
     area.need("transparent sockets", sockets, there, "CAP_NET_ADMIN in the pod's user namespace");
+    node_sockets(area, &inside("ask for a socket by its four-tuple", own_socket_is_found));
     let routed = inside("route by mark", || routing::divert(&[]));
     area.need("policy routing", routed, |()| "by mark".into(), ROUTING);
     let settings = inside("set network settings", || {
@@ -94,6 +96,31 @@ pub(super) fn probe(
     }
     let setting = |path: &str| netns.run(|| fs::read_to_string(path));
     defaults(area, setting);
+}
+
+/// How the kubelet's connections are told from others.
+fn node_sockets(area: &mut Area<'_>, asked: &Result<(), CaptureError>) {
+    const NAME: &str = "sock_diag";
+    match asked {
+        Ok(()) => area.ok(NAME, "tells the kubelet's probes from other plaintext"),
+        Err(error) => area.falls_back(
+            NAME,
+            format!(
+                "{error}: probes of pods that insist on mutual TLS are refused (hint: a kernel \
+                 with CONFIG_INET_DIAG and CONFIG_INET_TCP_DIAG; `modprobe tcp_diag`)"
+            ),
+        ),
+    }
+}
+
+/// Asks for one end of a connection within the namespace.
+fn own_socket_is_found() -> io::Result<()> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+    let client = TcpStream::connect_timeout(&listener.local_addr()?, PATIENCE)?;
+    match sock_diag::find(client.local_addr()?, client.peer_addr()?)? {
+        Some(found) if found.is_open => Ok(()),
+        other => Err(io::Error::other(format!("an open socket was answered with {other:?}"))),
+    }
 }
 
 /// What pods that do not choose get, and how capture is with it.

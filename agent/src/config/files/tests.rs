@@ -31,6 +31,10 @@ struct Running {
     _parent: TempDir,
 }
 
+fn start(dir: &Path, store: Arc<SnapshotStore>) -> Result<FileSource, ConfigError> {
+    FileSource::start(dir, TrustDomain::default(), RootNamespace::default(), store)
+}
+
 /// Starts a source on what `fill` writes into the directory.
 fn running(fill: impl FnOnce(&Path) -> io::Result<()>) -> Running {
     let parent = tempfile::tempdir().unwrap();
@@ -39,7 +43,7 @@ fn running(fill: impl FnOnce(&Path) -> io::Result<()>) -> Running {
     fill(&dir).unwrap();
     let store = Arc::new(SnapshotStore::default());
     let versions = store.subscribe();
-    let source = FileSource::start(&dir, TrustDomain::default(), store.clone()).unwrap();
+    let source = start(&dir, store.clone()).unwrap();
     Running { dir, source, store, versions, _parent: parent }
 }
 
@@ -198,7 +202,7 @@ async fn a_directory_that_cannot_be_read_is_one_line_with_a_hint() {
         (file, "not a directory (hint: name the directory the file is in)"),
     ] {
         let store = Arc::new(SnapshotStore::default());
-        let error = FileSource::start(&dir, TrustDomain::default(), store.clone()).unwrap_err();
+        let error = start(&dir, store.clone()).unwrap_err();
         let error = error.to_string();
         assert!(error.starts_with("cannot read the configuration directory `"), "{error}");
         assert!(error.contains(wanted) && !error.contains('\n'), "{error}");
@@ -214,7 +218,7 @@ async fn a_file_that_cannot_be_read_is_named() {
     unix::fs::symlink("nowhere", path("link.yaml")).unwrap();
     let _socket = UnixListener::bind(path("socket.yaml")).unwrap();
     let store = Arc::new(SnapshotStore::default());
-    let error = FileSource::start(dir.path(), TrustDomain::default(), store).unwrap_err();
+    let error = start(dir.path(), store).unwrap_err();
     let error = error.to_string();
     for wanted in [
         "3 problems\n",

@@ -27,7 +27,7 @@ use crate::{
         object::named,
         state::{Origin, SourceState},
     },
-    mesh::{SnapshotStore, TrustDomain},
+    mesh::{RootNamespace, SnapshotStore, TrustDomain},
 };
 
 /// Changes that follow one another this closely are one change.
@@ -51,6 +51,7 @@ struct Work {
     tables: Tables,
     saved: SavedFacts,
     trust_domain: TrustDomain,
+    root_namespace: RootNamespace,
     store: Arc<SnapshotStore>,
 }
 
@@ -64,10 +65,12 @@ impl Gather {
     pub(super) fn new(
         saved: SavedFacts,
         trust_domain: TrustDomain,
+        root_namespace: RootNamespace,
         store: Arc<SnapshotStore>,
         report: Sender<SourceState>,
     ) -> Self {
-        let work = Work { tables: Tables::default(), saved, trust_domain, store };
+        let tables = Tables::default();
+        let work = Work { tables, saved, trust_domain, root_namespace, store };
         Self { work, report }
     }
 
@@ -131,7 +134,7 @@ impl Work {
     /// Compiles everything and publishes it if it is news.
     fn compile(&mut self) -> Outcome {
         let former = self.store.load();
-        let compiled = self.tables.facts.compile(&former);
+        let compiled = self.tables.facts.compile(&former, &self.root_namespace);
         let mut problems = self.tables.problems();
         problems.extend(compiled.conflicts.iter().map(problem_of));
         let published = former.version == 0 || !compiled.is_in(&former);

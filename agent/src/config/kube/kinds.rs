@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, fmt::Debug};
 
 use k8s_openapi::{
-    Metadata,
+    Metadata, Resource,
     api::{
         core::v1::{Namespace, Pod, Service},
         discovery::v1::EndpointSlice,
@@ -20,8 +20,9 @@ use crate::{
     config::{
         compile::{Facts, Key},
         error::{Place, Problem},
-        facts::{NamespaceFacts, PodFacts, ServiceFacts, SliceFacts},
+        facts::{NamespaceFacts, PeerAuthenticationFacts, PodFacts, ServiceFacts, SliceFacts},
         object::{Object, named},
+        peer_authentication::{self, PeerAuthentication},
         service,
         shared::Shared,
         workload,
@@ -41,6 +42,9 @@ pub(super) trait Kind: Sized + Send + 'static {
 
     /// Its name in URLs.
     const PLURAL: &'static str;
+    /// The versions of the kind that are alike, the one to ask for first. Empty where it is the
+    /// object's own and every server has it; a server may lack all of those that are named.
+    const OPTIONAL_VERSIONS: &'static [&'static str] = &[];
 
     /// What is to be kept of an object, if anything.
     fn read(object: &Object<Self::Object>, reader: &mut Reader) -> Result<Option<Self>, Problem>;
@@ -153,5 +157,25 @@ impl Kind for SliceFacts {
 
     fn change(delta: Delta<Self>) -> Change {
         Change::Slices(delta)
+    }
+}
+
+impl Kind for PeerAuthenticationFacts {
+    type Object = PeerAuthentication;
+
+    const PLURAL: &'static str = PeerAuthentication::URL_PATH_SEGMENT;
+    const OPTIONAL_VERSIONS: &'static [&'static str] =
+        &[PeerAuthentication::API_VERSION, PeerAuthentication::FORMER_API_VERSION];
+
+    fn read(policy: &Object<PeerAuthentication>, _: &mut Reader) -> Result<Option<Self>, Problem> {
+        peer_authentication::read(policy).map(Some)
+    }
+
+    fn table(facts: &mut Facts) -> &mut BTreeMap<Key, Self> {
+        &mut facts.peer_authentications
+    }
+
+    fn change(delta: Delta<Self>) -> Change {
+        Change::PeerAuthentications(delta)
     }
 }

@@ -1,7 +1,7 @@
 //! The source that watches an API server.
 //!
-//! Four watches, for namespaces, pods, Services and EndpointSlices, turn each object into facts as
-//! it arrives and let go of it. Their changes meet in one place, which gathers those that come
+//! Five watches, for namespaces, pods, Services, EndpointSlices and PeerAuthentications, turn each
+//! object into facts as it arrives and let go of it. Their changes meet in one place, which gathers those that come
 //! together, compiles them, publishes the snapshot and now and then saves the facts on the node.
 //! An agent that starts while the API server is gone goes on from there.
 
@@ -26,9 +26,9 @@ use tokio::{
 
 use super::{
     ConfigError, SourceState,
-    facts::{NamespaceFacts, PodFacts, ServiceFacts, SliceFacts},
+    facts::{NamespaceFacts, PeerAuthenticationFacts, PodFacts, ServiceFacts, SliceFacts},
 };
-use crate::mesh::{SnapshotStore, TrustDomain};
+use crate::mesh::{RootNamespace, SnapshotStore, TrustDomain};
 pub use addresses::PodAddresses;
 use gather::Gather;
 use kinds::{Kind, Reader};
@@ -69,22 +69,23 @@ impl KubeSource {
     pub fn start(
         client: Client,
         trust_domain: TrustDomain,
+        root_namespace: RootNamespace,
         state_dir: &Path,
         store: Arc<SnapshotStore>,
     ) -> Self {
-        let kinds =
-            [NamespaceFacts::PLURAL, PodFacts::PLURAL, ServiceFacts::PLURAL, SliceFacts::PLURAL];
-        let (report, state) = tokio::sync::watch::channel(SourceState::watching(&kinds));
+        let (report, state) = tokio::sync::watch::channel(SourceState::watching(&tables::KINDS));
         let (changes, arriving) = mpsc::channel(CHANGES);
         let mut following = JoinSet::new();
         let saved = SavedFacts::new(state_dir, trust_domain.clone());
-        let gather = Gather::new(saved, trust_domain.clone(), store, report.clone());
+        let gather =
+            Gather::new(saved, trust_domain.clone(), root_namespace, store, report.clone());
         following.spawn(gather.run(arriving));
         let watching = Watching { client, trust_domain, changes: changes.clone(), report };
         following.spawn(watching.of::<NamespaceFacts>(0));
         following.spawn(watching.of::<PodFacts>(1));
         following.spawn(watching.of::<ServiceFacts>(2));
         following.spawn(watching.of::<SliceFacts>(3));
+        following.spawn(watching.of::<PeerAuthenticationFacts>(4));
         Self { state, changes, _following: following }
     }
 

@@ -14,13 +14,13 @@ use serde::{Deserialize, Serialize};
 use crate::{
     config::{
         compile::{Facts, Key},
-        facts::{NamespaceFacts, PodFacts, ServiceFacts, SliceFacts},
+        facts::{NamespaceFacts, PeerAuthenticationFacts, PodFacts, ServiceFacts, SliceFacts},
     },
     mesh::TrustDomain,
 };
 
 /// Counts up when the form changes: what another version wrote is not guessed at.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 /// Where the facts are saved, and for which mesh.
 #[derive(Clone, Debug)]
@@ -31,7 +31,7 @@ pub(super) struct SavedFacts {
 
 /// The file.
 #[derive(Deserialize, Serialize)]
-struct Saved<N, P, S, E> {
+struct Saved<N, P, S, E, A> {
     format: u32,
     /// Identities hold it, so that the facts are of use in this one only.
     trust_domain: String,
@@ -41,6 +41,7 @@ struct Saved<N, P, S, E> {
     pods: P,
     services: S,
     slices: E,
+    peer_authentications: A,
 }
 
 type Read = Saved<
@@ -48,6 +49,7 @@ type Read = Saved<
     Vec<(Key, PodFacts)>,
     Vec<(Key, ServiceFacts)>,
     Vec<(Key, SliceFacts)>,
+    Vec<(Key, PeerAuthenticationFacts)>,
 >;
 
 /// What is read first, to see whether the rest can be.
@@ -92,6 +94,7 @@ impl SavedFacts {
             pods: saved.pods.into_iter().collect(),
             services: saved.services.into_iter().collect(),
             slices: saved.slices.into_iter().collect(),
+            peer_authentications: saved.peer_authentications.into_iter().collect(),
         };
         Ok(Some((facts, SystemTime::UNIX_EPOCH + Duration::from_secs(saved.saved_at))))
     }
@@ -110,6 +113,7 @@ impl SavedFacts {
             pods: listed(&facts.pods),
             services: listed(&facts.services),
             slices: listed(&facts.slices),
+            peer_authentications: listed(&facts.peer_authentications),
         };
         let file =
             File::options().write(true).create(true).truncate(true).mode(0o600).open(&draft)?;

@@ -10,10 +10,19 @@ use crate::{
     config::{
         compile::{Facts, Key},
         error::Problem,
-        facts::{NamespaceFacts, PodFacts, ServiceFacts, SliceFacts},
+        facts::{NamespaceFacts, PeerAuthenticationFacts, PodFacts, ServiceFacts, SliceFacts},
     },
     mesh::PodUid,
 };
+
+/// The kinds that are watched.
+pub(super) const KINDS: [&str; 5] = [
+    NamespaceFacts::PLURAL,
+    PodFacts::PLURAL,
+    ServiceFacts::PLURAL,
+    SliceFacts::PLURAL,
+    PeerAuthenticationFacts::PLURAL,
+];
 
 /// What an object comes to: facts, nothing the mesh needs to know of, or a problem.
 pub(super) type Verdict<F> = Result<Option<F>, Problem>;
@@ -49,6 +58,7 @@ pub(super) enum Change {
     Pods(Delta<PodFacts>),
     Services(Delta<ServiceFacts>),
     Slices(Delta<SliceFacts>),
+    PeerAuthentications(Delta<PeerAuthenticationFacts>),
     /// The addresses of a pod, from elsewhere; none when it ends.
     Addresses(PodUid, Vec<IpAddr>),
 }
@@ -78,6 +88,7 @@ impl Tables {
             }
             Change::Services(delta) => self.apply_to(delta),
             Change::Slices(delta) => self.apply_to(delta),
+            Change::PeerAuthentications(delta) => self.apply_to(delta),
             Change::Addresses(uid, ips) => {
                 self.given.note(uid, ips, self.facts.pods.values_mut());
             }
@@ -86,9 +97,7 @@ impl Tables {
 
     /// Whether every kind was listed.
     pub(super) fn are_complete(&self) -> bool {
-        let kinds =
-            [NamespaceFacts::PLURAL, PodFacts::PLURAL, ServiceFacts::PLURAL, SliceFacts::PLURAL];
-        kinds.iter().all(|kind| self.listed.contains(kind))
+        KINDS.iter().all(|kind| self.listed.contains(kind))
     }
 
     /// What is wrong with objects, in the order of kinds and names.

@@ -1,20 +1,22 @@
 //! What is kept of objects, and what becomes of it.
 
+use std::collections::BTreeMap;
+
 use k8s_openapi::api::core::v1::Pod;
 use serde_json::json;
 
 use super::{
     arrival::Arrival,
-    kinds::{Kind, Reader},
+    kinds::Reader,
     saved::SavedFacts,
-    tables::{Change, Delta, Tables, Verdict},
+    tables::{Change, Delta, KINDS, Tables, Verdict},
 };
 use crate::{
     config::{
-        compile::{Claim, Key},
-        facts::{NamespaceFacts, PodFacts, ServiceFacts, SliceFacts},
+        compile::{Claim, Compiled, Key},
+        facts::{PeerAuthenticationFacts, PodFacts},
     },
-    mesh::{PodUid, Snapshot, TrustDomain},
+    mesh::{MutualTlsMode, PodUid, RootNamespace, Snapshot, TrustDomain},
 };
 
 /// A pod of the Deployment `web`, as an API server tells it.
@@ -56,10 +58,15 @@ fn tables(pods: Vec<(Key, Verdict<PodFacts>)>) -> Tables {
     tables.apply(Change::Namespaces(Delta::All(Vec::new())));
     tables.apply(Change::Services(Delta::All(Vec::new())));
     tables.apply(Change::Slices(Delta::All(Vec::new())));
+    tables.apply(Change::PeerAuthentications(Delta::All(Vec::new())));
     assert!(!tables.are_complete());
     tables.apply(Change::Pods(Delta::All(pods)));
     assert!(tables.are_complete());
     tables
+}
+
+fn compile(tables: &mut Tables) -> Compiled {
+    tables.facts.compile(&Snapshot::default(), &RootNamespace::default())
 }
 
 fn names(tables: &Tables) -> Vec<&str> {
@@ -96,7 +103,7 @@ fn a_pod_that_ended_is_gone_and_one_without_address_waits() {
     let starting = pod("a", "10.0.0.1", json!({"status": {"phase": "Pending"}}));
     let key = ("shop".into(), "a".into());
     let mut tables = tables(vec![(key, Ok(Some(facts(starting))))]);
-    let snapshot = tables.facts.compile(&Snapshot::default()).snapshot(TrustDomain::default(), 1);
+    let snapshot = compile(&mut tables).snapshot(TrustDomain::default(), 1);
     assert!(snapshot.workloads().is_empty());
 }
 
@@ -175,7 +182,7 @@ fn an_address_belongs_to_the_pod_made_last() {
     later["metadata"]["creationTimestamp"] = "2026-01-02T03:05:00Z".into();
     let earlier = pod("b", "10.0.0.1", json!({}));
     let mut tables = tables(vec![read(&mut reader, later), read(&mut reader, earlier)]);
-    let compiled = tables.facts.compile(&Snapshot::default());
+    let compiled = compile(&mut tables);
     let [conflict] = compiled.conflicts.as_slice() else { panic!("{compiled:?}") };
     assert_eq!(conflict.claim, Claim::PodAddress("10.0.0.1".parse().unwrap()));
     assert_eq!((&*conflict.owner.1, &*conflict.claimant.1), ("a", "b"));
@@ -191,10 +198,19 @@ fn what_was_saved_is_read_back_in_the_same_mesh_alone() {
     let saved = SavedFacts::new(&state_dir, TrustDomain::default());
     assert!(saved.load().unwrap().is_none());
     let mut reader = Reader::new(TrustDomain::default());
-    let tables = tables(vec![read(&mut reader, pod("a", "10.0.0.1", json!({})))]);
+    let mut tables = tables(vec![read(&mut reader, pod("a", "10.0.0.1", json!({})))]);
+    let strict = PeerAuthenticationFacts {
+        mode: Some(MutualTlsMode::Strict),
+        ports: BTreeMap::from([(8080, None)]),
+        ..PeerAuthenticationFacts::default()
+    };
+    let policy = Delta::Set(("shop".into(), "strict".into()), Ok(Some(strict)));
+    tables.apply(Change::PeerAuthentications(policy));
     saved.save(&tables.facts).unwrap();
     let (facts, _) = saved.load().unwrap().unwrap();
     assert_eq!(facts.pods, tables.facts.pods);
+    assert_eq!(facts.peer_authentications, tables.facts.peer_authentications);
+    assert_eq!(facts.peer_authentications.len(), 1);
     assert_eq!(std::fs::read_dir(&state_dir).unwrap().count(), 1, "no draft is left");
 
     let other = SavedFacts::new(&state_dir, "other.example".parse().unwrap());
@@ -207,7 +223,6 @@ fn what_was_saved_is_read_back_in_the_same_mesh_alone() {
 
 #[test]
 fn every_kind_is_watched_under_its_own_name() {
-    let kinds =
-        [NamespaceFacts::PLURAL, PodFacts::PLURAL, ServiceFacts::PLURAL, SliceFacts::PLURAL];
-    assert_eq!(kinds, ["namespaces", "pods", "services", "endpointslices"]);
+    let kinds = ["namespaces", "pods", "services", "endpointslices", "peerauthentications"];
+    assert_eq!(KINDS, kinds);
 }

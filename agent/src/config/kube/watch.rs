@@ -52,6 +52,8 @@ pub(super) struct Watch<F> {
     reporter: Reporter,
     /// How far it has come; everything is listed where that is not known.
     version: Option<String>,
+    /// Which of the kind's versions is asked for, where it has several.
+    asked_version: usize,
     /// Whether the server may be able to stream a list. Found out by asking.
     streams_lists: bool,
     read: u64,
@@ -73,6 +75,8 @@ enum Broken {
     Gone,
     #[error("lists cannot be streamed: listing in pages")]
     NoStreamedLists,
+    #[error("the API server does not have this version of the kind")]
+    NoSuchVersion,
     #[error("the agent ends")]
     Ended,
 }
@@ -115,6 +119,7 @@ impl<F: Kind> Watch<F> {
             reader,
             reporter,
             version: None,
+            asked_version: 0,
             streams_lists: true,
             read: 0,
             kind: PhantomData,
@@ -124,8 +129,13 @@ impl<F: Kind> Watch<F> {
     /// Watches until nobody listens any more.
     pub(super) async fn follow(mut self) {
         let mut backoff = Backoff::new();
+        let mut versions_lacking = 0;
         loop {
-            let broken = match self.watch_once().await {
+            let result = self.watch_once().await;
+            if !matches!(result, Err(Broken::NoSuchVersion)) {
+                versions_lacking = 0;
+            }
+            let broken = match result {
                 Ok(true) => {
                     backoff.reset();
                     continue;
@@ -138,6 +148,19 @@ impl<F: Kind> Watch<F> {
                     self.streams_lists = false;
                     continue;
                 }
+                Err(Broken::NoSuchVersion) => {
+                    self.version = None;
+                    self.asked_version = (self.asked_version + 1) % F::OPTIONAL_VERSIONS.len();
+                    versions_lacking += 1;
+                    if versions_lacking < F::OPTIONAL_VERSIONS.len() {
+                        continue;
+                    }
+                    versions_lacking = 0;
+                    if self.is_absent().await.is_err() {
+                        return;
+                    }
+                    None
+                }
                 Err(broken) => Some(broken),
             };
             if let Some(broken) = broken {
@@ -148,12 +171,28 @@ impl<F: Kind> Watch<F> {
                         tracing::warn!(kind = F::PLURAL, error, "a watch of the API server broke");
                     }
                     watch.connected = false;
+                    watch.absent = false;
                     watch.restarts += 1;
                     watch.error = Some(error);
                 });
             }
             sleep(backoff.next()).await;
         }
+    }
+
+    /// No version of the kind is there: there are no objects of it, until it is installed.
+    async fn is_absent(&self) -> Result<(), Broken> {
+        let mut is_news = false;
+        self.reporter.heard();
+        self.reporter.change(|watch| {
+            is_news = !watch.absent;
+            (watch.absent, watch.connected, watch.error) = (true, false, None);
+        });
+        if is_news {
+            tracing::info!(kind = F::PLURAL, "the API server does not have this kind");
+            self.send(Delta::All(Vec::new())).await?;
+        }
+        Ok(())
     }
 
     /// Lists where that is needed, then watches until the server ends it in order. Whether the
@@ -215,7 +254,8 @@ impl<F: Kind> Watch<F> {
             let list = match timeout(ANSWER, answer).await.map_err(|_| Broken::Silent)? {
                 // Pages are of one state, which the server has forgotten meanwhile.
                 Err(Error::Api(status)) if status.code == 410 => return Err(Broken::Gone),
-                other => other?,
+                Err(error) => return Err(Self::refused(error)),
+                Ok(list) => list,
             };
             self.reporter.heard();
             all.extend(list.items.into_iter().map(|arrival| self.read(arrival)));
@@ -242,7 +282,7 @@ impl<F: Kind> Watch<F> {
             if watch.error.take().is_some() {
                 tracing::info!(kind = F::PLURAL, "a watch of the API server is up again");
             }
-            watch.connected = true;
+            (watch.connected, watch.absent) = (true, false);
         });
         let mut heard = false;
         while let Some(event) = self.next(&mut events).await? {
@@ -271,7 +311,18 @@ impl<F: Kind> Watch<F> {
         match timeout(ANSWER, answer).await.map_err(|_| Broken::Silent)? {
             Ok(events) => Ok(Box::pin(events)),
             Err(Error::Api(status)) if status.code == 410 => Err(Broken::Gone),
-            Err(error) => Err(error.into()),
+            Err(error) => Err(Self::refused(error)),
+        }
+    }
+
+    /// Servers answer 404 for kinds that are not installed; while they do not know all of them
+    /// yet, 503.
+    fn refused(error: Error) -> Broken {
+        match error {
+            Error::Api(status) if status.code == 404 && !F::OPTIONAL_VERSIONS.is_empty() => {
+                Broken::NoSuchVersion
+            }
+            error => error.into(),
         }
     }
 
@@ -292,7 +343,10 @@ impl<F: Kind> Watch<F> {
     }
 
     fn request(&self) -> Request {
-        Request::new(<F::Object as kube::Resource>::url_path(&(), None))
+        match F::OPTIONAL_VERSIONS.get(self.asked_version) {
+            Some(version) => Request::new(format!("/apis/{version}/{}", F::PLURAL)),
+            None => Request::new(<F::Object as kube::Resource>::url_path(&(), None)),
+        }
     }
 
     fn read(&mut self, arrival: Arrival<F::Object>) -> (Key, Verdict<F>) {

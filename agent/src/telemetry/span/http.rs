@@ -130,7 +130,7 @@ impl HttpSpan {
         queue.record(&flow.local, |out| {
             // Room for the longest method a human would write; clients choose this text.
             let name = format_args!("{name:.256}");
-            place.encode(out, flow.reporter, name, lasted, error, |attributes| {
+            place.encode(out, flow.reporter, name, lasted, error.then_some(""), |attributes| {
                 request.describe(attributes, &flow);
                 connection_attributes(attributes, &flow);
                 if let Some(status) = status {

@@ -36,14 +36,15 @@ struct Place {
 }
 
 impl Place {
-    /// Appends one `ScopeSpans.spans` field to `out`.
+    /// Appends one `ScopeSpans.spans` field to `out`. `error` is what there is to say of a
+    /// failure, which may be nothing.
     fn encode(
         &self,
         out: &mut Vec<u8>,
         reporter: Reporter,
         name: impl fmt::Display,
         lasted: Duration,
-        error: bool,
+        error: Option<&str>,
         attributes: impl FnOnce(&mut Attributes<'_>),
     ) {
         let Self { context, parent, continues, began } = self;
@@ -77,8 +78,13 @@ impl Place {
                     wire::fixed32(out, 6, u32::from(other.flags) | HAS_IS_REMOTE);
                 });
             }
-            if error {
-                wire::nested(out, 15, |out| wire::uint(out, 3, STATUS_ERROR));
+            if let Some(message) = error {
+                wire::nested(out, 15, |out| {
+                    if !message.is_empty() {
+                        wire::bytes(out, 2, message.as_bytes());
+                    }
+                    wire::uint(out, 3, STATUS_ERROR);
+                });
             }
             let remote = if parent.is_some() && continues.is_none() { IS_REMOTE } else { 0 };
             wire::fixed32(out, 16, u32::from(context.flags) | HAS_IS_REMOTE | remote);

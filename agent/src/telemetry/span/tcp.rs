@@ -99,14 +99,24 @@ impl TcpSpan {
 
     /// The connection ended, after `sent` bytes from client to server and `received` bytes from
     /// server to client.
-    pub fn finish(mut self, sent: u64, received: u64, failure: Option<Failure>) {
+    pub fn finish(self, sent: u64, received: u64, failure: Option<Failure>) {
+        self.end(sent, received, failure, "");
+    }
+
+    /// The connection was refused, or cut after `sent` and `received` bytes, for a reason in
+    /// words.
+    pub fn refuse(self, sent: u64, received: u64, failure: Failure, why: &str) {
+        self.end(sent, received, Some(failure), why);
+    }
+
+    fn end(mut self, sent: u64, received: u64, failure: Option<Failure>, why: &str) {
         self.opaque();
         self.telemetry.0.metrics.connection_closed(&self.flow, sent, received, failure);
         let Self { telemetry, flow, began, connected, place, .. } = self;
         let Some(place) = place.filter(|place| place.context.sampled()) else { return };
         let Some(queue) = &telemetry.0.queue else { return };
         let lasted = began.elapsed();
-        let error = failure.is_some_and(|failure| is_error(failure, flow.reporter));
+        let error = failure.filter(|failure| is_error(*failure, flow.reporter)).map(|_| why);
         queue.record(&flow.local, |out| {
             let name = format_args!("TCP {}", Server(&flow));
             place.encode(out, flow.reporter, name, lasted, error, |attributes| {

@@ -73,7 +73,10 @@ impl Shop {
     }
 
     /// Deploys more, and waits until it runs.
-    pub(crate) fn deploy(&self, workloads: impl IntoIterator<Item = Workload>) -> anyhow::Result<()> {
+    pub(crate) fn deploy(
+        &self,
+        workloads: impl IntoIterator<Item = Workload>,
+    ) -> anyhow::Result<()> {
         let env = json!([{
             "name": "OTEL_EXPORTER_OTLP_ENDPOINT",
             "value": format!("http://{CONTROL}:4317"),

@@ -1,0 +1,177 @@
+//! Who may come in: whether a pod's policy lets a connection through that has reached the pod.
+//!
+//! Asked once for every connection, before a byte of it gets to the application. A client that
+//! proved who it is, through HBONE or as a pod of this node that hands over in this process, is
+//! let in by every mode of mutual TLS. Plaintext is not by STRICT, with one exception: the
+//! kubelet, which probes containers and speaks no mutual TLS. It has to prove that it is this
+//! node's, see [`NodeSockets`].
+
+use std::{
+    fmt,
+    future::pending,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+};
+
+use tokio::{sync::watch, task::spawn_blocking};
+
+use super::{LocalPod, Proxy, inbound::Arrival};
+use crate::{
+    capture::{NodeSockets, Stranger},
+    mesh::{MutualTlsMode, PortMutualTls, Workload},
+};
+
+/// A connection that was let in.
+pub(super) enum Admitted {
+    /// To be carried for as long as policy allows it.
+    Traffic(Standing),
+    /// One of the node itself, which policy would not let in otherwise: carried as it is, without
+    /// spans, since probes would drown every trace.
+    Probe,
+}
+
+/// Whether a connection may stay.
+pub(super) struct Standing {
+    /// Wakes when the answer may be another one. `None` where it never will.
+    changes: Option<watch::Receiver<()>>,
+}
+
+/// Why a connection is not let in, or no longer.
+#[derive(Debug)]
+pub(super) struct Denied {
+    workload: Arc<Workload>,
+    app: SocketAddr,
+    rule: PortMutualTls,
+    /// Why it does not pass for the kubelet's either.
+    client: Stranger,
+}
+
+/// Connections by what was decided about them, where policy had something to decide.
+#[derive(Debug, Default)]
+pub struct Admissions {
+    probes: AtomicU64,
+    refused: [AtomicU64; Stranger::WORDS.len()],
+}
+
+impl Admissions {
+    /// Connections of the node itself that were let in although they came in plaintext.
+    pub fn probes(&self) -> u64 {
+        self.probes.load(Relaxed)
+    }
+
+    /// Connections that were refused or cut because they came in plaintext, by what the client
+    /// was taken for.
+    pub fn refused(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        let counts = self.refused.iter().map(|count| count.load(Relaxed));
+        Stranger::WORDS.into_iter().zip(counts)
+    }
+
+    fn count(&self, client: &Stranger) {
+        self.refused[client.index()].fetch_add(1, Relaxed);
+    }
+}
+
+/// Decides about a connection that has just arrived at `pod`.
+pub(super) async fn admit(
+    proxy: &Proxy,
+    pod: &LocalPod,
+    arrival: &Arrival,
+) -> Result<Admitted, Denied> {
+    if arrival.principal.is_some() {
+        return Ok(Admitted::Traffic(Standing { changes: None }));
+    }
+    // Before the question, so that no change after the answer is missed.
+    let changes = proxy.snapshots.subscribe_mutual_tls();
+    let Some(refusing) = refusing_plaintext(proxy, pod, arrival) else {
+        return Ok(Admitted::Traffic(Standing { changes: Some(changes) }));
+    };
+    match prove(proxy, arrival).await {
+        Ok(()) => {
+            proxy.admissions.probes.fetch_add(1, Relaxed);
+            Ok(Admitted::Probe)
+        }
+        Err(client) => Err(refusing.denied(proxy, arrival, client)),
+    }
+}
+
+impl Standing {
+    /// Waits until the connection would not be let in any more.
+    pub(super) async fn revoked(
+        &mut self,
+        proxy: &Proxy,
+        pod: &LocalPod,
+        arrival: &Arrival,
+    ) -> Denied {
+        let Some(changes) = &mut self.changes else { return pending().await };
+        loop {
+            if changes.changed().await.is_err() {
+                // The store is gone, and with it everything that could change.
+                return pending().await;
+            }
+            let Some(refusing) = refusing_plaintext(proxy, pod, arrival) else { continue };
+            // A probe under way may end in its own time.
+            if let Err(client) = prove(proxy, arrival).await {
+                return refusing.denied(proxy, arrival, client);
+            }
+        }
+    }
+}
+
+/// A workload with the rule by which it takes no plaintext.
+struct Refusing {
+    workload: Arc<Workload>,
+    rule: PortMutualTls,
+}
+
+impl Refusing {
+    fn denied(self, proxy: &Proxy, arrival: &Arrival, client: Stranger) -> Denied {
+        proxy.admissions.count(&client);
+        let Self { workload, rule } = self;
+        Denied { workload, app: arrival.app, rule, client }
+    }
+}
+
+/// What the newest snapshot says, even while enrolment is busy with another pod. A pod that the
+/// snapshot has not, or not any more, is held to what was last said of it.
+fn refusing_plaintext(proxy: &Proxy, pod: &LocalPod, arrival: &Arrival) -> Option<Refusing> {
+    let snapshot = proxy.snapshots.load();
+    let newest = snapshot.workload(arrival.app.ip()).filter(|newest| newest.uid == pod.uid);
+    let workload = newest.cloned().unwrap_or_else(|| pod.workload());
+    let rule = workload.mtls.on(arrival.app.port());
+    match rule.mode {
+        MutualTlsMode::Permissive | MutualTlsMode::Disable => None,
+        MutualTlsMode::Strict => Some(Refusing { rule: rule.clone(), workload }),
+    }
+}
+
+/// Asked only where policy would say no otherwise, so that nobody else waits for the answer.
+async fn prove(proxy: &Proxy, arrival: &Arrival) -> Result<(), Stranger> {
+    let sockets: Arc<NodeSockets> = proxy.node_sockets.clone();
+    let (client, app) = (arrival.client, arrival.app);
+    let proof = spawn_blocking(move || sockets.prove(client, app)).await;
+    proof.unwrap_or_else(|failed| Err(Stranger::unknown(failed)))
+}
+
+impl Denied {
+    /// Whether the client connected and left, as probes of a port do that look for nothing more.
+    /// It may have been the kubelet, and had its answer: nobody needs to hear of each.
+    pub(super) fn is_of_nobody(&self) -> bool {
+        matches!(self.client, Stranger::Closed)
+    }
+}
+
+impl fmt::Display for Denied {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { workload, app, rule, client } = self;
+        let (namespace, name, port) = (&workload.namespace, &workload.name, app.port());
+        write!(
+            f,
+            "plaintext to {namespace}/{name} port {port} is refused: mutual TLS is {rule}, and \
+             the client is not this node's kubelet: {client} (hint: enrol the client, or make the \
+             port PERMISSIVE)"
+        )
+    }
+}
