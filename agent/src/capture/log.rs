@@ -56,9 +56,7 @@ pub(super) fn forward(ebpf: &mut Ebpf) -> Option<Forwarding> {
         });
         Ok(Forwarding { stop: Some(stop), thread: Some(thread) })
     };
-    start()
-        .inspect_err(|error| tracing::warn!(%error, "the eBPF programs will not log"))
-        .ok()
+    start().inspect_err(|error| tracing::warn!(%error, "the eBPF programs will not log")).ok()
 }
 
 impl Drop for Forwarding {

@@ -19,9 +19,7 @@ use nix::{
         statvfs::{FsFlags, statvfs},
     },
 };
-use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen,
-};
+use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
 
 /// What a setting says; `None` where the kernel has no such setting.
 pub(super) fn setting(name: &str) -> io::Result<Option<String>> {

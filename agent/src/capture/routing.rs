@@ -32,11 +32,8 @@ pub(super) const LOOPBACK: u32 = 1;
 /// path below `/proc/sys`:
 /// packets of accepted sockets, and the resets of ports where nobody listens. Without the
 /// latter a refused dial would only time out.
-const SETTINGS: [&str; 3] = [
-    "net/ipv4/tcp_fwmark_accept",
-    "net/ipv4/fwmark_reflect",
-    "net/ipv6/fwmark_reflect",
-];
+const SETTINGS: [&str; 3] =
+    ["net/ipv4/tcp_fwmark_accept", "net/ipv4/fwmark_reflect", "net/ipv6/fwmark_reflect"];
 
 /// Which of the settings are on: one bit each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -145,9 +145,8 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
             return Ok(());
         }
     };
-    let enrolment = enrolment.get_or_init(|| {
-        Enrolment::new(options.node_name.clone(), capture.clone(), proxy.clone())
-    });
+    let enrolment = enrolment
+        .get_or_init(|| Enrolment::new(options.node_name.clone(), capture.clone(), proxy.clone()));
     let mut enrolling = tokio::spawn(enrolment.clone().follow(source_state, readiness.clone()));
     tracing::info!(node = options.node_name, "agent started");
     let signal = signals.next().await;
