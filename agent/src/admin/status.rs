@@ -18,6 +18,8 @@ pub struct Status {
     pub node: String,
     /// The agent's version.
     pub version: String,
+    /// Whether another agent of this node is in charge.
+    pub standby: bool,
     /// What the agent waits for before it is ready; empty when it is.
     pub pending: Vec<String>,
     /// The snapshot in force.
@@ -119,10 +121,13 @@ pub struct Certificate {
 
 impl fmt::Display for Status {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let state = match self.pending.as_slice() {
+        let mut state = match self.pending.as_slice() {
             [] => "ready".to_owned(),
             pending => format!("not ready: waiting for {}", pending.join(", ")),
         };
+        if self.standby {
+            state += "; standing by, another agent is in charge";
+        }
         writeln!(f, "Node {} ({}), sluice {}", self.node, state, self.version)?;
         let Configuration { version, loaded_at, origin, workloads, services, error } =
             &self.configuration;

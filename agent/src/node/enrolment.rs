@@ -131,6 +131,7 @@ impl Enrolment {
                 forgotten = true;
             }
             let Reconciled { again, certified } = self.reconcile().await;
+            self.capture.took_over();
             // A pod that cannot be captured is that pod's trouble and does not hold up the
             // node; a CA that issues nothing is everybody's.
             readiness.met(CAPTURE);

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use tokio::sync::watch;
 
 use super::enrolment::Enrolment;
 use crate::{
@@ -18,9 +19,9 @@ pub(super) struct NewPods {
 }
 
 impl NewPods {
-    /// The plugin that listens to the runtime.
-    pub(super) fn plugin(self) -> Plugin<Self> {
-        Plugin::new("sluice", Arc::new(self))
+    /// The plugin that listens to the runtime, and keeps `connected` what its name says.
+    pub(super) fn plugin(self, connected: watch::Sender<bool>) -> Plugin<Self> {
+        Plugin::new("sluice", Arc::new(self), connected)
     }
 
     /// Passes on what the runtime knows of a pod with a network of its own.

@@ -77,14 +77,10 @@ pub struct Plugin<E> {
 }
 
 impl<E: PodEvents> Plugin<E> {
-    /// A plugin that the runtime will know by `name`.
-    pub fn new(name: &str, events: Arc<E>) -> Self {
-        Self { name: name.to_owned(), events, connected: watch::Sender::new(false) }
-    }
-
-    /// Whether a runtime tells of its pods, now and whenever that changes.
-    pub fn connected(&self) -> watch::Receiver<bool> {
-        self.connected.subscribe()
+    /// A plugin that the runtime will know by `name`. `connected` is kept: whether a runtime tells
+    /// of its pods.
+    pub fn new(name: &str, events: Arc<E>, connected: watch::Sender<bool>) -> Self {
+        Self { name: name.to_owned(), events, connected }
     }
 
     /// Serves the runtime that listens at `socket`, and the next one after it restarts. A node

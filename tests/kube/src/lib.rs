@@ -22,7 +22,7 @@ mod tenant;
 mod wire;
 mod workload;
 
-pub use bed::Bed;
+pub use bed::{Bed, Paused};
 pub use cgroup::{Group, join};
 pub use control::run as run_control;
 pub use mesh::{Mesh, RELEASE, SYSTEM, Usage, text};

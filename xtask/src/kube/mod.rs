@@ -86,8 +86,8 @@ fn test(keep: bool, filter: Option<&str>) -> anyhow::Result<()> {
         up(&bed, &materials)?;
         install(&bed)?;
     }
-    // The last one starts agents anew under whoever else is there.
-    for program in ["cluster", "mesh", "restart"] {
+    // The last ones disturb whoever else is there.
+    for program in ["cluster", "mesh", "restart", "outage"] {
         red.extend(cargo::kube_test(program, filter, &[]).err());
     }
     if ours && !keep {
