@@ -76,6 +76,20 @@ async fn a_node_where_capture_works_passes_line_by_line() -> anyhow::Result<()> 
     Ok(())
 }
 
+/// As container runtimes mount it, unless a container is privileged.
+#[tokio::test]
+async fn a_proc_sys_that_is_read_only_is_none_the_less_written_to() -> anyhow::Result<()> {
+    let lab = Lab::new()?;
+    let node = lab.node("node-a")?;
+    let mut unshare = Command::new("unshare");
+    let script = "mount --bind /proc/sys /proc/sys && mount -o remount,bind,ro /proc/sys && \
+                  ! (echo 1 >/proc/sys/net/ipv4/fwmark_reflect) 2>/dev/null && exec \"$@\"";
+    unshare.args(["--mount", "sh", "-c", script, "sh"]).arg(agent_program()?);
+    let text = check(&node, unshare, &[])?.success()?;
+    assert!(text.contains("✔ answers keep the mark"), "{text}");
+    Ok(())
+}
+
 #[tokio::test]
 async fn a_check_leaves_no_pins_and_nothing_attached() -> anyhow::Result<()> {
     let lab = Lab::new()?;

@@ -1,6 +1,7 @@
 //! The cgroup2 directory whose processes are captured, also where nobody mounted cgroup2.
 
 use std::{
+    cmp::Reverse,
     fmt,
     fs::{self, File},
     io,
@@ -52,8 +53,14 @@ enum Place {
 impl Cgroup {
     /// The directory asked for, else the root of the hierarchy.
     pub(super) fn open(asked: Option<&Path>) -> Result<Self, CaptureError> {
-        match asked.map(Path::to_owned).or_else(mounted) {
-            Some(path) => Self::at(path, asked.is_none() && is_in_namespace()),
+        if let Some(path) = asked {
+            return Self::at(path.to_owned(), false);
+        }
+        match widest_cgroup2(&mounts(MOUNTS)) {
+            Some(mount) => {
+                let is_partial = is_in_namespace() && mount.levels_above() == 0;
+                Self::at(mount.point.into(), is_partial)
+            }
             None => Self::mount(),
         }
     }
@@ -114,7 +121,7 @@ impl fmt::Display for Cgroup {
 
 /// Where the calling process sees cgroup2 mounted.
 pub(super) fn mounted() -> Option<PathBuf> {
-    first_cgroup2(&mounts(MOUNTS))
+    widest_cgroup2(&mounts(MOUNTS)).map(|mount| mount.point.into())
 }
 
 /// Whether hierarchies of version 1 are mounted.
@@ -132,8 +139,9 @@ fn mounts(path: &str) -> String {
     fs::read_to_string(path).unwrap_or_default()
 }
 
-fn first_cgroup2(mountinfo: &str) -> Option<PathBuf> {
-    of_type(mountinfo, "cgroup2").next().map(|mount| mount.point.into())
+/// Where most of the hierarchy is seen: a container may have the host's mount beside its own.
+fn widest_cgroup2(mountinfo: &str) -> Option<Mount<'_>> {
+    of_type(mountinfo, "cgroup2").min_by_key(|mount| Reverse(mount.levels_above()))
 }
 
 /// The options of the hierarchy, if it is mounted.
@@ -143,19 +151,30 @@ fn hierarchy_options(mountinfo: &str) -> Vec<&str> {
 }
 
 struct Mount<'a> {
+    root: &'a str,
     point: &'a str,
     options: &'a str,
 }
 
-/// The mounts of one type of file system (proc_pid_mountinfo(5): the mount point is the fifth
-/// field; the type is the first after the dash, the file system's options are the third).
+impl Mount<'_> {
+    /// How far above the reader's own cgroup namespace a mount begins: its root is then written
+    /// `/../..` (cgroup_namespaces(7)).
+    fn levels_above(&self) -> usize {
+        self.root.split('/').filter(|part| *part == "..").count()
+    }
+}
+
+/// The mounts of one type of file system (proc_pid_mountinfo(5): the root is the fourth field, the
+/// mount point the fifth; the type is the first after the dash, the file system's options are the
+/// third).
 fn of_type<'a>(mountinfo: &'a str, kind: &'a str) -> impl Iterator<Item = Mount<'a>> {
     mountinfo.lines().filter_map(move |line| {
         let (before, after) = line.split_once(" - ")?;
         let mut after = after.split(' ');
         (after.next() == Some(kind)).then(|| {
-            let point = before.split(' ').nth(4)?;
-            Some(Mount { point, options: after.nth(1).unwrap_or_default() })
+            let mut before = before.split(' ').skip(3);
+            let (root, point) = (before.next()?, before.next()?);
+            Some(Mount { root, point, options: after.nth(1).unwrap_or_default() })
         })?
     })
 }
@@ -172,11 +191,24 @@ mod tests {
          33 31 0:29 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n";
     const VERSION_1: &str = "32 31 0:28 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw\n";
 
+    /// A container's own mount, and the host's in a volume.
+    const CONTAINER: &str = "40 39 0:26 / /sys/fs/cgroup ro - cgroup2 cgroup2 rw\n\
+         41 39 0:26 /../../.. /host/cgroup rw - cgroup2 cgroup2 rw\n";
+
+    fn found(mountinfo: &str) -> Option<(&str, usize)> {
+        widest_cgroup2(mountinfo).map(|mount| (mount.point, mount.levels_above()))
+    }
+
     #[test]
     fn cgroup2_is_found_on_unified_and_hybrid_nodes() {
-        assert_eq!(first_cgroup2(UNIFIED), Some("/sys/fs/cgroup".into()));
-        assert_eq!(first_cgroup2(HYBRID), Some("/sys/fs/cgroup/unified".into()));
-        assert_eq!(first_cgroup2(VERSION_1), None);
+        assert_eq!(found(UNIFIED), Some(("/sys/fs/cgroup", 0)));
+        assert_eq!(found(HYBRID), Some(("/sys/fs/cgroup/unified", 0)));
+        assert_eq!(found(VERSION_1), None);
+    }
+
+    #[test]
+    fn a_mount_of_the_hosts_wins_over_the_containers_own() {
+        assert_eq!(found(CONTAINER), Some(("/host/cgroup", 3)));
     }
 
     #[test]

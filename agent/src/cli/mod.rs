@@ -12,6 +12,8 @@ mod duration;
 mod log;
 mod output;
 mod status;
+#[cfg(test)]
+mod tests;
 mod uninstall;
 
 use std::process::ExitCode;

@@ -134,9 +134,12 @@ pub(super) const CASES: [Case; 24] = [
     Case::with("NRI elsewhere", "nri: {directory: /run/k3s/nri}")
         .holds(&["--nri-socket=/run/k3s/nri/nri.sock", "path: /run/k3s/nri\n"])
         .lacks(&["/var/run/nri"]),
-    Case::with("another trust domain", "trustDomain: prod.example")
-        .holds(&["--trust-domain=prod.example"])
-        .lacks(&["cluster.local"]),
+    Case::with(
+        "another trust domain and root namespace",
+        "trustDomain: prod.example\nrootNamespace: mesh-policies",
+    )
+    .holds(&["--trust-domain=prod.example", "--root-namespace=mesh-policies"])
+    .lacks(&["cluster.local", "istio-system"]),
     Case::with("a log to read", "log: {level: 'info,sluice::capture=debug', format: text}")
         .holds(&["--log=info,sluice::capture=debug", "--log-format=text"]),
     Case::with(

@@ -56,6 +56,9 @@ impl Chart {
 
         let _ = fs::remove_dir_all(&folder);
         let mut rendered = vec![(SAMPLE.to_owned(), read(&cargo::root().join(SAMPLE))?)];
+        if let Ok(text) = helm.render_all(&Case::DEFAULTS)? {
+            rendered.push((MANIFESTS.to_owned(), plain(&text)));
+        }
         for case in &CASES {
             match helm.render(case)? {
                 Ok(text) => {
@@ -105,7 +108,7 @@ impl Chart {
 
     /// Compares the manifests with the chart's, or makes them those.
     fn manifests(&self, helm: &Helm) -> anyhow::Result<Option<String>> {
-        let Ok(text) = helm.render(&Case::DEFAULTS)? else { return Ok(None) };
+        let Ok(text) = helm.render_all(&Case::DEFAULTS)? else { return Ok(None) };
         let text = plain(&text);
         let file = cargo::root().join(MANIFESTS);
         if self.write {

@@ -99,7 +99,9 @@ impl Objects {
         for object in &self.0 {
             let namespace = &object["metadata"]["namespace"];
             let kind = text(&object["kind"]);
-            if kind.starts_with("Cluster") || kind == "Namespace" {
+            let is_everybodys = kind.starts_with("Cluster")
+                || ["Namespace", "CustomResourceDefinition"].contains(&kind.as_str());
+            if is_everybodys {
                 if !namespace.is_null() {
                     problems.push(format!("{} is in a namespace", name(object)));
                 }

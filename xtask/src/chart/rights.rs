@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use super::objects::{Objects, PodTemplate, name, text};
 
 /// What the agent may write: what it tells of pods.
-const EVENTS: [&str; 2] = ["create", "patch"];
+const EVENTS: [&str; 1] = ["create"];
 const READING: [&str; 3] = ["get", "list", "watch"];
 
 /// Rights that are too many, or that `security`, the document, does not name.
@@ -179,7 +179,7 @@ mod tests {
             )
         };
         assert_eq!(role("pods", "watch"), "");
-        assert_eq!(role("events", "patch"), "");
+        assert_eq!(role("events", "create"), "");
         assert!(role("pods", "delete").contains("the agent may delete pods"));
         assert!(role("secrets", "get").contains("the agent may get secrets"));
         assert!(role("pods", "*").contains("may do anything"));
