@@ -1,39 +1,43 @@
 //! Whether the agent can take traffic, and what it is still waiting for.
 
-use std::{
-    collections::BTreeSet,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-};
+use std::{collections::BTreeSet, sync::Arc};
 
 use http::{Response, StatusCode};
+use tokio::sync::watch::Sender;
 
 use super::text;
 
 /// Ready once nothing is pending. Clones share one state.
 #[derive(Clone, Debug)]
 pub struct Readiness {
-    pending: Arc<Mutex<BTreeSet<&'static str>>>,
+    pending: Arc<Sender<BTreeSet<&'static str>>>,
 }
 
 impl Readiness {
     /// Not ready until each of `conditions` has been [`met`](Self::met).
     pub fn waiting_for(conditions: impl IntoIterator<Item = &'static str>) -> Self {
-        Self { pending: Arc::new(Mutex::new(conditions.into_iter().collect())) }
+        Self { pending: Arc::new(Sender::new(conditions.into_iter().collect())) }
     }
 
     /// `condition` holds.
     pub fn met(&self, condition: &'static str) {
-        self.lock().remove(condition);
+        self.pending.send_if_modified(|pending| pending.remove(condition));
     }
 
     /// Not ready from here on, because of `reason`.
     pub fn lost(&self, reason: &'static str) {
-        self.lock().insert(reason);
+        self.pending.send_if_modified(|pending| pending.insert(reason));
     }
 
     /// What the agent waits for; empty when it is ready.
     pub fn pending(&self) -> Vec<&'static str> {
-        self.lock().iter().copied().collect()
+        self.pending.borrow().iter().copied().collect()
+    }
+
+    /// Waits until it is ready.
+    pub async fn reached(&self) {
+        // The channel is gone with `self` alone.
+        let _ = self.pending.subscribe().wait_for(BTreeSet::is_empty).await;
     }
 
     /// The answer to a readiness probe.
@@ -45,10 +49,6 @@ impl Readiness {
                 format!("waiting for {}\n", pending.join(", ")),
             ),
         }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, BTreeSet<&'static str>> {
-        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -199,11 +199,20 @@ impl fmt::Display for Status {
 /// # Errors
 /// When nothing answers there, or something else than an agent does.
 pub fn ask(address: SocketAddr) -> anyhow::Result<Status> {
+    serde_json::from_str(&fetch(address, "/status")?)
+        .with_context(|| format!("{address} does not answer as this version of the agent does"))
+}
+
+/// What the agent whose admin server listens on `address` has at `path`.
+///
+/// # Errors
+/// When nothing answers there, or it has nothing.
+pub fn fetch(address: SocketAddr, path: &str) -> anyhow::Result<String> {
     const PATIENCE: Duration = Duration::from_secs(5);
-    let body = (|| {
+    let answer = (|| {
         let mut stream = TcpStream::connect_timeout(&address, PATIENCE)?;
         stream.set_read_timeout(Some(PATIENCE))?;
-        stream.write_all(b"GET /status HTTP/1.0\r\n\r\n")?;
+        write!(stream, "GET {path} HTTP/1.0\r\n\r\n")?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer)?;
         std::io::Result::Ok(answer)
@@ -214,7 +223,8 @@ pub fn ask(address: SocketAddr) -> anyhow::Result<Status> {
              --admin-addr names another address)"
         )
     })?;
-    let (_, json) = body.split_once("\r\n\r\n").context("the answer is not HTTP")?;
-    serde_json::from_str(json)
-        .with_context(|| format!("{address} does not answer as this version of the agent does"))
+    let (head, body) = answer.split_once("\r\n\r\n").context("the answer is not HTTP")?;
+    let status = head.split(' ').nth(1).unwrap_or_default();
+    anyhow::ensure!(status == "200", "{address} answers {path} with {status}");
+    Ok(body.to_owned())
 }

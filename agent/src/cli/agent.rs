@@ -35,6 +35,11 @@ pub(super) struct Agent {
     #[arg(long, env = "SLUICE_NRI_SOCKET", value_name = "SOCKET", conflicts_with = "config_dir")]
     nri_socket: Option<PathBuf>,
 
+    /// Key of a taint that is taken off this node when the agent is ready; it keeps pods away
+    /// until then, and needs the right to get and patch nodes [default: none is touched]
+    #[arg(long, env = "SLUICE_STARTUP_TAINT", value_name = "KEY", conflicts_with = "config_dir")]
+    startup_taint: Option<String>,
+
     /// This node's name: pods whose spec.nodeName is this are enrolled
     #[arg(long, env = "NODE_NAME", value_name = "NAME", default_value_t = hostname(), value_parser = clap::builder::NonEmptyStringValueParser::new())]
     node_name: String,
@@ -128,7 +133,7 @@ pub(super) struct Agent {
 
 impl Agent {
     pub(super) fn run(self) -> anyhow::Result<()> {
-        self.log.to_stderr()?;
+        let log = self.log.to_stderr()?;
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .enable_all()
             .thread_name("sluice")
@@ -148,6 +153,7 @@ impl Agent {
             config_dir: self.config_dir,
             state_dir: self.state_dir,
             nri_socket: self.nri_socket,
+            startup_taint: self.startup_taint,
             node_name: self.node_name,
             trust_domain: self.trust_domain,
             root_namespace: self.root_namespace,
@@ -162,6 +168,7 @@ impl Agent {
             stats_addr: self.stats_addr,
             admin_addr: self.admin_addr,
             drain_timeout: self.drain_timeout,
+            log,
         }))
     }
 }

@@ -2,7 +2,9 @@
 
 use anyhow::Context;
 use clap::{Args, ValueEnum};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::{EnvFilter, fmt::writer::MakeWriterExt};
+
+use crate::admin::RecentLog;
 
 #[derive(Args, Debug)]
 pub(super) struct Log {
@@ -22,17 +24,19 @@ enum Format {
 }
 
 impl Log {
-    /// Sends what is logged from here on to stderr.
-    pub(super) fn to_stderr(&self) -> anyhow::Result<()> {
+    /// Sends what is logged from here on to stderr, and keeps the last of it.
+    pub(super) fn to_stderr(&self) -> anyhow::Result<RecentLog> {
         let Self { filter, format } = self;
         let filter = EnvFilter::builder().parse(filter).with_context(|| {
             format!("`{filter}` is no log filter (hint: `debug`, or `info,sluice::capture=debug`)")
         })?;
-        let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+        let recent = RecentLog::default();
+        let both = std::io::stderr.and(recent.clone());
+        let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(both);
         match format {
             Format::Text => log.with_ansi(false).init(),
             Format::Json => log.json().init(),
         }
-        Ok(())
+        Ok(recent)
     }
 }

@@ -5,6 +5,7 @@
 //! backtrace.
 
 mod agent;
+mod bugreport;
 mod ca;
 mod check;
 mod duration;
@@ -31,6 +32,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Agent(Box<agent::Agent>),
+    Bugreport(bugreport::Bugreport),
     Ca(Box<ca::Ca>),
     Check(check::Check),
     Status(status::Status),
@@ -41,6 +43,7 @@ enum Command {
 pub fn run() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Agent(agent) => agent.run(),
+        Command::Bugreport(report) => report.run(),
         Command::Ca(ca) => ca.run(),
         Command::Check(check) => check.run(),
         Command::Status(status) => status.run(),

@@ -9,6 +9,7 @@ mod events;
 mod new_pods;
 mod observe;
 mod standby;
+mod taint;
 
 use std::{
     net::SocketAddr,
@@ -27,7 +28,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use self::{enrolment::Enrolment, events::Events, new_pods::NewPods};
 use crate::{
-    admin::Readiness,
+    admin::{Readiness, RecentLog},
     capture::{self, Capture, CaptureOptions, NodeSockets, Prepared, UnknownPods},
     config::{ConfigError, Source, files::FileSource, kube::KubeSource},
     identity::{
@@ -54,6 +55,7 @@ pub struct Options {
     pub config_dir: Option<PathBuf>,
     pub state_dir: PathBuf,
     pub nri_socket: Option<PathBuf>,
+    pub startup_taint: Option<String>,
     pub node_name: String,
     pub trust_domain: TrustDomain,
     pub root_namespace: RootNamespace,
@@ -68,6 +70,7 @@ pub struct Options {
     pub stats_addr: SocketAddr,
     pub admin_addr: SocketAddr,
     pub drain_timeout: Duration,
+    pub log: RecentLog,
 }
 
 /// Where certificates come from.
@@ -101,7 +104,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let readiness = Readiness::waiting_for([CAPTURE, IDENTITY, CONFIGURATION]);
 
     let snapshots = Arc::new(SnapshotStore::default());
-    let (source, events) = source(&options, &snapshots).await?;
+    let (source, events) = source(&options, &snapshots, &readiness).await?;
 
     let ca = certificate_source(options.ca, &options.trust_domain)?;
     let identity = IdentityStore::new(ca, options.trust_domain.clone());
@@ -141,6 +144,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         source,
         enrolment: enrolment.clone(),
         proxy: proxy.clone(),
+        log: options.log,
         runtime: runtime.as_ref().map(|(.., connected)| connected.subscribe()),
     }
     .serve(options.ready_addr, options.stats_addr, options.admin_addr)
@@ -249,6 +253,7 @@ fn certificate_source(
 async fn source(
     options: &Options,
     store: &Arc<SnapshotStore>,
+    readiness: &Readiness,
 ) -> Result<(Source, Events), ConfigError> {
     let (trust_domain, store) = (options.trust_domain.clone(), store.clone());
     let root_namespace = options.root_namespace.clone();
@@ -259,7 +264,11 @@ async fn source(
         }
         None => {
             let client = KubeSource::client().await?;
-            let events = Events::start(client.clone(), options.node_name.clone());
+            let (node, taint) = (options.node_name.clone(), options.startup_taint.clone());
+            let events = Events::start(client.clone(), node.clone());
+            if let Some(taint) = taint {
+                tokio::spawn(taint::take_off(client.clone(), node, taint, readiness.clone()));
+            }
             let dir = &options.state_dir;
             let source = KubeSource::start(client, trust_domain, root_namespace, dir, store);
             Ok((Source::Kube(source), events))

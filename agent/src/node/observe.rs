@@ -12,7 +12,7 @@ use tokio::sync::watch::Receiver;
 
 use super::enrolment::Enrolment;
 use crate::{
-    admin::{self, AdminError, Readiness, Status, text},
+    admin::{self, AdminError, Readiness, RecentLog, Status, text},
     config::{Origin, Source, WatchState},
     proxy::Proxy,
     telemetry::{Failure, Kind, Reading},
@@ -26,6 +26,7 @@ pub(super) struct Observed {
     /// Not there before the agent is in charge.
     pub(super) enrolment: Arc<OnceLock<Arc<Enrolment>>>,
     pub(super) proxy: Arc<Proxy>,
+    pub(super) log: RecentLog,
     /// Whether the container runtime tells of new pods; `None` when it is not to be asked.
     pub(super) runtime: Option<Receiver<bool>>,
 }
@@ -43,7 +44,10 @@ impl Observed {
         admin::serve("health", "--ready-addr", ready, move |path| state.health(path)).await?;
         let state = observed.clone();
         admin::serve("metrics", "--stats-addr", stats, move |path| state.metrics(path)).await?;
-        admin::serve("status", "--admin-addr", admin, move |path| observed.status(path)).await
+        admin::serve("status", "--admin-addr", admin, move |path| {
+            observed.status(path).or_else(|| observed.metrics(path))
+        })
+        .await
     }
 
     fn health(&self, path: &str) -> Option<Response<String>> {
@@ -60,11 +64,11 @@ impl Observed {
     }
 
     fn status(&self, path: &str) -> Option<Response<String>> {
-        if path != "/status" {
-            return None;
+        match path {
+            "/status" => Some(admin::json(serde_json::to_string(&self.current()).ok()?)),
+            "/log" => Some(text(StatusCode::OK, self.log.text())),
+            _ => None,
         }
-        let body = serde_json::to_string(&self.current()).ok()?;
-        Some(admin::json(body))
     }
 
     /// What the other rooms know, beside the metrics telemetry counts itself.

@@ -1,12 +1,21 @@
 //! HTTP for the services: a server that ends in order, and a client that keeps connections.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    future::{Ready, ready},
+    net::SocketAddr,
+    sync::Arc,
+    time::Duration,
+};
 
 use anyhow::{Context as _, bail};
 use bytes::Bytes;
-use http_body_util::{BodyExt, Full, Limited};
+use http_body_util::{BodyExt, Either, Full, Limited, combinators::WithTrailers};
 use hyper::{
-    Method, Request, Response, StatusCode, Uri, body::Incoming, header, service::service_fn,
+    HeaderMap, Method, Request, Response, StatusCode, Uri,
+    body::Incoming,
+    header::{self, HeaderName, HeaderValue},
+    service::service_fn,
 };
 use hyper_util::{
     client::legacy::{Client as Pooled, connect::HttpConnector},
@@ -64,9 +73,13 @@ pub(crate) async fn serve<S: Service>(
         let handler = service_fn(move |request: Request<Incoming>| {
             let service = service.clone();
             async move {
-                Ok::<_, std::convert::Infallible>(match request.uri().path() {
-                    "/health" => answer(StatusCode::OK, &serde_json::json!({ "status": "ok" })),
-                    _ => service.answer(request, client).await,
+                Ok::<_, Infallible>(match request.uri().path() {
+                    "/health" => {
+                        let health = serde_json::json!({ "status": "ok" });
+                        answer(StatusCode::OK, &health).map(Either::Left)
+                    }
+                    "/grpc.health.v1.Health/Check" => serving().map(Either::Right),
+                    _ => service.answer(request, client).await.map(Either::Left),
                 })
             }
         });
@@ -81,6 +94,20 @@ pub(crate) async fn serve<S: Service>(
     if timeout(GRACE, open.shutdown()).await.is_err() {
         eprintln!("connections still open after {GRACE:?} were cut");
     }
+}
+
+/// The answer to gRPC's health check: a HealthCheckResponse whose status, field 1, is SERVING.
+fn serving() -> Response<WithTrailers<Full<Bytes>, Ready<Option<Result<HeaderMap, Infallible>>>>> {
+    let message = [0, 0, 0, 0, 2, 0x08, 0x01];
+    let status = HeaderMap::from_iter([(
+        HeaderName::from_static("grpc-status"),
+        HeaderValue::from_static("0"),
+    )]);
+    let body = Full::from(Bytes::copy_from_slice(&message)).with_trailers(ready(Some(Ok(status))));
+    let mut response = Response::new(body);
+    let grpc = HeaderValue::from_static("application/grpc");
+    response.headers_mut().insert(header::CONTENT_TYPE, grpc);
+    response
 }
 
 /// A JSON answer.
