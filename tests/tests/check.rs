@@ -9,11 +9,12 @@ use sluice_tests::{
 
 const PORT: u16 = 9999;
 /// What a node may lack or have, and capture works all the same.
-const OPTIONAL: [&str; 8] = [
+const OPTIONAL: [&str; 9] = [
     "BTF",
     "CAP_SYS_PTRACE",
     "locked memory",
     "JIT",
+    "sock_diag",
     "IPv6",
     "backlog",
     "Multipath TCP",

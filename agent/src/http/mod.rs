@@ -6,6 +6,7 @@
 //! goes is the [`Handler`]'s business.
 
 mod body;
+mod farewell;
 mod fields;
 mod pool;
 mod prefixed;

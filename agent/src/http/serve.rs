@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Body, Stream,
+    farewell::{Ending, Patient},
     pool::{H2_CONNECTION_WINDOW, H2_STREAM_WINDOW, MOST_HEADER_BYTES},
     requests::Requests,
 };
@@ -92,19 +93,21 @@ where
     let requests = Requests::none();
     let upgrades = Upgrades::default();
     let upgraded = upgrades.clone();
-    let (asked, draining) = (requests.clone(), drain.clone());
+    let ending = Ending::default();
+    let (asked, ends) = (requests.clone(), ending.clone());
     let service = hyper::service::service_fn(move |request: Request<Incoming>| {
         let open = asked.open(request.version());
-        let (handler, upgrades, draining) = (handler.clone(), upgrades.clone(), draining.clone());
+        let (handler, upgrades, ends) = (handler.clone(), upgrades.clone(), ends.clone());
         async move {
-            let response = answer(&*handler, request, &upgrades, &draining).await;
+            let response = answer(&*handler, request, &upgrades, &ends).await;
             Ok::<_, Infallible>(response.map(|body| body.tapped(open)))
         }
     });
-    let mut connection =
-        pin!(builder.serve_connection_with_upgrades(TokioIo::new(stream), service));
+    let stream = TokioIo::new(Patient::new(stream, ending.clone()));
+    let mut connection = pin!(builder.serve_connection_with_upgrades(stream, service));
     let drained = async {
         drain.cancelled().await;
+        ending.begin();
         requests.last().await;
     };
     let ended = tokio::select! {
@@ -128,7 +131,7 @@ async fn answer(
     handler: &impl Handler,
     mut request: Request<Incoming>,
     upgrades: &Upgrades,
-    draining: &CancellationToken,
+    ending: &Ending,
 ) -> Response<Body> {
     if let Err(reason) = safe(&request) {
         return plain(StatusCode::BAD_REQUEST, reason);
@@ -144,7 +147,7 @@ async fn answer(
         let mut upgrades = upgrades.lock().unwrap_or_else(PoisonError::into_inner);
         upgrades.spawn(relay_upgraded(from_client, to_server, watchers));
     }
-    if is_http1 && !upgraded && draining.is_cancelled() {
+    if is_http1 && !upgraded && ending.has_begun() {
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     response

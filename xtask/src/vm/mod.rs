@@ -42,6 +42,7 @@ const ELSEWHERE: &[(&str, &str)] = &[
     ("load", "sizes and rates for a real processor; `dials` has those that concern the kernel"),
     ("observing", "status, metrics and health"),
     ("otlp", "the encoding of spans"),
+    ("peer_authentication", "what policy means"),
     ("rotel", "a receiver that comes as a Python package"),
     ("server_first", "how protocols are told apart"),
     ("spans", "what is recorded"),

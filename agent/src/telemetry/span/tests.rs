@@ -311,6 +311,17 @@ fn both_sides_of_an_opaque_connection_are_joined_through_the_connect() {
 }
 
 #[test]
+fn a_refused_connection_says_why_in_words() {
+    let telemetry = recording(1.0);
+    let server = telemetry.connection(&Arc::new(flow(Reporter::Destination)), None);
+    server.refuse(0, 0, Failure::MutualTlsRequired, "plaintext is refused");
+    let span = one(&telemetry);
+    assert!(is_error(&span));
+    assert_eq!(span.status.as_ref().unwrap().message, "plaintext is refused");
+    assert_eq!(error_type(&span).as_deref(), Some("mutual_tls_required"));
+}
+
+#[test]
 fn a_connection_to_no_service_is_named_by_its_address() {
     let telemetry = recording(1.0);
     let outside = Flow {
