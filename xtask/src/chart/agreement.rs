@@ -123,11 +123,9 @@ fn mount<'a>(container: &'a Value, path: &str) -> Option<&'a Value> {
 /// Whether Prometheus is told a port that is there, if it is told any.
 fn scraped(pod: PodTemplate<'_>) -> Result<(), String> {
     let Some(port) = pod.annotations["prometheus.io/port"].as_str() else { return Ok(()) };
-    let mut ports = pod.containers().filter_map(|one| one["ports"].as_array()).flatten();
-    match ports.any(|one| one["containerPort"].to_string() == port) {
-        true => Ok(()),
-        false => Err(port.to_owned()),
-    }
+    let ports = pod.containers().filter_map(|one| one["ports"].as_array()).flatten();
+    let mut ports = ports.filter_map(|one| one["containerPort"].as_u64());
+    if ports.any(|one| port.parse() == Ok(one)) { Ok(()) } else { Err(port.to_owned()) }
 }
 
 /// Flags of a container, and its variables beside them.

@@ -30,7 +30,7 @@ impl Case {
         namespace: "sluice-system",
         values: "",
         holds: &["--ca-address=https://sluice-ca.sluice-system.svc:15012", "kind: Deployment"],
-        lacks: &["OTEL_"],
+        lacks: &["OTEL_", "[nodes]"],
     };
 
     const fn with(name: &'static str, values: &'static str) -> Self {
@@ -75,7 +75,7 @@ impl Refused {
     }
 }
 
-pub(super) const CASES: [Case; 24] = [
+pub(super) const CASES: [Case; 25] = [
     Case::DEFAULTS,
     Case::with("a release of another name", "")
         .released("mesh", "mesh-system")
@@ -140,6 +140,17 @@ pub(super) const CASES: [Case; 24] = [
     )
     .holds(&["--trust-domain=prod.example", "--root-namespace=mesh-policies"])
     .lacks(&["cluster.local", "istio-system"]),
+    Case::with(
+        "nodes that begin with a taint",
+        "startupTaint: sluice.dev/agent-not-ready\nca: {tolerations: [{key: own, operator: Exists}]}",
+    )
+    .holds(&[
+        "--startup-taint=sluice.dev/agent-not-ready",
+        "- key: own\n",
+        "- key: sluice.dev/agent-not-ready\n",
+        "kind: ValidatingAdmissionPolicyBinding",
+        "resources: [nodes]\n    verbs: [get, patch]",
+    ]),
     Case::with("a log to read", "log: {level: 'info,sluice::capture=debug', format: text}")
         .holds(&["--log=info,sluice::capture=debug", "--log-format=text"]),
     Case::with(

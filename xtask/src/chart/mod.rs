@@ -14,7 +14,7 @@ mod rights;
 mod schemas;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs,
     path::{Path, PathBuf},
     process::Command,
@@ -81,7 +81,7 @@ impl Chart {
                 found.extend(agreement::problems(&objects));
                 found.extend(rights::problems(&objects, &security));
             }
-            for problem in found {
+            for problem in BTreeSet::from_iter(found) {
                 found_in.entry(problem).or_default().push(name);
             }
             all.push(objects);

@@ -100,6 +100,7 @@ impl Objects {
             let namespace = &object["metadata"]["namespace"];
             let kind = text(&object["kind"]);
             let is_everybodys = kind.starts_with("Cluster")
+                || kind.starts_with("ValidatingAdmissionPolicy")
                 || ["Namespace", "CustomResourceDefinition"].contains(&kind.as_str());
             if is_everybodys {
                 if !namespace.is_null() {

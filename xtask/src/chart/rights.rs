@@ -7,6 +7,7 @@ use super::objects::{Objects, PodTemplate, name, text};
 
 /// What the agent may write: what it tells of pods.
 const EVENTS: [&str; 1] = ["create"];
+const NODES: [&str; 2] = ["get", "patch"];
 const READING: [&str; 3] = ["get", "list", "watch"];
 
 /// Rights that are too many, or that `security`, the document, does not name.
@@ -87,6 +88,8 @@ fn of_rule(rule: &Value, of_agent: bool, security: &str) -> Vec<String> {
         let allowed: &[&str] = match (of_agent, resource.as_str()) {
             (true, "secrets" | "configmaps") => &[],
             (true, "events") => &EVENTS,
+            // An admission policy narrows it to its own, and to a taint.
+            (true, "nodes") => &NODES,
             (true, _) => &READING,
             (false, _) => continue,
         };
