@@ -31,6 +31,7 @@ use crate::{
     ask::ask,
     hbone_client::TestCertificate,
     mesh_fixture::{Mesh, PATIENCE, eventually},
+    netns::Netns,
     node::Node,
     output::Output,
     process::Process,
@@ -213,11 +214,8 @@ impl Cluster {
         token: Option<&str>,
         identity: Option<&str>,
     ) -> anyhow::Result<Result<TestCertificate, Status>> {
-        let mut roots = RootCertStore::empty();
-        for root in self.roots()? {
-            roots.add(root)?;
-        }
-        within(PATIENCE, "an answer of the CA", request(ca, roots, token, identity)).await?
+        let name = ServerName::from(ca.address().ip());
+        ask_ca(ca.node.netns(), ca.address(), name, self.roots()?, token, identity).await
     }
 }
 
@@ -293,14 +291,36 @@ struct CertificateResponse {
     cert_chain: Vec<String>,
 }
 
+/// Asks the CA that listens at `address` as `name`, from inside `netns`, for a certificate of
+/// `identity`: what it issues, or why nothing.
+///
+/// # Errors
+/// When there is no answer.
+pub async fn ask_ca(
+    netns: &Netns,
+    address: SocketAddr,
+    name: ServerName<'static>,
+    trusted: Vec<CertificateDer<'static>>,
+    token: Option<&str>,
+    identity: Option<&str>,
+) -> anyhow::Result<Result<TestCertificate, Status>> {
+    let mut roots = RootCertStore::empty();
+    for root in trusted {
+        roots.add(root)?;
+    }
+    let answer = request(netns, address, name, roots, token, identity);
+    within(PATIENCE, "an answer of the CA", answer).await?
+}
+
 async fn request(
-    ca: &Ca,
+    netns: &Netns,
+    address: SocketAddr,
+    name: ServerName<'static>,
     roots: RootCertStore,
     token: Option<&str>,
     identity: Option<&str>,
 ) -> anyhow::Result<Result<TestCertificate, Status>> {
-    let address = ca.address();
-    let socket = ca.node.netns().run(|| Socket::new(Domain::IPV4, Type::STREAM, None))??;
+    let socket = netns.run(|| Socket::new(Domain::IPV4, Type::STREAM, None))??;
     socket.set_nonblocking(true)?;
     let stream = TcpSocket::from_std_stream(socket.into()).connect(address).await?;
     let mut tls = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
@@ -308,7 +328,6 @@ async fn request(
         .with_root_certificates(roots)
         .with_no_client_auth();
     tls.alpn_protocols = vec![b"h2".to_vec()];
-    let name = ServerName::from(address.ip());
     let stream = TlsConnector::from(Arc::new(tls)).connect(name, stream).await?;
     let (sender, connection) =
         http2::handshake::<_, _, Body>(TokioExecutor::new(), TokioIo::new(stream)).await?;

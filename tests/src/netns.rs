@@ -33,6 +33,11 @@ impl Netns {
         ip(&[], &format!("netns delete {}\n", self.name))
     }
 
+    /// That of a process, which need not have a name.
+    pub fn of_process(pid: u32) -> Self {
+        Self { name: format!("/proc/{pid}/ns/net") }
+    }
+
     /// Its name, for `ip netns exec`.
     pub fn name(&self) -> &str {
         &self.name
@@ -40,6 +45,7 @@ impl Netns {
 
     /// The file that stands for it.
     pub fn path(&self) -> PathBuf {
+        // An absolute path stays what it is.
         Path::new(FOLDER).join(&self.name)
     }
 

@@ -51,7 +51,7 @@ impl Protocol {
     }
 }
 
-/// Receives spans at the lab's router, outside the mesh; every node and pod reaches it there.
+/// Receives spans outside the mesh, where every node and pod reaches it.
 #[derive(Debug)]
 pub struct OtlpReceiver {
     ip: IpAddr,
@@ -60,26 +60,35 @@ pub struct OtlpReceiver {
 }
 
 impl OtlpReceiver {
-    /// Starts receiving.
+    /// Starts receiving at the lab's router.
     ///
     /// # Errors
     /// When the lab has one already.
     pub fn start(lab: &Lab) -> anyhow::Result<Self> {
         let [ip, _] = lab.fabric_ips();
+        Self::start_in(lab.fabric(), ip)
+    }
+
+    /// Starts receiving in `netns`, one of whose addresses is `ip`. To be called inside a tokio
+    /// runtime.
+    ///
+    /// # Errors
+    /// When the namespace has one already.
+    pub fn start_in(netns: &Netns, ip: IpAddr) -> anyhow::Result<Self> {
         let (sender, spans) = watch::channel(Vec::new());
         let store = Store { spans: sender };
         let mut servers = JoinSet::new();
         let service = TraceServiceServer::new(store.clone())
             .accept_compressed(CompressionEncoding::Gzip)
             .send_compressed(CompressionEncoding::Gzip);
-        let incoming = TcpIncoming::from(listen(lab.fabric(), Protocol::Grpc.port())?);
+        let incoming = TcpIncoming::from(listen(netns, Protocol::Grpc.port())?);
         servers.spawn(async move {
             let server = tonic::transport::Server::builder().add_service(service);
             if let Err(error) = server.serve_with_incoming(incoming).await {
                 eprintln!("the OTLP/gRPC receiver ended: {error}");
             }
         });
-        servers.spawn(serve_http(listen(lab.fabric(), Protocol::Http.port())?, store));
+        servers.spawn(serve_http(listen(netns, Protocol::Http.port())?, store));
         Ok(Self { ip, spans, _servers: servers })
     }
 

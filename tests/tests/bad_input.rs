@@ -130,18 +130,6 @@ async fn a_port_that_is_taken_is_named_with_its_flag() -> anyhow::Result<()> {
 }
 
 #[tokio::test]
-async fn a_second_agent_with_the_same_pins_is_refused_and_the_first_goes_on() -> anyhow::Result<()>
-{
-    let mesh = Mesh::new()?;
-    let _first = mesh.start_agents(&[]).await?;
-    let error = hinted_error_of(&mesh, &[]).await?;
-    assert_says(&error, &["another agent uses", &mesh.a.bpffs().to_string_lossy(), "--bpffs"]);
-    let listener = mesh.far.listen(9999)?;
-    Talk::start(&mesh.client, (mesh.far.ip(), 9999).into(), &listener).await?;
-    Ok(())
-}
-
-#[tokio::test]
 async fn a_broken_change_is_shown_and_the_last_good_state_stays() -> anyhow::Result<()> {
     let mesh = Mesh::new()?;
     let _agents = mesh.start_agents(&[]).await?;

@@ -6,6 +6,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::{
     arch::Arch,
     cargo::{self, Profile},
+    chart::Chart,
     image,
     kube::Kube,
     lint,
@@ -35,6 +36,7 @@ enum Command {
     /// Make the container images, as OCI archives, each with its bill of materials
     Image,
     Kube(Kube),
+    Chart(Chart),
 }
 
 /// Install what building and testing need (Debian 12, root); quick when all is there
@@ -123,6 +125,7 @@ impl Cli {
                 image::make().map(drop)
             }
             Command::Kube(kube) => kube.run(),
+            Command::Chart(chart) => chart.run(),
         }
     }
 }

@@ -6,6 +6,7 @@
 mod apt;
 mod arch;
 mod cargo;
+mod chart;
 mod cli;
 mod cross;
 mod ebpf;

@@ -18,12 +18,17 @@ pub struct Status {
     pub node: String,
     /// The agent's version.
     pub version: String,
+    /// Whether another agent of this node is in charge.
+    pub standby: bool,
     /// What the agent waits for before it is ready; empty when it is.
     pub pending: Vec<String>,
     /// The snapshot in force.
     pub configuration: Configuration,
     /// Watches on the API server, a kind each; none where files are read.
     pub watches: Vec<Watch>,
+    /// Whether the container runtime tells of new pods before they start; `None` when it is not
+    /// asked.
+    pub runtime_connected: Option<bool>,
     /// Pods of this node that belong to the mesh.
     pub pods: Vec<Pod>,
     /// Pods of this node that do not.
@@ -116,10 +121,13 @@ pub struct Certificate {
 
 impl fmt::Display for Status {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let state = match self.pending.as_slice() {
+        let mut state = match self.pending.as_slice() {
             [] => "ready".to_owned(),
             pending => format!("not ready: waiting for {}", pending.join(", ")),
         };
+        if self.standby {
+            state += "; standing by, another agent is in charge";
+        }
         writeln!(f, "Node {} ({}), sluice {}", self.node, state, self.version)?;
         let Configuration { version, loaded_at, origin, workloads, services, error } =
             &self.configuration;
@@ -148,6 +156,13 @@ impl fmt::Display for Status {
                 Some(error) => writeln!(f, ": {error}")?,
                 None => writeln!(f)?,
             }
+        }
+        match self.runtime_connected {
+            Some(true) => {
+                writeln!(f, "  container runtime up: pods are captured before they start")?
+            }
+            Some(false) => writeln!(f, "  container runtime down: pods may start before capture")?,
+            None => {}
         }
         writeln!(f, "\nPods of this node")?;
         for pod in &self.pods {

@@ -4,55 +4,46 @@ use std::{
     collections::{BTreeMap, HashSet},
     fmt, io,
     net::{IpAddr, Ipv4Addr, UdpSocket},
-    path::{Path, PathBuf},
+    path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use agent_common::Config;
 use tokio::net::TcpListener;
 
 use super::{
-    cgroup::Cgroup,
     dial::PodDialer,
     error::{CaptureError, Step},
-    host,
+    log::Forwarding,
     maps::{DialMaps, Maps},
     netns::Netns,
     pins::{Pins, PodPin},
-    programs, routing,
+    programs::Loader,
+    routing,
     sockets::listen,
+    succession::{InCharge, Next},
 };
 use crate::mesh::PodUid;
-
-/// How capture is set up.
-#[derive(Clone, Debug)]
-pub struct CaptureOptions {
-    /// The cgroup2 directory whose processes are captured; `None` for the whole node.
-    pub cgroup: Option<PathBuf>,
-    /// Where programs, maps and links are pinned.
-    pub bpffs: PathBuf,
-    /// What happens to connections from a netns that is not enrolled.
-    pub unknown_pods: UnknownPods,
-}
-
-/// What happens to TCP connections from a netns that is neither the node's nor enrolled.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub enum UnknownPods {
-    /// They pass, in plaintext.
-    Allow,
-    /// connect() fails with EPERM.
-    Deny,
-}
 
 /// The capture of one node. Dropping it leaves everything in place: SYNs of enrolled pods are
 /// refused until the next agent takes over.
 pub struct Capture {
     pins: Pins,
     state: Mutex<State>,
+    charge: Mutex<Charge>,
+}
+
+/// What this agent may do, and since when.
+pub(super) struct Charge {
+    /// `None` once another agent has it.
+    pub(super) in_charge: Option<InCharge>,
+    /// Held until the pods are taken over.
+    pub(super) next: Option<Next>,
 }
 
 struct State {
     maps: Maps,
+    loader: Loader,
+    log: Option<Forwarding>,
     pods: BTreeMap<PodUid, Enrolled>,
 }
 
@@ -74,31 +65,47 @@ pub struct EnrolledPod {
 }
 
 impl Capture {
-    /// Loads the programs and captures the cgroup. Pods that a former agent enrolled stay as
-    /// they are until they are enrolled again or [forgotten](Self::forget_unknown).
+    /// With the programs at work, and as `charge` says.
+    pub(super) fn new(
+        pins: Pins,
+        maps: Maps,
+        loader: Loader,
+        log: Option<Forwarding>,
+        charge: Charge,
+    ) -> Self {
+        let state = State { maps, loader, log, pods: BTreeMap::new() };
+        Self { pins, state: Mutex::new(state), charge: Mutex::new(charge) }
+    }
+
+    /// Says that every pod there is has been taken over: whoever stood by so far has nothing to
+    /// wait for, and the next may come.
+    pub fn took_over(&self) {
+        self.charge().next = None;
+    }
+
+    /// Whether another agent stands by to take over from this one.
     ///
     /// # Errors
-    /// When the node lacks something; the error says what, with a hint.
+    /// When the kernel does not tell.
+    pub fn has_successor(&self) -> Result<bool, CaptureError> {
+        let mut charge = self.charge();
+        charge.next = None;
+        charge.in_charge.as_ref().map_or(Ok(false), InCharge::has_successor)
+    }
+
+    /// Lets the agent that stands by take over, and waits until it has the pods. From the call on
+    /// nothing may be enrolled or unenrolled here. Listeners stay open: what has reached them
+    /// before comes from them alone. `false` when that agent ended before it had all pods.
     ///
-    /// # Panics
-    /// Outside a tokio runtime.
-    pub fn start(options: &CaptureOptions) -> Result<Self, CaptureError> {
-        host::need_root()?;
-        let cgroup = Cgroup::open(options.cgroup.as_deref())?;
-        for caveat in cgroup.caveats() {
-            tracing::warn!(%cgroup, "{caveat}");
-        }
-        let pins = Pins::open(&options.bpffs)?;
-        programs::connect(&pins, &cgroup)?;
-        let mut maps = Maps::open(&pins)?;
-        let own = Netns::own().step("open the agent's network namespace")?;
-        let host_netns = cookie(own, &mut DialMaps::open(&pins)?)?
-            .ok_or_else(|| CaptureError::OutsideCgroup { cgroup: cgroup.to_string() })?;
-        let deny_unknown = u32::from(options.unknown_pods == UnknownPods::Deny);
-        maps.configure(Config { host_netns, deny_unknown, reserved: 0 })
-            .step("configure the eBPF programs")?;
-        let state = State { maps, pods: BTreeMap::new() };
-        Ok(Self { pins, state: Mutex::new(state) })
+    /// # Errors
+    /// When the kernel does not tell how it went.
+    pub async fn hand_over(&self) -> Result<bool, CaptureError> {
+        self.state().log = None;
+        let Some(in_charge) = self.charge().in_charge.take() else { return Ok(true) };
+        let back = in_charge.hand_over().await?;
+        let taken = back.is_none();
+        self.charge().in_charge = back;
+        Ok(taken)
     }
 
     /// Captures the traffic of the pod whose network namespace is `namespace`. A pod that a former
@@ -125,7 +132,7 @@ impl Capture {
             namespace.run(|| Ok((listen()?, listen()?))).step(step("listen"))?;
 
         let mut state = self.state();
-        let State { maps, pods } = &mut *state;
+        let State { maps, loader, pods, .. } = &mut *state;
         let pins = self.pins.pods().step("read the pins of enrolled pods")?;
         let former = pins.iter().find(|pin| pin.uid == *uid);
         if let Some(former) = former.filter(|former| former.netns != namespace.inode()) {
@@ -153,7 +160,7 @@ impl Capture {
             namespace.run(|| routing::install(ips)).step(step("set up routing"))?;
             maps.listen(slot, &outbound, &inbound).step(step("register the listeners"))?;
             maps.set_addresses(slot, ips).step(step("register the pod's addresses"))?;
-            let link = programs::steer(&self.pins, &namespace, slot)?;
+            let link = loader.steer(&namespace, slot)?;
             self.pins.pin_pod(link, &pin)?;
             maps.capture(slot, cookie).step(step("register the pod"))
         })();
@@ -219,6 +226,10 @@ impl Capture {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    fn charge(&self) -> MutexGuard<'_, Charge> {
+        self.charge.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl fmt::Debug for Capture {
@@ -248,7 +259,7 @@ fn release(
 /// ours connects there, and the program writes down where. Works on every kernel that has
 /// cookies for these programs (5.7), unlike asking with `SO_NETNS_COOKIE` (5.14). `None` when
 /// the program did not run, which it would not for the sockets of real dials either.
-fn cookie(netns: &Netns, maps: &mut DialMaps) -> Result<Option<u64>, CaptureError> {
+pub(super) fn cookie(netns: &Netns, maps: &mut DialMaps) -> Result<Option<u64>, CaptureError> {
     let mut ask = || -> io::Result<u64> {
         let socket = netns.run(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)))?;
         let socket_cookie = socket2::SockRef::from(&socket).cookie()?;

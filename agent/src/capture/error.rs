@@ -48,11 +48,21 @@ pub enum CaptureError {
         path: PathBuf,
     },
 
-    /// Two agents with the same pins would undo each other's work.
+    /// What an agent uses cannot be removed under it.
     #[error(
         "another agent uses {path} (hint: stop it first; --bpffs gives this one pins of its own)"
     )]
     InUse {
+        /// The directory of pins.
+        path: PathBuf,
+    },
+
+    /// One agent can stand by, no more.
+    #[error(
+        "another agent is about to take over {path} (hint: beside the one in charge one can stand \
+         by: stop that first; --bpffs gives this one pins of its own)"
+    )]
+    LineIsFull {
         /// The directory of pins.
         path: PathBuf,
     },

@@ -10,42 +10,46 @@
 //! there is no second record that could disagree with the kernel or outlive a reboot.
 
 use std::{
-    fs::{self, File},
-    io,
+    fs, io,
     path::{Path, PathBuf},
     str::FromStr,
 };
 
 use aya::programs::links::{FdLink, PinnedLink};
-use nix::fcntl::{Flock, FlockArg};
 
 use super::{
-    error::{CaptureError, Step, gone_is_fine},
+    error::{CaptureError, gone_is_fine},
     host,
     routing::Settings,
 };
 use crate::mesh::PodUid;
 
-/// The pins of one agent, locked against a second one.
+/// The pins of a node's agents. Who may change them is a matter of
+/// [`succession`](super::succession).
 #[derive(Debug)]
 pub(super) struct Pins {
     root: PathBuf,
-    _lock: Flock<File>,
 }
 
 impl Pins {
-    /// Creates what is missing and takes the lock.
+    /// Creates the directories that are missing.
     pub(super) fn open(bpffs: &Path) -> Result<Self, CaptureError> {
         let root = root(bpffs);
         for kind in ["maps", "links", "pods"] {
             host::bpffs(&root.join(kind))?;
         }
-        let directory = File::open(&root).step(format!("open {}", root.display()))?;
-        match Flock::lock(directory, FlockArg::LockExclusiveNonblock) {
-            Ok(lock) => Ok(Self { root, _lock: lock }),
-            Err((_, nix::Error::EWOULDBLOCK)) => Err(CaptureError::InUse { path: root }),
-            Err((_, error)) => Err(error).step(format!("lock {}", root.display())),
-        }
+        Ok(Self { root })
+    }
+
+    /// The directory that all of them are in.
+    pub(super) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Those at `root`, where tests have no BPF file system.
+    #[cfg(test)]
+    pub(super) fn at(root: PathBuf) -> Self {
+        Self { root }
     }
 
     /// Where the map `name` is pinned.

@@ -3,6 +3,7 @@
 
 use std::os::fd::AsFd;
 
+use agent_common::MAX_PODS;
 use aya::{
     Ebpf, EbpfLoader,
     programs::{CgroupAttachMode, CgroupSockAddr, Program, ProgramError, SkLookup, links::FdLink},
@@ -10,7 +11,7 @@ use aya::{
 
 use super::{
     error::{CaptureError, Step},
-    log,
+    log::{self, Forwarding},
     maps::MAPS,
     netns::Netns,
     pins::Pins,
@@ -22,27 +23,87 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("SLUICE_EBPF_OBJECT"));
 pub(super) const CONNECT: [&str; 2] = ["sluice_connect4", "sluice_connect6"];
 pub(super) const STEER: &str = "sluice_steer";
 /// The connect programs serve all pods; no pod has this slot.
-const NO_POD: u32 = u32::MAX;
+static NO_POD: u32 = u32::MAX;
 
-/// Attaches the connect programs to `cgroup`, in place of a former agent's.
-pub(super) fn connect(pins: &Pins, cgroup: impl AsFd) -> Result<(), CaptureError> {
-    let mut ebpf = object(Some(pins), NO_POD)?;
-    for name in CONNECT {
-        let program = load_connect(&mut ebpf, name)?;
-        // `Single` is about programs attached without a link; links are always many.
-        let attached = program.attach(cgroup.as_fd(), CgroupAttachMode::Single);
-        let link = attached.and_then(|link| program.take_link(link));
-        let link = link.map_err(|error| CaptureError::ebpf(format!("attach {name}"), &error))?;
-        pins.pin_link(link.try_into().step(format!("attach {name}"))?, name)?;
+/// Every slot, to be borrowed for as long as a [`Loader`] lives, as its library wants it.
+static SLOTS: [u32; MAX_PODS as usize] = {
+    let mut slots = [0; MAX_PODS as usize];
+    let mut slot = 0;
+    while slot < MAX_PODS {
+        slots[slot as usize] = slot;
+        slot += 1;
     }
-    log::forward(&mut ebpf);
-    Ok(())
+    slots
+};
+
+/// Makes the programs, as often as there are pods. One a process: making it reads what the
+/// kernel tells about its types, which takes longer than all the rest.
+pub(super) struct Loader(EbpfLoader<'static>);
+
+impl Loader {
+    /// With the maps of `pins`; without pins the maps are new ones for every object, nobody
+    /// else's, and go with the last program.
+    pub(super) fn new(pins: Option<&Pins>) -> Self {
+        let mut loader = EbpfLoader::new();
+        // The programs use no type of the kernel's own: nothing is to be kept in memory.
+        loader.btf(None);
+        loader.override_global(aya_log::LEVEL, log::level(), false);
+        for (pins, map) in pins.iter().flat_map(|pins| MAPS.map(|map| (pins, map))) {
+            loader.map_pin_path(map, pins.map(map));
+        }
+        Self(loader)
+    }
+
+    /// The maps, and the programs ready to be loaded for the pod in `slot`; without a slot for
+    /// all pods.
+    pub(super) fn object(&mut self, slot: Option<u32>) -> Result<Ebpf, CaptureError> {
+        let slot = slot.map_or(Some(&NO_POD), |slot| SLOTS.get(slot as usize));
+        self.0.override_global("POD", slot.ok_or(CaptureError::Full)?, true);
+        self.0.load(OBJECT).map_err(|error| CaptureError::ebpf("load the eBPF maps", &error))
+    }
+
+    /// Every program, accepted by the kernel and attached nowhere.
+    pub(super) fn connect(&mut self) -> Result<Connect, CaptureError> {
+        let mut ebpf = self.object(None)?;
+        for name in CONNECT {
+            load_connect(&mut ebpf, name)?;
+        }
+        // What pods get is the same but for a number: an agent that stands by must not find out
+        // only when it is in charge that the kernel does not want it.
+        load_steer(&mut ebpf)?;
+        Ok(Connect(ebpf))
+    }
+
+    /// Attaches a steer program of its own to the namespace of the pod in `slot`. It detaches and
+    /// is unloaded when the link goes.
+    pub(super) fn steer(&mut self, netns: &Netns, slot: u32) -> Result<FdLink, CaptureError> {
+        attach_steer(&mut self.object(Some(slot))?, netns)
+    }
 }
 
-/// Attaches a steer program of its own to the namespace of the pod in `slot`. It detaches and is
-/// unloaded when the link goes.
-pub(super) fn steer(pins: &Pins, netns: &Netns, slot: u32) -> Result<FdLink, CaptureError> {
-    attach_steer(&mut object(Some(pins), slot)?, netns)
+/// The connect programs, loaded.
+pub(super) struct Connect(Ebpf);
+
+impl Connect {
+    /// Attaches them to `cgroup`, in place of a former agent's. What they log is passed on for as
+    /// long as what is returned lives.
+    pub(super) fn attach(
+        self,
+        pins: &Pins,
+        cgroup: impl AsFd,
+    ) -> Result<Option<Forwarding>, CaptureError> {
+        let Self(mut ebpf) = self;
+        for name in CONNECT {
+            let program: &mut CgroupSockAddr = program(&mut ebpf, name);
+            // `Single` is about programs attached without a link; links are always many.
+            let attached = program.attach(cgroup.as_fd(), CgroupAttachMode::Single);
+            let link = attached.and_then(|link| program.take_link(link));
+            let link =
+                link.map_err(|error| CaptureError::ebpf(format!("attach {name}"), &error))?;
+            pins.pin_link(link.try_into().step(format!("attach {name}"))?, name)?;
+        }
+        Ok(log::forward(&mut ebpf))
+    }
 }
 
 /// Loads one of the connect programs.
@@ -55,27 +116,19 @@ pub(super) fn load_connect<'a>(
     Ok(program)
 }
 
-/// Loads the steer program and attaches it to a namespace.
-pub(super) fn attach_steer(ebpf: &mut Ebpf, netns: &Netns) -> Result<FdLink, CaptureError> {
+fn load_steer(ebpf: &mut Ebpf) -> Result<&mut SkLookup, CaptureError> {
     let program: &mut SkLookup = program(ebpf, STEER);
     program.load().map_err(|error| refused(STEER, error))?;
+    Ok(program)
+}
+
+/// Loads the steer program and attaches it to a namespace.
+pub(super) fn attach_steer(ebpf: &mut Ebpf, netns: &Netns) -> Result<FdLink, CaptureError> {
+    let program = load_steer(ebpf)?;
     let attached = program.attach(netns.file()).and_then(|link| program.take_link(link));
     let attached =
         attached.map_err(|error| CaptureError::ebpf(format!("attach {STEER}"), &error))?;
     Ok(attached.into())
-}
-
-/// The maps, and the programs ready to be loaded for the pod in `slot`. Without pins the maps
-/// are new ones, nobody else's, and go with the last program.
-pub(super) fn object(pins: Option<&Pins>, slot: u32) -> Result<Ebpf, CaptureError> {
-    let level = log::level();
-    let mut loader = EbpfLoader::new();
-    loader.override_global(aya_log::LEVEL, &level, false);
-    loader.override_global("POD", &slot, true);
-    for (pins, map) in pins.iter().flat_map(|pins| MAPS.map(|map| (pins, map))) {
-        loader.map_pin_path(map, pins.map(map));
-    }
-    loader.load(OBJECT).map_err(|error| CaptureError::ebpf("load the eBPF maps", &error))
 }
 
 fn program<'a, P>(ebpf: &'a mut Ebpf, name: &str) -> &'a mut P

@@ -7,7 +7,7 @@
 //! ```
 
 use std::{
-    fs, io,
+    io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
@@ -22,20 +22,18 @@ use netlink_packet_route::{
     rule::{RuleAction, RuleAttribute, RuleMessage},
 };
 
-use super::netlink::Netlink;
+use super::{netlink::Netlink, procfs};
 
 /// After the kernel's own rule for local addresses (0), before the main table (32766).
 const PRIORITY: u32 = 1337;
 /// The index of `lo` in every netns.
 pub(super) const LOOPBACK: u32 = 1;
-/// What makes answers to marked packets marked too, and so stay on `lo` (all Linux 3.16):
+/// What makes answers to marked packets marked too, and so stay on `lo` (all Linux 3.16), by its
+/// path below `/proc/sys`:
 /// packets of accepted sockets, and the resets of ports where nobody listens. Without the
 /// latter a refused dial would only time out.
-const SETTINGS: [&str; 3] = [
-    "/proc/sys/net/ipv4/tcp_fwmark_accept",
-    "/proc/sys/net/ipv4/fwmark_reflect",
-    "/proc/sys/net/ipv6/fwmark_reflect",
-];
+const SETTINGS: [&str; 3] =
+    ["net/ipv4/tcp_fwmark_accept", "net/ipv4/fwmark_reflect", "net/ipv6/fwmark_reflect"];
 
 /// Which of the settings are on: one bit each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,31 +46,29 @@ impl Settings {
     /// Those of the calling thread's netns. A kernel without IPv6 lacks the last.
     pub(super) fn read() -> io::Result<Self> {
         let mut on = 0;
-        for (bit, path) in SETTINGS.iter().enumerate() {
-            match fs::read_to_string(path) {
-                Ok(value) => on |= u8::from(value.trim() != "0") << bit,
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => return Err(error),
+        for (bit, name) in SETTINGS.iter().enumerate() {
+            if let Some(value) = procfs::setting(name)? {
+                on |= u8::from(value != "0") << bit;
             }
         }
         Ok(Self(on))
     }
 
-    /// The files of those that are off, of the families there are.
+    /// The names of those that are off, of the families there are.
     pub(super) fn off(self) -> impl Iterator<Item = &'static str> {
         let v6 = has_v6();
         let here =
-            SETTINGS.iter().enumerate().filter(move |(_, path)| v6 || !path.contains("ipv6"));
-        here.filter(move |(bit, _)| self.0 >> bit & 1 == 0).map(|(_, path)| *path)
+            SETTINGS.iter().enumerate().filter(move |(_, name)| v6 || !name.contains("ipv6"));
+        here.filter(move |(bit, _)| self.0 >> bit & 1 == 0).map(|(_, name)| *name)
     }
 
     /// Sets those that are not as `self` says.
     pub(super) fn restore(self) -> io::Result<()> {
         let Self(now) = Self::read()?;
-        for (bit, path) in SETTINGS.iter().enumerate() {
+        for (bit, name) in SETTINGS.iter().enumerate() {
             let on = self.0 >> bit & 1;
-            if now >> bit & 1 != on && fs::exists(path)? {
-                fs::write(path, on.to_string())?;
+            if now >> bit & 1 != on && procfs::setting(name)?.is_some() {
+                procfs::set(name, &on.to_string())?;
             }
         }
         Ok(())
@@ -128,8 +124,8 @@ fn families() -> impl Iterator<Item = AddressFamily> {
 
 /// Whether the calling thread's netns has IPv6.
 pub(super) fn has_v6() -> bool {
-    let disabled = fs::read_to_string("/proc/sys/net/ipv6/conf/lo/disable_ipv6");
-    disabled.is_ok_and(|disabled| disabled.trim() == "0")
+    let disabled = procfs::setting("net/ipv6/conf/lo/disable_ipv6");
+    disabled.is_ok_and(|disabled| disabled.as_deref() == Some("0"))
 }
 
 fn rule(family: AddressFamily) -> RuleMessage {

@@ -10,7 +10,7 @@ use super::{
     host,
     netns::Netns,
     pins::Pins,
-    routing,
+    routing, succession,
 };
 
 /// Removes everything an agent pinned at `bpffs` and undoes the routing in pods' namespaces.
@@ -20,6 +20,7 @@ use super::{
 pub fn uninstall(bpffs: &Path) -> Result<(), CaptureError> {
     host::need_root()?;
     let pins = Pins::open(bpffs)?;
+    let _alone = succession::alone(&pins)?;
     pins.remove_links().step("remove the pins of links")?;
     let mut undone = Ok(());
     for pod in pins.pods().step("read the pins of enrolled pods")? {

@@ -29,6 +29,12 @@ pub(super) struct Agent {
     #[arg(long, env = "SLUICE_STATE_DIR", value_name = "DIR", default_value = "/var/lib/sluice")]
     state_dir: PathBuf,
 
+    /// The container runtime's NRI socket, usually /var/run/nri/nri.sock: pods that the API server
+    /// is watched for are then captured before their first container starts [default: they are
+    /// captured when the API server tells of them]
+    #[arg(long, env = "SLUICE_NRI_SOCKET", value_name = "SOCKET", conflicts_with = "config_dir")]
+    nri_socket: Option<PathBuf>,
+
     /// This node's name: pods whose spec.nodeName is this are enrolled
     #[arg(long, env = "NODE_NAME", value_name = "NAME", default_value_t = hostname(), value_parser = clap::builder::NonEmptyStringValueParser::new())]
     node_name: String,
@@ -141,6 +147,7 @@ impl Agent {
         runtime.block_on(node::run(node::Options {
             config_dir: self.config_dir,
             state_dir: self.state_dir,
+            nri_socket: self.nri_socket,
             node_name: self.node_name,
             trust_domain: self.trust_domain,
             root_namespace: self.root_namespace,

@@ -9,6 +9,7 @@ mod body;
 mod fields;
 mod pool;
 mod prefixed;
+mod requests;
 mod serve;
 mod sniff;
 #[cfg(test)]

@@ -9,26 +9,25 @@ use std::{
     time::Duration,
 };
 
-use http::{Method, Request, Response, StatusCode, header};
+use http::{HeaderValue, Method, Request, Response, StatusCode, Version, header};
 use hyper::{body::Incoming, upgrade::OnUpgrade};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::conn::auto,
 };
-use tokio::{sync::Notify, task::JoinSet, time::timeout};
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::{
     Body, Stream,
     pool::{H2_CONNECTION_WINDOW, H2_STREAM_WINDOW, MOST_HEADER_BYTES},
+    requests::Requests,
 };
 
 /// How long a client may take until the header of its next request is whole. hyper counts the
 /// time between two requests in, so this is also how long a connection may idle: as long as
 /// Envoy lets it, for a client whose pool keeps connections longer would meet closed ones.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(3600);
-/// How long a connection that has not asked for anything yet may stay when draining starts.
-const FIRST_REQUEST_TIMEOUT: Duration = Duration::from_secs(1);
 /// Requests one client may have open on one HTTP/2 connection.
 const MOST_STREAMS: u32 = 1000;
 
@@ -57,8 +56,9 @@ impl Upgraded {
 }
 
 /// Serves HTTP/1 or HTTP/2, whichever the client starts with, until the client is done or
-/// `drain` is cancelled and the requests under way are answered. What a connection was upgraded
-/// to is served to its end.
+/// `drain` is cancelled and the requests under way are answered. Then a client is asked to go
+/// elsewhere, by `connection: close` with its next response or by GOAWAY, and loses no request.
+/// What a connection was upgraded to is served to its end.
 ///
 /// # Errors
 /// When the connection breaks or the client's bytes are not HTTP; the client has then been
@@ -89,21 +89,23 @@ where
         .max_concurrent_streams(MOST_STREAMS)
         .max_header_list_size(MOST_HEADER_BYTES)
         .keep_alive_interval(Duration::from_secs(30));
-    let asked = Arc::new(Notify::new());
-    let first_request = asked.clone();
+    let requests = Requests::none();
     let upgrades = Upgrades::default();
     let upgraded = upgrades.clone();
-    let service = hyper::service::service_fn(move |request| {
-        asked.notify_one();
-        let (handler, upgrades) = (handler.clone(), upgrades.clone());
-        async move { Ok::<_, Infallible>(answer(&*handler, request, &upgrades).await) }
+    let (asked, draining) = (requests.clone(), drain.clone());
+    let service = hyper::service::service_fn(move |request: Request<Incoming>| {
+        let open = asked.open(request.version());
+        let (handler, upgrades, draining) = (handler.clone(), upgrades.clone(), draining.clone());
+        async move {
+            let response = answer(&*handler, request, &upgrades, &draining).await;
+            Ok::<_, Infallible>(response.map(|body| body.tapped(open)))
+        }
     });
     let mut connection =
         pin!(builder.serve_connection_with_upgrades(TokioIo::new(stream), service));
     let drained = async {
         drain.cancelled().await;
-        // Shut down before its first request, a connection would close without an answer.
-        let _ = timeout(FIRST_REQUEST_TIMEOUT, first_request.notified()).await;
+        requests.last().await;
     };
     let ended = tokio::select! {
         biased;
@@ -126,12 +128,14 @@ async fn answer(
     handler: &impl Handler,
     mut request: Request<Incoming>,
     upgrades: &Upgrades,
+    draining: &CancellationToken,
 ) -> Response<Body> {
     if let Err(reason) = safe(&request) {
         return plain(StatusCode::BAD_REQUEST, reason);
     }
     let from_client = hyper::upgrade::on(&mut request);
     let connects = request.method() == Method::CONNECT;
+    let is_http1 = request.version() != Version::HTTP_2;
     let mut response = handler.handle(request.map(Body::from)).await;
     let upgraded = response.status() == StatusCode::SWITCHING_PROTOCOLS
         || connects && response.status().is_success();
@@ -139,6 +143,9 @@ async fn answer(
         let watchers = response.extensions_mut().remove::<Upgraded>().unwrap_or_default();
         let mut upgrades = upgrades.lock().unwrap_or_else(PoisonError::into_inner);
         upgrades.spawn(relay_upgraded(from_client, to_server, watchers));
+    }
+    if is_http1 && !upgraded && draining.is_cancelled() {
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     response
 }

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, HashSet},
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -12,7 +12,7 @@ use tokio::{
     time::{Instant, sleep, sleep_until},
 };
 
-use super::{CAPTURE, CONFIGURATION, IDENTITY};
+use super::{CAPTURE, CONFIGURATION, IDENTITY, events::Events};
 use crate::{
     admin::{self, Readiness},
     capture::{Capture, CaptureError, EnrolledPod, Netns, Sandboxes},
@@ -28,6 +28,9 @@ use crate::{
 /// address a moment later.
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(30));
 
+/// A pod that is not captured for so long is no event: while it starts, much is not there yet.
+const TRIFLE: Duration = Duration::from_secs(2);
+
 /// How often the captured pods' namespaces are looked at: one that is made anew under the same
 /// path is no event anywhere.
 const LOOK: Duration = Duration::from_secs(1);
@@ -37,7 +40,12 @@ pub(super) struct Enrolment {
     node: String,
     capture: Arc<Capture>,
     proxy: Arc<Proxy>,
+    events: Events,
     pods: Mutex<BTreeMap<PodUid, State>>,
+    /// The namespaces of pods that the container runtime told of, as this process sees them.
+    expected: Mutex<BTreeMap<PodUid, PathBuf>>,
+    /// Told of whenever a pod was seen to.
+    progress: watch::Sender<()>,
 }
 
 /// How far reconciling came.
@@ -70,6 +78,9 @@ struct Failed {
     uncertified: bool,
     delay: Duration,
     again: Instant,
+    since: Instant,
+    /// What its owner was told.
+    told: Option<String>,
 }
 
 /// What is to be done about a pod.
@@ -82,8 +93,21 @@ enum Task {
 }
 
 impl Enrolment {
-    pub(super) fn new(node: String, capture: Arc<Capture>, proxy: Arc<Proxy>) -> Arc<Self> {
-        Arc::new(Self { node, capture, proxy, pods: Mutex::default() })
+    pub(super) fn new(
+        node: String,
+        capture: Arc<Capture>,
+        proxy: Arc<Proxy>,
+        events: Events,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            node,
+            capture,
+            proxy,
+            events,
+            pods: Mutex::default(),
+            expected: Mutex::default(),
+            progress: watch::Sender::default(),
+        })
     }
 
     /// Reconciles with every new snapshot, and again after a while where something failed.
@@ -107,6 +131,7 @@ impl Enrolment {
                 forgotten = true;
             }
             let Reconciled { again, certified } = self.reconcile().await;
+            self.capture.took_over();
             // A pod that cannot be captured is that pod's trouble and does not hold up the
             // node; a CA that issues nothing is everybody's.
             readiness.met(CAPTURE);
@@ -132,6 +157,35 @@ impl Enrolment {
             };
             if self.pods().iter().any(moved) {
                 return;
+            }
+        }
+    }
+
+    /// The container runtime made the pod `uid` a namespace, at `netns` of its own file system.
+    pub(super) fn expect(&self, uid: PodUid, netns: &Path) {
+        // The runtime's file system is that of the node's first process, the agent's is another.
+        let netns = Path::new("/proc/1/root").join(netns.strip_prefix("/").unwrap_or(netns));
+        self.expected().insert(uid, netns);
+    }
+
+    /// The pod `uid` ends.
+    pub(super) fn no_longer_expect(&self, uid: &PodUid) {
+        self.expected().remove(uid);
+    }
+
+    /// Waits until the pod `uid` is captured, or known not to belong to the mesh.
+    pub(super) async fn settled(&self, uid: &PodUid) {
+        // It is gone with `self` alone.
+        let _ = self.progress.subscribe().wait_for(|()| self.is_settled(uid)).await;
+    }
+
+    fn is_settled(&self, uid: &PodUid) -> bool {
+        match self.pods().get(uid) {
+            Some(State::Captured(_)) => true,
+            Some(State::Failed(_)) => false,
+            None => {
+                let snapshot = self.proxy.snapshots.load();
+                snapshot.workloads().iter().any(|pod| pod.uid == *uid && !pod.meshed)
             }
         }
     }
@@ -190,22 +244,24 @@ impl Enrolment {
         self.release(&desired);
         let tasks = desired.values().map(|workload| (workload, self.task(workload)));
         let tasks: Vec<_> = tasks.filter(|(_, task)| !matches!(task, Task::Nothing)).collect();
-        let unknown = tasks.iter().filter(|(workload, _)| workload.netns.is_none());
-        let mut sandboxes = Sandboxes::scan(&unknown.map(|(workload, _)| &workload.uid).collect())
-            .unwrap_or_else(|error| {
-                tracing::warn!(%error, "could not look for pods");
-                Sandboxes::default()
-            });
+        let mut sandboxes = self.look_for(tasks.iter().map(|(workload, _)| *workload));
         for (workload, task) in tasks {
-            let netns = match &workload.netns {
-                Some(path) => Netns::of_pod(path),
+            let netns = match self.told(workload) {
+                Some(path) => Netns::of_pod(&path),
                 None => sandboxes.netns_of(&workload.uid, &workload.ips),
             };
             if matches!(task, Task::Check) && self.is_still_in(workload, netns.as_ref().ok()) {
                 continue;
             }
             let state = match self.enroll(workload, netns).await {
-                Ok(captured) => State::Captured(captured),
+                Ok(captured) => {
+                    if let Some(State::Failed(Failed { told: Some(_), .. })) =
+                        self.pods().get(&workload.uid)
+                    {
+                        self.events.captured_at_last(workload);
+                    }
+                    State::Captured(captured)
+                }
                 Err(error) => State::Failed(self.failed(workload, &error)),
             };
             self.pods().insert(workload.uid.clone(), state);
@@ -225,6 +281,21 @@ impl Enrolment {
             again: failed().map(|failed| failed.again).min(),
             certified: !failed().any(|failed| failed.uncertified),
         }
+    }
+
+    /// Looks for the processes of those `pods` whose namespace nobody told.
+    fn look_for<'a>(&self, pods: impl Iterator<Item = &'a Arc<Workload>>) -> Sandboxes {
+        let unknown = pods.filter(|pod| self.told(pod).is_none()).map(|pod| &pod.uid).collect();
+        Sandboxes::scan(&unknown).unwrap_or_else(|error| {
+            tracing::warn!(%error, "could not look for pods");
+            Sandboxes::default()
+        })
+    }
+
+    /// Where a pod's namespace is, as its source or the container runtime said. Whether it is the
+    /// pod's is looked at when it is enrolled.
+    fn told(&self, pod: &Workload) -> Option<PathBuf> {
+        pod.netns.clone().or_else(|| self.expected().get(&pod.uid).cloned())
     }
 
     /// What is to be done about a pod. A newer view of a captured one is passed on. One with
@@ -262,9 +333,11 @@ impl Enrolment {
     fn failed(&self, workload: &Arc<Workload>, error: &anyhow::Error) -> Failed {
         let uncertified = error.is::<IdentityError>();
         let error = format!("{error:#}");
-        let (mut delay, mut is_news) = (RETRY.0, true);
+        let now = Instant::now();
+        let (mut delay, mut is_news, mut since, mut told) = (RETRY.0, true, now, None);
         if let Some(State::Failed(former)) = self.pods().get(&workload.uid) {
             is_news = former.error != error;
+            (since, told) = (former.since, former.told.clone());
             if *former.workload == **workload {
                 delay = (former.delay * 2).min(RETRY.1);
             }
@@ -272,8 +345,12 @@ impl Enrolment {
         if is_news {
             tracing::warn!(pod = name_of(workload), error, "could not capture a pod");
         }
-        let again = Instant::now() + delay;
-        Failed { workload: workload.clone(), error, uncertified, delay, again }
+        if since.elapsed() > TRIFLE && told.as_ref() != Some(&error) {
+            self.events.not_captured(workload, &error);
+            told = Some(error.clone());
+        }
+        let again = now + delay;
+        Failed { workload: workload.clone(), error, uncertified, delay, again, since, told }
     }
 
     async fn enroll(
@@ -322,12 +399,17 @@ impl Enrolment {
         });
     }
 
-    /// Shows the data path which pods are captured here.
+    /// Shows the data path which pods are captured here, and tells whoever waits for one.
     fn publish(&self) {
         self.proxy.pods.replace(self.pods().values().filter_map(|state| match state {
             State::Captured(captured) => Some(captured.pod.clone()),
             State::Failed(_) => None,
         }));
+        self.progress.send_replace(());
+    }
+
+    fn expected(&self) -> MutexGuard<'_, BTreeMap<PodUid, PathBuf>> {
+        self.expected.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn pods(&self) -> MutexGuard<'_, BTreeMap<PodUid, State>> {

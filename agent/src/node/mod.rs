@@ -5,15 +5,30 @@
 
 mod descriptors;
 mod enrolment;
+mod events;
+mod new_pods;
 mod observe;
+mod standby;
 
-use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    path::PathBuf,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use anyhow::Context;
+use tokio::{
+    sync::watch,
+    task::JoinHandle,
+    time::{Instant, timeout},
+};
+use tokio_util::task::AbortOnDropHandle;
 
+use self::{enrolment::Enrolment, events::Events, new_pods::NewPods};
 use crate::{
     admin::Readiness,
-    capture::{self, Capture, CaptureOptions, NodeSockets, UnknownPods},
+    capture::{self, Capture, CaptureOptions, NodeSockets, Prepared, UnknownPods},
     config::{ConfigError, Source, files::FileSource, kube::KubeSource},
     identity::{
         CertificateSource, IdentityStore, SelfSignedCa,
@@ -25,6 +40,10 @@ use crate::{
     telemetry::{Telemetry, TelemetryOptions},
 };
 
+/// How long the next agent may take to take over every pod. It is ready for it, so that this is
+/// for one that hangs.
+const HAND_OVER_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// How long spans may take to leave after the last connection is gone.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -34,6 +53,7 @@ const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
 pub struct Options {
     pub config_dir: Option<PathBuf>,
     pub state_dir: PathBuf,
+    pub nri_socket: Option<PathBuf>,
     pub node_name: String,
     pub trust_domain: TrustDomain,
     pub root_namespace: RootNamespace,
@@ -81,7 +101,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let readiness = Readiness::waiting_for([CAPTURE, IDENTITY, CONFIGURATION]);
 
     let snapshots = Arc::new(SnapshotStore::default());
-    let source = source(&options, &snapshots).await?;
+    let (source, events) = source(&options, &snapshots).await?;
 
     let ca = certificate_source(options.ca, &options.trust_domain)?;
     let identity = IdentityStore::new(ca, options.trust_domain.clone());
@@ -91,11 +111,12 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     })?;
     let node_netns = options.node_netns.as_deref();
     let node_sockets = NodeSockets::open(node_netns, options.cgroup.as_deref())?;
-    let capture = Arc::new(Capture::start(&CaptureOptions {
+    let prepared = Prepared::new(&CaptureOptions {
         cgroup: options.cgroup,
         bpffs: options.bpffs,
         unknown_pods: options.unknown_pods,
-    })?);
+    })?;
+    let stands_by = prepared.stands_by();
     let proxy = Arc::new(Proxy {
         snapshots,
         identity,
@@ -106,26 +127,65 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         admissions: Admissions::default(),
         force_tunnel: options.force_tunnel,
     });
-    let enrolment = enrolment::Enrolment::new(options.node_name.clone(), capture, proxy.clone());
     let source_state = source.state();
+    let runtime = match (options.nri_socket, &source) {
+        (Some(socket), Source::Kube(source)) => {
+            Some((socket, source.addresses(), watch::Sender::new(false)))
+        }
+        _ => None,
+    };
+    let enrolment = Arc::new(OnceLock::new());
     observe::Observed {
         node: options.node_name.clone(),
         readiness: readiness.clone(),
         source,
         enrolment: enrolment.clone(),
         proxy: proxy.clone(),
+        runtime: runtime.as_ref().map(|(.., connected)| connected.subscribe()),
     }
     .serve(options.ready_addr, options.stats_addr, options.admin_addr)
     .await?;
 
-    let enrolling = tokio::spawn(enrolment.follow(source_state, readiness.clone()));
+    if stands_by {
+        tracing::info!(node = options.node_name, "standing by: another agent is in charge");
+    }
+    let standby = standby::Standby {
+        node: options.node_name.clone(),
+        proxy: proxy.clone(),
+        readiness: readiness.clone(),
+    };
+    let capture = tokio::select! {
+        biased;
+        capture = prepared.start() => Arc::new(capture?),
+        never = standby.keep_ready(), if stands_by => match never {},
+        signal = signals.next() => {
+            tracing::info!(%signal, "agent stopped while it stood by");
+            return Ok(());
+        }
+    };
+    let enrolment = enrolment.get_or_init(|| {
+        Enrolment::new(options.node_name.clone(), capture.clone(), proxy.clone(), events)
+    });
+    let mut enrolling = tokio::spawn(enrolment.clone().follow(source_state, readiness.clone()));
+    let new_pods = runtime.map(|(socket, addresses, connected)| {
+        let plugin = NewPods { addresses, enrolment: enrolment.clone() }.plugin(connected);
+        AbortOnDropHandle::new(tokio::spawn(async move { plugin.serve(&socket).await }))
+    });
     tracing::info!(node = options.node_name, "agent started");
     let signal = signals.next().await;
 
-    tracing::info!(%signal, open = proxy.drain.open(), "draining");
+    // Whoever comes next tells the runtime when a new pod is captured; without anyone, nobody can.
+    drop(new_pods);
+    let asked = Instant::now();
+    tracing::info!(%signal, open = proxy.drain.open(), "ending");
     readiness.lost("shutting down");
     let stop = async {
-        let cut = proxy.drain.run(options.drain_timeout).await;
+        if hand_over(&capture, &mut enrolling).await {
+            proxy.drain.succeeded();
+        }
+        let left = options.drain_timeout.saturating_sub(asked.elapsed());
+        tracing::info!(open = proxy.drain.open(), "draining");
+        let cut = proxy.drain.run(left).await;
         enrolling.abort();
         if cut > 0 {
             tracing::warn!(cut, "connections outlived the drain timeout and were cut");
@@ -142,6 +202,34 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     .context("the agent did not end in order")
 }
 
+/// Hands the pods over to the agent that stands by, if one does. Whether another agent has them
+/// now; otherwise they are closed once this one is gone.
+async fn hand_over(capture: &Capture, enrolling: &mut JoinHandle<()>) -> bool {
+    match capture.has_successor() {
+        Ok(true) => {}
+        Ok(false) => return false,
+        Err(error) => {
+            tracing::warn!(%error, "not known whether another agent stands by");
+            return false;
+        }
+    }
+    // From here on the pods are another agent's to enrol and to release.
+    enrolling.abort();
+    // Cancelled, or ended with the source of snapshots.
+    let _ = enrolling.await;
+    let began = Instant::now();
+    match timeout(HAND_OVER_TIMEOUT, capture.hand_over()).await {
+        Ok(Ok(true)) => {
+            tracing::info!(took = ?began.elapsed(), "another agent has taken over");
+            return true;
+        }
+        Ok(Ok(false)) => tracing::warn!("the next agent ended before it had taken over"),
+        Ok(Err(error)) => tracing::warn!(%error, "not known whether the next agent took over"),
+        Err(_) => tracing::warn!("the next agent has not taken over within {HAND_OVER_TIMEOUT:?}"),
+    }
+    false
+}
+
 fn certificate_source(
     ca: CaOptions,
     trust_domain: &TrustDomain,
@@ -156,17 +244,25 @@ fn certificate_source(
     })
 }
 
-/// Starts what snapshots come from: a directory, or without one the API server.
-async fn source(options: &Options, store: &Arc<SnapshotStore>) -> Result<Source, ConfigError> {
+/// Starts what snapshots come from: a directory, or without one the API server, which is told of
+/// pods' troubles then.
+async fn source(
+    options: &Options,
+    store: &Arc<SnapshotStore>,
+) -> Result<(Source, Events), ConfigError> {
     let (trust_domain, store) = (options.trust_domain.clone(), store.clone());
     let root_namespace = options.root_namespace.clone();
     match &options.config_dir {
-        Some(dir) => FileSource::start(dir, trust_domain, root_namespace, store).map(Source::Files),
+        Some(dir) => {
+            let source = FileSource::start(dir, trust_domain, root_namespace, store)?;
+            Ok((Source::Files(source), Events::default()))
+        }
         None => {
             let client = KubeSource::client().await?;
+            let events = Events::start(client.clone(), options.node_name.clone());
             let dir = &options.state_dir;
             let source = KubeSource::start(client, trust_domain, root_namespace, dir, store);
-            Ok(Source::Kube(source))
+            Ok((Source::Kube(source), events))
         }
     }
 }

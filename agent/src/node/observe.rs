@@ -1,8 +1,14 @@
 //! What the admin servers say about the running agent.
 
-use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::SystemTime};
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    sync::{Arc, OnceLock},
+    time::SystemTime,
+};
 
 use http::{Response, StatusCode};
+use tokio::sync::watch::Receiver;
 
 use super::enrolment::Enrolment;
 use crate::{
@@ -17,8 +23,11 @@ pub(super) struct Observed {
     pub(super) node: String,
     pub(super) readiness: Readiness,
     pub(super) source: Source,
-    pub(super) enrolment: Arc<Enrolment>,
+    /// Not there before the agent is in charge.
+    pub(super) enrolment: Arc<OnceLock<Arc<Enrolment>>>,
     pub(super) proxy: Arc<Proxy>,
+    /// Whether the container runtime tells of new pods; `None` when it is not to be asked.
+    pub(super) runtime: Option<Receiver<bool>>,
 }
 
 impl Observed {
@@ -60,8 +69,10 @@ impl Observed {
 
     /// What the other rooms know, beside the metrics telemetry counts itself.
     fn readings(&self) -> Vec<Reading> {
-        let counters = self.enrolment.capture().counters().into_iter();
+        let counters = self.enrolment.get().map(|enrolment| enrolment.capture().counters());
         let mut readings: Vec<_> = counters
+            .into_iter()
+            .flatten()
             .map(|(event, count)| Reading {
                 name: "sluice_capture_events_total",
                 help: "What the eBPF programs did",
@@ -90,9 +101,21 @@ impl Observed {
                 source.rejected as f64,
             ),
             gauge("sluice_connections_open", "Connections being carried", open),
+            gauge(
+                "sluice_standby",
+                "1 while another agent of this node is in charge, and this one ready to take over",
+                if self.stands_by() { 1.0 } else { 0.0 },
+            ),
         ]);
         readings.extend(source.watches.iter().flat_map(watch));
-        let pods = self.enrolment.status();
+        readings.extend(self.runtime_connected().map(|connected| {
+            gauge(
+                "sluice_nri_connected",
+                "1 while the container runtime tells of new pods before they start",
+                if connected { 1.0 } else { 0.0 },
+            )
+        }));
+        let pods = self.pods();
         let captured = pods.iter().filter(|pod| pod.error.is_none()).count();
         for (state, count) in [("captured", captured), ("failed", pods.len() - captured)] {
             readings.push(Reading {
@@ -149,6 +172,7 @@ impl Observed {
         Status {
             node: self.node.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            standby: self.stands_by(),
             pending: self.readiness.pending().iter().map(|&pending| pending.to_owned()).collect(),
             configuration: admin::Configuration {
                 version: snapshot.version,
@@ -159,8 +183,9 @@ impl Observed {
                 error: source.error,
             },
             watches: source.watches.into_iter().map(described).collect(),
-            pods: self.enrolment.status(),
-            outside: self.enrolment.outside(),
+            runtime_connected: self.runtime_connected(),
+            pods: self.pods(),
+            outside: self.enrolment.get().map(|enrolment| enrolment.outside()).unwrap_or_default(),
             certificates: certificates
                 .map(|certificate| admin::Certificate {
                     principal: certificate.principal.to_string(),
@@ -173,6 +198,18 @@ impl Observed {
             connections: self.proxy.drain.open(),
             counters: self.counters(),
         }
+    }
+
+    fn runtime_connected(&self) -> Option<bool> {
+        self.runtime.as_ref().map(|connected| *connected.borrow())
+    }
+
+    fn stands_by(&self) -> bool {
+        self.enrolment.get().is_none()
+    }
+
+    fn pods(&self) -> Vec<admin::Pod> {
+        self.enrolment.get().map(|enrolment| enrolment.status()).unwrap_or_default()
     }
 
     fn counters(&self) -> BTreeMap<String, u64> {

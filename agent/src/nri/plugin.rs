@@ -13,7 +13,7 @@ use prost::Message;
 use tokio::{
     io::{AsyncRead, AsyncWrite, WriteHalf},
     net::UnixStream,
-    sync::Mutex,
+    sync::{Mutex, watch},
     task::JoinSet,
     time::{sleep, timeout},
 };
@@ -73,12 +73,14 @@ pub trait PodEvents: Send + Sync + 'static {
 pub struct Plugin<E> {
     name: String,
     events: Arc<E>,
+    connected: watch::Sender<bool>,
 }
 
 impl<E: PodEvents> Plugin<E> {
-    /// A plugin that the runtime will know by `name`.
-    pub fn new(name: &str, events: Arc<E>) -> Self {
-        Self { name: name.to_owned(), events }
+    /// A plugin that the runtime will know by `name`. `connected` is kept: whether a runtime tells
+    /// of its pods.
+    pub fn new(name: &str, events: Arc<E>, connected: watch::Sender<bool>) -> Self {
+        Self { name: name.to_owned(), events, connected }
     }
 
     /// Serves the runtime that listens at `socket`, and the next one after it restarts. A node
@@ -94,6 +96,7 @@ impl<E: PodEvents> Plugin<E> {
                 }
                 Err(error) => Err(NriError::Unreachable { path: socket.to_owned(), error }),
             };
+            self.connected.send_replace(false);
             let why = match ended {
                 Ok(()) => NriError::Closed.to_string(),
                 Err(error) => error.to_string(),
@@ -163,6 +166,7 @@ impl<E: PodEvents> Plugin<E> {
                 Call::Answer(answer) => answer,
                 Call::Running(sandboxes, answer) => {
                     self.events.running(sandboxes).await;
+                    self.connected.send_replace(true);
                     answer
                 }
                 Call::Pod(event, pod) => {

@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use prost::Message;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex},
-    sync::{Notify, mpsc},
+    sync::{Notify, mpsc, watch},
     task::JoinHandle,
 };
 
@@ -67,7 +67,7 @@ impl Runtime {
         let (stream, theirs) = duplex(1 << 16);
         let (sender, told) = mpsc::unbounded_channel();
         let listener = Arc::new(Listener { told: sender, go });
-        let plugin = Plugin::new("sluice", listener.clone());
+        let plugin = Plugin::new("sluice", listener.clone(), watch::Sender::new(false));
         let session = tokio::spawn(async move { plugin.session(theirs).await });
         Self { stream, messages: Messages::default(), told, listener, session }
     }

@@ -2,7 +2,16 @@
 
 use std::{future::Future, time::Duration};
 
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio::time::sleep;
+use tokio_util::{
+    sync::CancellationToken,
+    task::{TaskTracker, task_tracker::TrackedFuture},
+};
+
+/// How long a listener that gets no new handshakes any more is kept after the last connection.
+/// Those under way end in its own queue. One of which a packet was lost goes on after a second
+/// (RFC 6298 §2), after another loss after three.
+const LAST_HANDSHAKE: Duration = Duration::from_secs(3);
 
 /// Follows every connection from accept to close.
 #[derive(Clone, Debug, Default)]
@@ -10,6 +19,8 @@ pub struct Drain {
     started: CancellationToken,
     abort: CancellationToken,
     connections: TaskTracker,
+    succeeded: CancellationToken,
+    listeners: TaskTracker,
 }
 
 impl Drain {
@@ -24,6 +35,23 @@ impl Drain {
                 () = abort.cancelled() => {}
             }
         });
+    }
+
+    /// Says that new connections go to another agent's listeners. Those of this agent close once
+    /// they have run dry.
+    pub fn succeeded(&self) {
+        self.succeeded.cancel();
+    }
+
+    /// Runs the loop that accepts at one listener.
+    pub(super) fn listener<F: Future>(&self, accepting: F) -> TrackedFuture<F> {
+        self.listeners.track_future(accepting)
+    }
+
+    /// Waits until a listener has run dry; to be asked anew after each connection.
+    pub(super) async fn dry(&self) {
+        self.succeeded.cancelled().await;
+        sleep(LAST_HANDSHAKE).await;
     }
 
     /// Cancelled when connections should finish what they are doing and close.
@@ -45,8 +73,15 @@ impl Drain {
     /// Returns how many were cut.
     pub async fn run(&self, deadline: Duration) -> usize {
         self.started.cancel();
+        self.listeners.close();
         self.connections.close();
-        if tokio::time::timeout(deadline, self.connections.wait()).await.is_ok() {
+        let ended = async {
+            if self.succeeded.is_cancelled() {
+                self.listeners.wait().await;
+            }
+            self.connections.wait().await;
+        };
+        if tokio::time::timeout(deadline, ended).await.is_ok() {
             return 0;
         }
         let cut = self.connections.len();
@@ -66,6 +101,29 @@ mod tests {
         let asked = drain.started().clone();
         drain.connection(async move { asked.cancelled().await });
         assert_eq!(drain.run(Duration::from_secs(15)).await, 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn connections_are_accepted_until_the_listeners_of_another_agent_get_them_all() {
+        let drain = Drain::default();
+        let (arrive, mut arriving) = tokio::sync::mpsc::unbounded_channel::<Duration>();
+        let listener = drain.clone();
+        tokio::spawn(drain.listener(async move {
+            loop {
+                tokio::select! {
+                    Some(takes) = arriving.recv() => listener.connection(sleep(takes)),
+                    () = listener.dry() => return,
+                }
+            }
+        }));
+        let began = tokio::time::Instant::now();
+        drain.succeeded();
+        let late = async {
+            sleep(LAST_HANDSHAKE / 2).await;
+            arrive.send(2 * LAST_HANDSHAKE).unwrap();
+        };
+        let (cut, ()) = tokio::join!(drain.run(Duration::from_secs(60)), late);
+        assert_eq!((cut, began.elapsed()), (0, LAST_HANDSHAKE / 2 + 2 * LAST_HANDSHAKE));
     }
 
     #[tokio::test(start_paused = true)]

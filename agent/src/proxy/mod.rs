@@ -53,7 +53,8 @@ pub struct Proxy {
     pub force_tunnel: bool,
 }
 
-/// Serves the two listeners of an enrolled pod until the returned handle is dropped.
+/// Serves the two listeners of an enrolled pod until the returned handle is dropped, or until
+/// they have run dry after another agent took over.
 /// Connections already accepted live on until the pod is [released](LocalPod::release).
 pub fn serve(
     proxy: Arc<Proxy>,
@@ -62,8 +63,11 @@ pub fn serve(
     inbound: TcpListener,
 ) -> Serving {
     let mut accepting = tokio::task::JoinSet::new();
-    accepting.spawn(accept(outbound, proxy.clone(), pod.clone(), outbound::connection));
-    accepting.spawn(accept(inbound, proxy, pod, inbound::connection));
+    let drain = proxy.drain.clone();
+    let outbound = accept(outbound, proxy.clone(), pod.clone(), outbound::connection);
+    let inbound = accept(inbound, proxy, pod, inbound::connection);
+    accepting.spawn(drain.listener(outbound));
+    accepting.spawn(drain.listener(inbound));
     Serving { _accepting: accepting }
 }
 
@@ -81,7 +85,12 @@ async fn accept<F>(
     F: Future<Output = ()> + Send + 'static,
 {
     loop {
-        match capture::accept(&listener).await {
+        let accepted = tokio::select! {
+            biased;
+            accepted = capture::accept(&listener) => accepted,
+            () = proxy.drain.dry() => return,
+        };
+        match accepted {
             Ok(accepted) => {
                 let carried = connection(proxy.clone(), pod.clone(), accepted);
                 let pod = pod.clone();

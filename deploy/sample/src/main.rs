@@ -8,6 +8,7 @@ mod client;
 mod echo;
 mod frontend;
 mod http;
+mod load;
 mod order;
 #[cfg(test)]
 mod tests;
@@ -68,6 +69,7 @@ enum Command {
     },
     /// Place orders at a frontend and show the answers; fails when one of them failed
     Client(client::Orders),
+    Load(load::Load),
 }
 
 #[derive(Args, Debug)]
@@ -95,6 +97,7 @@ async fn main() -> anyhow::Result<()> {
         Command::Order { .. } => "order-service",
         Command::Echo { .. } => "echo",
         Command::Client(_) => "client",
+        Command::Load(_) => "load",
     })?;
     let result = run(command, tracing.clone()).await;
     tokio::task::spawn_blocking(move || tracing.flush(FLUSH_TIMEOUT)).await?;
@@ -117,6 +120,10 @@ async fn run(command: Command, tracing: Tracing) -> anyhow::Result<()> {
         Command::Echo { listen } => echo::serve(bind(listen).await?, stop).await,
         Command::Client(orders) => tokio::select! {
             result = orders.place(tracing) => result?,
+            () = stop => {}
+        },
+        Command::Load(load) => tokio::select! {
+            result = load.run() => result?,
             () = stop => {}
         },
     }

@@ -10,8 +10,11 @@ use std::{
     process::{Command, Stdio},
 };
 
-use anyhow::{Context, bail};
-use nix::unistd::Pid;
+use anyhow::{Context, bail, ensure};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 
 use crate::{
     cgroup::{self, Group},
@@ -81,6 +84,11 @@ impl Bed {
         }
     }
 
+    /// The first process of the control plane's namespaces.
+    pub fn control(&self) -> u32 {
+        self.control.as_raw().unsigned_abs()
+    }
+
     /// A command beside the API server: `kubectl` and `helm` are found there and know the
     /// cluster, and this process's working directory is its own.
     pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
@@ -102,6 +110,32 @@ impl Bed {
         Ok(self.enter(first.with_context(|| format!("{node} is gone"))?, program))
     }
 
+    /// Stops a program of the control plane in its tracks, until the answer is dropped: whoever
+    /// asks it hears nothing.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn pause(&self, program: &str) -> anyhow::Result<Paused> {
+        let processes = cgroup::processes(Group::Control, &comm(program))?;
+        ensure!(!processes.is_empty(), "no {program} runs");
+        let paused = Paused(processes);
+        paused.signal(Signal::SIGSTOP);
+        Ok(paused)
+    }
+
+    /// Kills a program in the pods of a node, as a crash would.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn kill(&self, node: NodeName, program: &str) -> anyhow::Result<()> {
+        let processes = cgroup::pods_processes(node, &comm(program))?;
+        ensure!(!processes.is_empty(), "no {program} runs on {node}");
+        for process in processes {
+            kill(process, Signal::SIGKILL).with_context(|| format!("could not kill {program}"))?;
+        }
+        Ok(())
+    }
+
     fn enter(&self, first: Pid, program: impl AsRef<OsStr>) -> Command {
         let mut command = Command::new("nsenter");
         command.args(["--target", &first.to_string(), "--mount", "--net", "--pid", "--uts"]);
@@ -110,6 +144,30 @@ impl Bed {
         command.args(["env", "--chdir"]).arg(here).arg(program).env("PATH", &self.path);
         command
     }
+}
+
+/// Programs that do nothing for now.
+#[derive(Debug)]
+pub struct Paused(Vec<Pid>);
+
+impl Paused {
+    fn signal(&self, signal: Signal) {
+        for process in &self.0 {
+            // Gone already is as good.
+            let _ = kill(*process, signal);
+        }
+    }
+}
+
+impl Drop for Paused {
+    fn drop(&mut self) {
+        self.signal(Signal::SIGCONT);
+    }
+}
+
+/// A program's name as the kernel keeps it, at most 15 bytes.
+fn comm(program: &str) -> String {
+    program.chars().take(15).collect()
 }
 
 /// How `kubectl` and `helm` find the cluster, and keep what they write inside its folder.

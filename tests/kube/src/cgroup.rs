@@ -155,6 +155,42 @@ pub(crate) fn delete() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// The processes of `group` whose program is `name`, by their numbers outside.
+pub(crate) fn processes(group: Group, name: &str) -> anyhow::Result<Vec<Pid>> {
+    named(&[unified()?.join(group.path())], name)
+}
+
+/// The processes of a node's pods whose program is `name`, by their numbers outside.
+pub(crate) fn pods_processes(node: NodeName, name: &str) -> anyhow::Result<Vec<Pid>> {
+    named(&tree(&unified()?.join(of_node(node)).join("kubepods")), name)
+}
+
+fn named(groups: &[PathBuf], name: &str) -> anyhow::Result<Vec<Pid>> {
+    let mut found = Vec::new();
+    for group in groups {
+        let procs = group.join("cgroup.procs");
+        let processes = fs::read_to_string(&procs);
+        let processes = processes.with_context(|| format!("could not read {}", procs.display()))?;
+        for process in processes.lines() {
+            let program = fs::read_to_string(format!("/proc/{process}/comm"));
+            if program.is_ok_and(|program| program.trim() == name) {
+                found.push(Pid::from_raw(process.parse()?));
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// The cgroups of a pod on `node`, one of each hierarchy that has it.
+pub(crate) fn of_pod(node: NodeName, uid: &str) -> anyhow::Result<Vec<PathBuf>> {
+    let name = format!("pod{uid}");
+    let found = hierarchies()?.into_iter().filter_map(|hierarchy| {
+        let folders = tree(&hierarchy.root.join(of_node(node)));
+        folders.into_iter().find(|folder| folder.ends_with(&name))
+    });
+    Ok(found.collect())
+}
+
 struct Hierarchy {
     root: PathBuf,
     /// Whether it is version 2's.

@@ -12,7 +12,7 @@ use std::{
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
-use sluice_kube::{Bed, Group, NODES, NodeName, join, run_control, run_node};
+use sluice_kube::{Bed, Group, Mesh, NODES, NodeName, join, run_control, run_node};
 
 /// A Kubernetes cluster of two nodes on this machine (root).
 #[derive(Debug, Parser)]
@@ -31,6 +31,12 @@ enum Do {
         /// Folder of image archives for its nodes
         #[arg(long)]
         images: PathBuf,
+    },
+    /// Install the mesh from its chart, or bring what is installed up to date
+    Install {
+        /// The chart's folder
+        #[arg(long)]
+        chart: PathBuf,
     },
     /// A prompt beside the API server, or on a node
     Shell {
@@ -86,6 +92,10 @@ fn run(command: Do) -> anyhow::Result<()> {
         Do::Up { programs, images } => {
             let maker = env::current_exe().context("could not tell where this program is")?;
             Bed::up(&maker, &programs, &images).map(drop)
+        }
+        Do::Install { chart } => {
+            let bed = Bed::find()?.context("there is no bed (hint: cargo xtask kube up)")?;
+            Mesh::install(&bed, &chart).map(drop)
         }
         Do::Shell { node } => shell(node),
         Do::Status => Bed::find()?.map(drop).context("there is no bed"),

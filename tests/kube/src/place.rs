@@ -10,7 +10,7 @@ use std::{
 pub(crate) const FOLDER: &str = "/var/lib/sluice-kube";
 
 /// The control plane's address on the network that joins the nodes.
-pub(crate) const CONTROL: Ipv4Addr = Ipv4Addr::new(10, 89, 0, 1);
+pub const CONTROL: Ipv4Addr = Ipv4Addr::new(10, 89, 0, 1);
 /// Pods have addresses of this range, and each node a part of it.
 pub(crate) const PODS: &str = "10.244.0.0/16";
 /// Services have addresses of this one.

@@ -113,7 +113,7 @@ impl Drop for Tenant {
     }
 }
 
-fn finish(mut command: Command, input: &str) -> anyhow::Result<String> {
+pub(crate) fn finish(mut command: Command, input: &str) -> anyhow::Result<String> {
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().with_context(|| format!("could not run {command:?}"))?;
     let mut stdin = child.stdin.take().expect("stdin is piped");

@@ -10,7 +10,8 @@ use std::{
     process::Command,
 };
 
-use anyhow::Context;
+use anyhow::{Context, bail};
+use serde_json::Value;
 
 use crate::{cargo, image::Digest, needs, step::Step};
 
@@ -79,6 +80,39 @@ pub(crate) fn programs() -> anyhow::Result<Vec<PathBuf>> {
     MODULES.iter().map(Module::programs).collect()
 }
 
+/// Builds the one program of the folder `name`, if it is not in the cache.
+pub(crate) fn program(name: &str) -> anyhow::Result<PathBuf> {
+    let module = MODULES.iter().find(|module| module.name == name);
+    let module = module.with_context(|| format!("xtask/kube has no {name}"))?;
+    let program = module.program.with_context(|| format!("{name} is several programs"))?;
+    Ok(module.programs()?.join(program))
+}
+
+/// The files of `module` in the version that the folder `name` requires, where Go keeps them.
+pub(crate) fn files(name: &str, module: &str) -> anyhow::Result<PathBuf> {
+    let mut command = go()?;
+    command.args(["mod", "download", "-json", module]);
+    command.current_dir(cargo::root().join("xtask/kube").join(name));
+    let output = command.output().with_context(|| format!("could not run {command:?}"))?;
+    let said: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+    match said["Dir"].as_str() {
+        Some(folder) if output.status.success() => Ok(folder.into()),
+        _ => bail!(
+            "could not get the files of {module}: {}{}",
+            said["Error"].as_str().unwrap_or_default(),
+            String::from_utf8_lossy(&output.stderr).trim()
+        ),
+    }
+}
+
+/// The Go to use: the one that is there.
+fn go() -> anyhow::Result<Command> {
+    let go = needs::go().context("no Go of this machine fits (hint: cargo xtask setup)")?;
+    let mut command = Command::new(go);
+    command.env("GOTOOLCHAIN", "local").env("GOWORK", "off").env_remove("GOFLAGS");
+    Ok(command)
+}
+
 impl Module {
     fn programs(&self) -> anyhow::Result<PathBuf> {
         let source = cargo::root().join("xtask/kube").join(self.name);
@@ -100,7 +134,6 @@ impl Module {
     }
 
     fn build(&self, source: &Path, into: &Path) -> anyhow::Result<Command> {
-        let go = needs::go().context("no Go of this machine fits (hint: cargo xtask setup)")?;
         let mut linker = "-s -w".to_owned();
         if let Some((module, variables)) = self.version {
             let version = version(source, module)?;
@@ -110,12 +143,11 @@ impl Module {
         }
         // A folder, for Go, when it ends with a slash.
         let output = format!("{}/{}", into.display(), self.program.unwrap_or_default());
-        let mut command = Command::new(go);
+        let mut command = go()?;
         command.args(["build", "-trimpath", "-buildvcs=false", "-mod=readonly"]);
         command.args(["-ldflags", &linker, "-o", &output, self.package]).current_dir(source);
-        // Without C, programs need no libraries; the Go that is there is the one to use.
-        command.env("CGO_ENABLED", "0").env("GOTOOLCHAIN", "local").env("GOWORK", "off");
-        command.env_remove("GOFLAGS");
+        // Without C, programs need no libraries.
+        command.env("CGO_ENABLED", "0");
         Ok(command)
     }
 }

@@ -3,7 +3,7 @@
 //! Enters: a command. Leaves: programs in the cache (`go.rs`), images in the target directory,
 //! and a cluster, which is the work of `tests/kube`.
 
-mod go;
+pub(crate) mod go;
 
 use std::{
     env,
@@ -56,7 +56,8 @@ impl Kube {
                     bail!("a cluster is up already (hint: cargo xtask kube down)");
                 }
                 up(&bed, &Materials::make()?)?;
-                println!("Two nodes are ready. Go there: cargo xtask kube shell");
+                install(&bed)?;
+                println!("Two nodes are ready, with the mesh. Go there: cargo xtask kube shell");
                 Ok(())
             }
             Do::Shell { node } => {
@@ -83,8 +84,12 @@ fn test(keep: bool, filter: Option<&str>) -> anyhow::Result<()> {
         ];
         red.extend(cargo::kube_test("death", filter, &environment).err());
         up(&bed, &materials)?;
+        install(&bed)?;
     }
-    red.extend(cargo::kube_test("cluster", filter, &[]).err());
+    // The last ones disturb whoever else is there.
+    for program in ["cluster", "mesh", "restart", "outage"] {
+        red.extend(cargo::kube_test(program, filter, &[]).err());
+    }
     if ours && !keep {
         down(&bed)?;
     }
@@ -124,6 +129,15 @@ fn up(bed: &Path, materials: &Materials) -> anyhow::Result<()> {
     let mut command = Command::new(bed);
     command.args(["up", "--programs"]).arg(&materials.programs);
     step.run(command.arg("--images").arg(&materials.images))?;
+    step.done();
+    Ok(())
+}
+
+/// Installs the mesh from the chart.
+fn install(bed: &Path) -> anyhow::Result<()> {
+    let step = Step::start("Installing the chart");
+    let chart = cargo::root().join("deploy/chart");
+    step.run(Command::new(bed).args(["install", "--chart"]).arg(chart))?;
     step.done();
     Ok(())
 }

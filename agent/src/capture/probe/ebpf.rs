@@ -13,7 +13,7 @@ use super::{network::POD, report::Area};
 use crate::capture::{
     error::{CaptureError, Step},
     netns::Netns,
-    programs::{self, CONNECT, STEER},
+    programs::{self, CONNECT, Loader, STEER},
 };
 
 const KERNEL: &str = "Linux 5.10 or newer with CONFIG_BPF_SYSCALL, CONFIG_CGROUP_BPF and \
@@ -68,7 +68,7 @@ pub(super) fn probe(area: &mut Area<'_>, netns: Option<&Netns>) -> Option<Object
         area.need(name, there, |()| format!("in {program} programs"), KERNEL);
     }
 
-    let maps = programs::object(None, POD);
+    let maps = Loader::new(None).object(Some(POD));
     let mut ebpf = area.need("the agent's maps", maps, |_| "fit into memory".into(), MEMORY)?;
     for name in CONNECT {
         let linked = programs::load_connect(&mut ebpf, name)

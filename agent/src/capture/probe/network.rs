@@ -40,7 +40,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 const ROUTING: &str = "a kernel with CONFIG_IP_MULTIPLE_TABLES, and CONFIG_IPV6_MULTIPLE_TABLES \
                        where IPv6 is on";
-const SYSCTL: &str = "a /proc/sys that can be written to: in a container, run privileged";
+const SYSCTL: &str = "a /proc/sys that can be written to, or CAP_SYS_ADMIN and a seccomp profile \
+                      that let the agent mount a procfs of its own";
 
 /// Tries it step by step, and in the end with a connection that goes the whole way.
 pub(super) fn probe(
@@ -75,7 +76,9 @@ pub(super) fn probe(
         Settings::ON.restore()?;
         match Settings::read()?.off().next() {
             None => Ok(()),
-            Some(path) => Err(io::Error::other(format!("{path} is not there, or stays off"))),
+            Some(name) => {
+                Err(io::Error::other(format!("/proc/sys/{name} is not there, or stays off")))
+            }
         }
     });
     let there = |(): &()| "tcp_fwmark_accept and fwmark_reflect".into();

@@ -5,6 +5,7 @@
 //! together, compiles them, publishes the snapshot and now and then saves the facts on the node.
 //! An agent that starts while the API server is gone goes on from there.
 
+mod addresses;
 mod arrival;
 mod backoff;
 mod gather;
@@ -28,6 +29,7 @@ use super::{
     facts::{NamespaceFacts, PeerAuthenticationFacts, PodFacts, ServiceFacts, SliceFacts},
 };
 use crate::mesh::{RootNamespace, SnapshotStore, TrustDomain};
+pub use addresses::PodAddresses;
 use gather::Gather;
 use kinds::{Kind, Reader};
 use saved::SavedFacts;
@@ -45,6 +47,7 @@ const CHANGES: usize = 1024;
 #[derive(Debug)]
 pub struct KubeSource {
     state: Receiver<SourceState>,
+    changes: mpsc::Sender<tables::Change>,
     _following: JoinSet<()>,
 }
 
@@ -77,13 +80,18 @@ impl KubeSource {
         let gather =
             Gather::new(saved, trust_domain.clone(), root_namespace, store, report.clone());
         following.spawn(gather.run(arriving));
-        let watching = Watching { client, trust_domain, changes, report };
+        let watching = Watching { client, trust_domain, changes: changes.clone(), report };
         following.spawn(watching.of::<NamespaceFacts>(0));
         following.spawn(watching.of::<PodFacts>(1));
         following.spawn(watching.of::<ServiceFacts>(2));
         following.spawn(watching.of::<SliceFacts>(3));
         following.spawn(watching.of::<PeerAuthenticationFacts>(4));
-        Self { state, _following: following }
+        Self { state, changes, _following: following }
+    }
+
+    /// Takes addresses that the API server does not tell yet.
+    pub fn addresses(&self) -> PodAddresses {
+        PodAddresses { changes: self.changes.clone() }
     }
 
     /// How the source is doing.

@@ -1,12 +1,18 @@
 //! Everything the watches have told so far.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
-use super::kinds::Kind;
-use crate::config::{
-    compile::{Facts, Key},
-    error::Problem,
-    facts::{NamespaceFacts, PeerAuthenticationFacts, PodFacts, ServiceFacts, SliceFacts},
+use super::{addresses::Given, kinds::Kind};
+use crate::{
+    config::{
+        compile::{Facts, Key},
+        error::Problem,
+        facts::{NamespaceFacts, PeerAuthenticationFacts, PodFacts, ServiceFacts, SliceFacts},
+    },
+    mesh::PodUid,
 };
 
 /// The kinds that are watched.
@@ -32,6 +38,19 @@ pub(super) enum Delta<F> {
     All(Vec<(Key, Verdict<F>)>),
 }
 
+impl<F> Delta<F> {
+    /// The facts that arrive.
+    fn facts_mut(&mut self) -> impl Iterator<Item = &mut F> {
+        let (one, all) = match self {
+            Self::Set(_, verdict) => (Some(verdict), [].as_mut_slice()),
+            Self::Gone(_) => (None, [].as_mut_slice()),
+            Self::All(objects) => (None, objects.as_mut_slice()),
+        };
+        let all = all.iter_mut().map(|(_, verdict)| verdict);
+        one.into_iter().chain(all).filter_map(|verdict| verdict.as_mut().ok()?.as_mut())
+    }
+}
+
 /// A change of any kind.
 #[derive(Debug)]
 pub(super) enum Change {
@@ -40,6 +59,8 @@ pub(super) enum Change {
     Services(Delta<ServiceFacts>),
     Slices(Delta<SliceFacts>),
     PeerAuthentications(Delta<PeerAuthenticationFacts>),
+    /// The addresses of a pod, from elsewhere; none when it ends.
+    Addresses(PodUid, Vec<IpAddr>),
 }
 
 /// The facts of all kinds, and what is wrong with objects whose facts are older ones.
@@ -49,6 +70,7 @@ pub(super) struct Tables {
     problems: BTreeMap<(&'static str, Key), Problem>,
     /// The kinds that were listed.
     listed: BTreeSet<&'static str>,
+    given: Given,
 }
 
 impl Tables {
@@ -60,10 +82,16 @@ impl Tables {
     pub(super) fn apply(&mut self, change: Change) {
         match change {
             Change::Namespaces(delta) => self.apply_to(delta),
-            Change::Pods(delta) => self.apply_to(delta),
+            Change::Pods(mut delta) => {
+                delta.facts_mut().for_each(|pod| self.given.complete(pod));
+                self.apply_to(delta);
+            }
             Change::Services(delta) => self.apply_to(delta),
             Change::Slices(delta) => self.apply_to(delta),
             Change::PeerAuthentications(delta) => self.apply_to(delta),
+            Change::Addresses(uid, ips) => {
+                self.given.note(uid, ips, self.facts.pods.values_mut());
+            }
         }
     }
 

@@ -16,7 +16,7 @@ use crate::{
         compile::{Claim, Compiled, Key},
         facts::{PeerAuthenticationFacts, PodFacts},
     },
-    mesh::{MutualTlsMode, RootNamespace, Snapshot, TrustDomain},
+    mesh::{MutualTlsMode, PodUid, RootNamespace, Snapshot, TrustDomain},
 };
 
 /// A pod of the Deployment `web`, as an API server tells it.
@@ -105,6 +105,51 @@ fn a_pod_that_ended_is_gone_and_one_without_address_waits() {
     let mut tables = tables(vec![(key, Ok(Some(facts(starting))))]);
     let snapshot = compile(&mut tables).snapshot(TrustDomain::default(), 1);
     assert!(snapshot.workloads().is_empty());
+}
+
+#[test]
+fn an_address_is_lent_until_the_api_server_tells_one() {
+    let mut reader = Reader::new(TrustDomain::default());
+    let mut starting = pod("a", "", json!({"status": {"phase": "Pending"}}));
+    let uid = PodUid::new("uid-a").unwrap();
+    let give = |tables: &mut Tables, ips: &[&str]| {
+        let ips = ips.iter().map(|ip| ip.parse().unwrap()).collect();
+        tables.apply(Change::Addresses(uid.clone(), ips));
+    };
+    let arrives = |reader: &mut Reader, tables: &mut Tables, pod: &serde_json::Value| {
+        let (key, verdict) = read(reader, pod.clone());
+        tables.apply(Change::Pods(Delta::Set(key, verdict)));
+    };
+    let ips = |tables: &Tables| -> Vec<String> {
+        let pod = tables.facts.pods.values().next().unwrap();
+        assert_eq!(pod.addresses, pod.workload.ips);
+        pod.addresses.iter().map(ToString::to_string).collect()
+    };
+
+    // Whichever is told first.
+    let mut after = tables(vec![read(&mut reader, starting.clone())]);
+    give(&mut after, &["10.0.0.1"]);
+    let mut before = tables(Vec::new());
+    give(&mut before, &["10.0.0.1"]);
+    arrives(&mut reader, &mut before, &starting);
+    assert_eq!([ips(&after), ips(&before)], [["10.0.0.1"], ["10.0.0.1"]]);
+
+    // News of the pod without an address do not take it away, those with one settle it.
+    arrives(&mut reader, &mut after, &starting);
+    assert_eq!(ips(&after), ["10.0.0.1"]);
+    arrives(&mut reader, &mut after, &pod("a", "10.0.0.2", json!({})));
+    assert_eq!(ips(&after), ["10.0.0.2"]);
+    arrives(&mut reader, &mut after, &starting);
+    assert_eq!(ips(&after), [""; 0]);
+
+    // Not for a pod that ends, nor for one on the node's network.
+    give(&mut before, &[]);
+    arrives(&mut reader, &mut before, &starting);
+    assert_eq!(ips(&before), [""; 0]);
+    starting["spec"] = json!({"nodeName": "a", "hostNetwork": true, "containers": []});
+    arrives(&mut reader, &mut before, &starting);
+    give(&mut before, &["10.0.0.1"]);
+    assert_eq!(ips(&before), [""; 0]);
 }
 
 #[test]

@@ -1,0 +1,165 @@
+//! The mesh in the bed: installing it from its chart, and asking its agents.
+
+use std::{ffi::OsStr, fs, path::Path, process::Command, time::Duration};
+
+use anyhow::{Context, bail};
+use serde_json::Value;
+
+use crate::{Bed, NodeName, cgroup, component, place::CONTROL, tenant::finish};
+
+/// The namespace that the chart is installed in.
+pub const SYSTEM: &str = "sluice-system";
+/// The release, and the name of the DaemonSet.
+pub const RELEASE: &str = "sluice";
+/// How the agents' pods are selected.
+const AGENTS: &str = "app.kubernetes.io/name=sluice,app.kubernetes.io/component=agent";
+
+/// The mesh that is installed in a cluster.
+#[derive(Debug)]
+pub struct Mesh {
+    bed: Bed,
+}
+
+/// What an agent takes of its node.
+#[derive(Clone, Copy, Debug)]
+pub struct Usage {
+    /// Bytes of memory that its pod is charged, page cache included.
+    pub memory: u64,
+    /// Time of CPU since it started.
+    pub cpu: Duration,
+}
+
+impl Mesh {
+    /// Installs the chart in the folder `chart`, or makes what is installed what that says, and
+    /// waits until every agent and the CA are ready. Spans go to the control plane's address.
+    ///
+    /// # Errors
+    /// When they are not ready within two minutes; the error shows the pods.
+    pub fn install(bed: &Bed, chart: &Path) -> anyhow::Result<Self> {
+        let mesh = Self { bed: bed.clone() };
+        let mut helm = bed.command("helm");
+        helm.args(["upgrade", "--install", RELEASE]).arg(chart);
+        helm.args(["--namespace", SYSTEM, "--create-namespace", "--wait", "--timeout", "120s"]);
+        helm.args(["--set", "image.pullPolicy=Never", "--set"]);
+        helm.arg(format!("telemetry.endpoint=http://{CONTROL}:4317"));
+        component::run(&mut helm).or_else(|error| {
+            let said = mesh.kubectl(["get", "pods,events", "--output=wide"])?;
+            Err(error.context(said))
+        })?;
+        Ok(mesh)
+    }
+
+    /// The mesh of the cluster that is up.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn find() -> anyhow::Result<Self> {
+        let bed = Bed::find()?.context("no cluster is up (hint: cargo xtask kube test)")?;
+        Ok(Self { bed })
+    }
+
+    /// Runs `kubectl` in the mesh's own namespace to its end, and returns what it printed.
+    ///
+    /// # Errors
+    /// When it fails; the error holds what it said.
+    pub fn kubectl<A: AsRef<OsStr>>(
+        &self,
+        arguments: impl IntoIterator<Item = A>,
+    ) -> anyhow::Result<String> {
+        let mut command = self.command();
+        command.args(arguments);
+        finish(command, "")
+    }
+
+    fn command(&self) -> Command {
+        let mut command = self.bed.command("kubectl");
+        command.args(["--namespace", SYSTEM]);
+        command
+    }
+
+    /// The pod of the agent in charge of a node, as the API server tells it.
+    ///
+    /// # Errors
+    /// When there is not exactly one that is not about to end.
+    pub fn agent(&self, node: NodeName) -> anyhow::Result<Value> {
+        let field = format!("--field-selector=spec.nodeName={node}");
+        let list = self.kubectl(["get", "pods", "--output=json", "--selector", AGENTS, &field])?;
+        let list: Value = serde_json::from_str(&list)?;
+        let pods = list["items"].as_array().context("not a list")?.iter();
+        let staying: Vec<_> =
+            pods.filter(|pod| pod["metadata"]["deletionTimestamp"].is_null()).collect();
+        match staying.as_slice() {
+            [agent] => Ok((*agent).clone()),
+            agents => bail!("{} agents on {node}", agents.len()),
+        }
+    }
+
+    /// What `sluice status` says on a node.
+    ///
+    /// # Errors
+    /// When the agent does not answer.
+    pub fn status(&self, node: NodeName) -> anyhow::Result<Value> {
+        let agent = self.agent(node)?;
+        let pod = text(&agent, "/metadata/name")?;
+        let said = self.kubectl(["exec", pod, "--", "/sluice", "status", "--output=json"])?;
+        Ok(serde_json::from_str(&said)?)
+    }
+
+    /// The sum of a metric of a node's agent, over all series that begin with `series`.
+    ///
+    /// # Errors
+    /// When the agent does not answer.
+    pub fn metric(&self, node: NodeName, series: &str) -> anyhow::Result<f64> {
+        let agent = self.agent(node)?;
+        let pod = text(&agent, "/metadata/name")?;
+        let path = format!("/api/v1/namespaces/{SYSTEM}/pods/{pod}:15020/proxy/stats/prometheus");
+        let metrics = self.kubectl(["get", "--raw", &path])?;
+        let values = metrics.lines().filter(|line| line.starts_with(series));
+        values
+            .filter_map(|line| line.split_whitespace().nth(1))
+            .map(|v| Ok(v.parse::<f64>()?))
+            .sum()
+    }
+
+    /// Starts every agent anew, and waits until the new ones are ready and the old ones gone.
+    ///
+    /// # Errors
+    /// When that takes longer than two minutes.
+    pub fn restart(&self) -> anyhow::Result<()> {
+        let target = format!("daemonset/{RELEASE}");
+        self.kubectl(["rollout", "restart", &target])?;
+        self.kubectl(["rollout", "status", "--timeout=120s", &target]).map(drop)
+    }
+
+    /// What the agent of a node has taken so far, by its cgroups.
+    ///
+    /// # Errors
+    /// When they cannot be read.
+    pub fn usage(&self, node: NodeName) -> anyhow::Result<Usage> {
+        let agent = self.agent(node)?;
+        let uid = text(&agent, "/metadata/uid")?;
+        let (mut memory, mut cpu) = (None, None);
+        for folder in cgroup::of_pod(node, uid)? {
+            let number = |file: &str| -> Option<u64> {
+                fs::read_to_string(folder.join(file)).ok()?.trim().parse().ok()
+            };
+            memory = memory.or(number("memory.current")).or(number("memory.usage_in_bytes"));
+            let stat = fs::read_to_string(folder.join("cpu.stat")).unwrap_or_default();
+            let used = stat.lines().find_map(|line| line.strip_prefix("usage_usec "));
+            cpu = cpu
+                .or(used.and_then(|used| used.parse().ok()).map(Duration::from_micros))
+                .or(number("cpuacct.usage").map(Duration::from_nanos));
+        }
+        let missing = || format!("no accounting of pod {uid} on {node}");
+        Ok(Usage { memory: memory.with_context(missing)?, cpu: cpu.with_context(missing)? })
+    }
+}
+
+/// The text at `pointer` (RFC 6901) of an object.
+///
+/// # Errors
+/// When there is none.
+pub fn text<'a>(object: &'a Value, pointer: &str) -> anyhow::Result<&'a str> {
+    let found = object.pointer(pointer).and_then(Value::as_str);
+    found.with_context(|| format!("no {pointer} in {object}"))
+}

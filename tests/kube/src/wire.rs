@@ -1,0 +1,70 @@
+//! What really passes between the nodes.
+
+use std::{
+    fs,
+    io::{BufRead, BufReader, Read},
+    path::PathBuf,
+    process::{Child, Stdio},
+};
+
+use anyhow::{Context, ensure};
+
+use crate::{Bed, NODES, place::control_folder};
+
+/// A recording of every packet that leaves or reaches one of the two nodes, until it is stopped.
+#[derive(Debug)]
+pub struct Wire {
+    tcpdump: Child,
+    file: PathBuf,
+}
+
+impl Wire {
+    /// Begins to record; packets sent after it returns are in it. `name` is unique.
+    ///
+    /// # Errors
+    /// When tcpdump does not run.
+    pub fn record(bed: &Bed, name: &str) -> anyhow::Result<Self> {
+        let file = control_folder().join(format!("{name}.pcap"));
+        // The shell ends when nobody holds its standard input any more, and ends tcpdump: a
+        // signal would reach nsenter alone.
+        let script = "tcpdump --interface \"$0\" --packet-buffered -w \"$1\" --relinquish-privileges=root tcp & \
+                      read -r _; kill -INT $!; wait $!";
+        let mut shell = bed.command("sh");
+        shell.args(["-c", script, &NODES[0].to_string()]).arg(&file);
+        shell.stdin(Stdio::piped()).stderr(Stdio::piped());
+        let mut tcpdump = shell.spawn().with_context(|| format!("could not run {shell:?}"))?;
+        let mut said = String::new();
+        let stderr = tcpdump.stderr.take().expect("stderr is piped");
+        let mut stderr = BufReader::new(stderr);
+        while !said.contains("listening on") {
+            let read = stderr.read_line(&mut said)?;
+            ensure!(read > 0, "tcpdump does not record: {said}");
+        }
+        // It would end by a broken pipe when it counts its packets.
+        tcpdump.stderr = Some(stderr.into_inner());
+        Ok(Self { tcpdump, file })
+    }
+
+    /// Everything recorded, as bytes.
+    ///
+    /// # Errors
+    /// When tcpdump failed.
+    pub fn stop(mut self) -> anyhow::Result<Vec<u8>> {
+        drop(self.tcpdump.stdin.take());
+        let mut said = String::new();
+        let mut stderr = self.tcpdump.stderr.take().expect("stderr is piped");
+        stderr.read_to_string(&mut said)?;
+        let status = self.tcpdump.wait()?;
+        ensure!(status.success(), "tcpdump ended with {status}: {said}");
+        ensure!(said.contains("0 packets dropped by kernel"), "the recording has gaps: {said}");
+        let bytes = fs::read(&self.file)
+            .with_context(|| format!("could not read {}", self.file.display()))?;
+        fs::remove_file(&self.file)?;
+        Ok(bytes)
+    }
+}
+
+/// Whether `bytes` hold `text` somewhere.
+pub fn holds(bytes: &[u8], text: &str) -> bool {
+    bytes.windows(text.len()).any(|window| window == text.as_bytes())
+}

@@ -1,0 +1,95 @@
+//! The sample's load between the two nodes, in a namespace of the mesh of its own.
+
+use std::{fmt::Write, process::Command};
+
+use anyhow::{Context, ensure};
+use serde_json::{Value, json};
+use sluice_kube::{NODES, Tenant, Workload, text};
+
+/// Every kind of traffic that it has.
+pub(crate) const KINDS: [&str; 4] = ["connects", "http1", "http2", "echo"];
+
+pub(crate) struct Load {
+    pub(crate) tenant: Tenant,
+    /// The log of the one who counts, as its node knows it.
+    log: String,
+}
+
+impl Load {
+    /// Starts it, and waits until every kind of traffic flows.
+    pub(crate) fn start(name: &str) -> anyhow::Result<Self> {
+        let tenant = Tenant::new(name)?;
+        let label = ["label", "namespace", tenant.namespace(), "istio.io/dataplane-mode=ambient"];
+        tenant.kubectl(label)?;
+        let [first, second] = NODES;
+        let serving = [
+            Workload::new("order-service", &["order"], 8080).on(second),
+            Workload::new("echo", &["echo"], 9000).on(second),
+        ];
+        let calling = Workload::new("load", &["load"], 9100).on(first);
+        for workloads in [serving.to_vec(), vec![calling]] {
+            let names: Vec<_> = workloads.iter().map(|one| one.name().to_owned()).collect();
+            let objects: Vec<_> = workloads.into_iter().flat_map(Workload::objects).collect();
+            tenant.apply(&json!({"apiVersion": "v1", "kind": "List", "items": objects}))?;
+            names.iter().try_for_each(|name| tenant.await_deployment(name))?;
+        }
+        let pods = ["get", "pods", "--selector=app=load", "--output=json"];
+        let pods: Value = serde_json::from_str(&tenant.kubectl(pods)?)?;
+        let pod = &pods["items"][0]["metadata"];
+        let (pod, uid) = (text(pod, "/name")?, text(pod, "/uid")?);
+        let log = format!("/var/log/pods/{}_{pod}_{uid}/sample/0.log", tenant.namespace());
+        let load = Self { tenant, log };
+        load.tenant.eventually("the load has begun", || load.totals())?;
+        // Names and pods are new: what failed before every part was there is nobody's fault.
+        load.await_more(100)?;
+        Ok(load)
+    }
+
+    /// All that was printed. Read on the node: that needs no API server.
+    pub(crate) fn lines(&self) -> anyhow::Result<Vec<String>> {
+        let mut cat = self.tenant.bed().node_command(NODES[0], "cat")?;
+        let output = Command::output(cat.arg(&self.log))?;
+        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        // Each line has a time, a stream and a mark before it.
+        let lines = String::from_utf8_lossy(&output.stdout).into_owned();
+        Ok(lines.lines().filter_map(|line| line.splitn(4, ' ').nth(3)).map(str::to_owned).collect())
+    }
+
+    /// What was counted so far.
+    pub(crate) fn totals(&self) -> anyhow::Result<Value> {
+        let lines = self.lines()?;
+        let last = lines.iter().rev().find(|line| line.starts_with('{'));
+        Ok(serde_json::from_str(last.context("nothing counted yet")?)?)
+    }
+
+    pub(crate) fn count(&self, totals: &Value, kind: &str, what: &str) -> anyhow::Result<u64> {
+        totals[kind][what].as_u64().with_context(|| format!("no {kind} {what} in {totals}"))
+    }
+
+    /// Waits until `more` exchanges of each kind have come to their end.
+    pub(crate) fn await_more(&self, more: u64) -> anyhow::Result<Value> {
+        let before = self.totals()?;
+        self.tenant.eventually("the load goes on", || {
+            let now = self.totals()?;
+            for kind in KINDS {
+                let done = self.count(&now, kind, "tried")? - self.count(&before, kind, "tried")?;
+                ensure!(done >= more, "{done} {kind}");
+            }
+            Ok(now)
+        })
+    }
+
+    /// What came to its end between `before` and `after`, in words.
+    pub(crate) fn difference(&self, before: &Value, after: &Value) -> anyhow::Result<String> {
+        let mut said = String::new();
+        for kind in KINDS {
+            let more = |what: &str| -> anyhow::Result<u64> {
+                Ok(self.count(after, kind, what)? - self.count(before, kind, what)?)
+            };
+            let (tried, failed, connections) =
+                (more("tried")?, more("failed")?, more("connections")?);
+            write!(said, "{kind} {tried} tried, {failed} failed, {connections} connections; ")?;
+        }
+        Ok(said)
+    }
+}

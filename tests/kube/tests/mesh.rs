@@ -1,0 +1,250 @@
+//! The mesh on a real cluster, as its chart installs it.
+
+mod shop;
+
+use std::{collections::BTreeMap, net::SocketAddr};
+
+use anyhow::{Context, ensure};
+use rustls_pki_types::{CertificateDer, ServerName, pem::PemObject};
+use serde_json::{Value, json};
+use shop::Shop;
+use sluice_kube::{Mesh, NODES, Wire, Workload, holds, text};
+use sluice_tests::{Kind, Netns, ask_ca, expect_refusal, trace_tree};
+
+#[test]
+fn a_label_captures_running_pods_and_without_it_they_are_what_they_were() -> anyhow::Result<()> {
+    let mesh = Mesh::find()?;
+    let shop = Shop::open("label")?;
+    let restarts = |shop: &Shop| -> anyhow::Result<BTreeMap<String, Value>> {
+        let pods = shop.pods()?.into_iter();
+        pods.map(|(name, pod)| {
+            Ok((name, pod["status"]["containerStatuses"][0]["restartCount"].clone()))
+        })
+        .collect()
+    };
+    let before = restarts(&shop)?;
+    let secret = format!("of-{}", shop.tenant.namespace());
+    let crosses = |when: &str| -> anyhow::Result<Vec<u8>> {
+        let wire = Wire::record(shop.tenant.bed(), &format!("{secret}-{when}"))?;
+        let url = format!("http://order-service:8080/api/order?{secret}");
+        let seen = shop.order(&url)?;
+        // The one who asked is the pod, whatever is in between.
+        ensure!(seen["client"].as_str().unwrap_or("").contains(&shop.address("client")?), "{seen}");
+        wire.stop()
+    };
+    ensure!(holds(&crosses("before")?, &secret), "the search finds nothing that is there");
+
+    shop.join()?;
+    shop.await_captured(&mesh)?;
+    let wire = crosses("within")?;
+    ensure!(!holds(&wire, &secret) && !holds(&wire, "order_id"), "plaintext between the nodes");
+
+    shop.leave()?;
+    shop.await_released(&mesh)?;
+    ensure!(holds(&crosses("after")?, &secret), "a pod without the label is still captured");
+    assert_eq!(restarts(&shop)?, before);
+    Ok(())
+}
+
+#[test]
+fn new_pods_are_captured_before_their_first_packet() -> anyhow::Result<()> {
+    let mesh = Mesh::find()?;
+    let shop = Shop::open("new")?;
+    shop.join()?;
+    shop.strict()?;
+    shop.await_captured(&mesh)?;
+    // Each asks once, the first thing it does, and whoever is not captured is refused.
+    let customers = |name: &str, labels: Value| {
+        json!({
+            "apiVersion": "batch/v1",
+            "kind": "Job",
+            "metadata": {"name": name},
+            "spec": {
+                "parallelism": 6,
+                "completions": 6,
+                "backoffLimit": 0,
+                "template": {
+                    "metadata": {"labels": labels},
+                    "spec": {
+                        "restartPolicy": "Never",
+                        "topologySpreadConstraints": [{
+                            "maxSkew": 1,
+                            "topologyKey": "kubernetes.io/hostname",
+                            "whenUnsatisfiable": "DoNotSchedule",
+                            "labelSelector": {"matchLabels": labels},
+                        }],
+                        "containers": [{
+                            "name": "customer",
+                            "image": sluice_kube::image("sluice-sample"),
+                            "imagePullPolicy": "Never",
+                            "args": ["client", "--url", "http://order-service:8080/api/order"],
+                        }],
+                    },
+                },
+            },
+        })
+    };
+    let tenant = &shop.tenant;
+    tenant.apply(&customers("captured", json!({"customer": "captured"})))?;
+    let done = ["wait", "--for=condition=Complete", "--timeout=120s", "job/captured"];
+    tenant.kubectl(done).or_else(|error| {
+        let said = tenant.kubectl(["get", "pods", "--output=wide"])?;
+        Err(error.context(said))
+    })?;
+    let labels = json!({"customer": "outside", "istio.io/dataplane-mode": "none"});
+    tenant.apply(&customers("outside", labels))?;
+    tenant.kubectl(["wait", "--for=condition=Failed", "--timeout=120s", "job/outside"])?;
+    Ok(())
+}
+
+#[test]
+fn an_order_is_one_trace_with_the_resources_of_its_pods() -> anyhow::Result<()> {
+    let mesh = Mesh::find()?;
+    let receiver = shop::receiver()?;
+    let shop = Shop::open("trace")?;
+    shop.join()?;
+    shop.await_captured(&mesh)?;
+    shop.order("http://frontend:8080/order")?;
+    let namespace = shop.tenant.namespace();
+    let here = |span: &&sluice_tests::Span| {
+        span.resource.get("k8s.namespace.name").is_some_and(|name| name == namespace)
+    };
+    let spans = receiver.wait_for(|spans| spans.iter().filter(here).count() == 6)?;
+    let agents: Vec<_> = spans.iter().filter(here).filter(|span| span.is_agents()).collect();
+    let id = &agents[0].trace_id;
+    let whole = receiver
+        .wait_for(|spans| spans.iter().filter(|span| span.trace_id == *id).count() == 12)?;
+    let whole: Vec<_> = whole.into_iter().filter(|span| span.trace_id == *id).collect();
+    println!("{}", trace_tree(&whole));
+    let roots = whole
+        .iter()
+        .filter(|span| !whole.iter().any(|other| Some(&other.span_id) == span.parent_id.as_ref()));
+    assert_eq!(roots.count(), 1, "{}", trace_tree(&whole));
+
+    let pods = shop.pods()?;
+    for span in agents {
+        let resource = |name: &str| span.resource.get(name).map_or("", String::as_str);
+        let pod = pods.get(resource("k8s.pod.name")).with_context(|| format!("{span:?}"))?;
+        assert_eq!(resource("k8s.pod.uid"), text(pod, "/metadata/uid")?);
+        assert_eq!(resource("k8s.node.name"), text(pod, "/spec/nodeName")?);
+        assert_eq!(resource("k8s.deployment.name"), text(pod, "/metadata/labels/app")?);
+        let account = text(pod, "/spec/serviceAccountName")?;
+        let principal = match span.kind {
+            Kind::Client => span.attribute("mesh.source.principal"),
+            _ => span.attribute("mesh.destination.principal"),
+        };
+        assert_eq!(principal, format!("spiffe://cluster.local/ns/{namespace}/sa/{account}"));
+    }
+    Ok(())
+}
+
+#[test]
+fn under_strict_probes_pass_and_nobody_else_without_an_identity() -> anyhow::Result<()> {
+    let mesh = Mesh::find()?;
+    let shop = Shop::open("strict")?;
+    shop.join()?;
+    shop.strict()?;
+    shop.await_captured(&mesh)?;
+    let probe = |probe: Value| {
+        let mut probe = probe;
+        probe["periodSeconds"] = 1.into();
+        probe["failureThreshold"] = 1.into();
+        probe
+    };
+    let order = Workload::new("probed", &["order"], 8080).on(NODES[1]).container(json!({
+        "startupProbe": probe(json!({"tcpSocket": {"port": 8080}, "failureThreshold": 60})),
+        "readinessProbe": probe(json!({"httpGet": {"port": 8080, "path": "/health"}})),
+        "livenessProbe": probe(json!({"httpGet": {"port": 8080, "path": "/health"}})),
+    }));
+    shop.deploy([order])?;
+    shop.await_captured(&mesh)?;
+    shop.order("http://probed:8080/api/order")?;
+
+    let none = json!({"istio.io/dataplane-mode": "none"});
+    shop.deploy([Workload::new("outsider", &["echo"], 9000).on(NODES[0]).labels(none)])?;
+    // Beside the kubelet, in its network namespace and as root, and yet a pod.
+    let host = json!({"hostNetwork": true, "dnsPolicy": "ClusterFirstWithHostNet"});
+    let root =
+        json!({"securityContext": {"runAsUser": 0}, "args": ["echo", "--listen", "[::]:9100"]});
+    shop.deploy([Workload::new("neighbour", &[], 9100).on(NODES[1]).pod(host).container(root)])?;
+    for stranger in ["outsider", "neighbour"] {
+        let answer = shop.ask(stranger, "http://probed:8080/api/order")?;
+        ensure!(
+            !answer.placed && answer.said.contains("does not answer"),
+            "{stranger}: {answer:?}"
+        );
+    }
+    // Minutes of probes would have been some restarts by now.
+    let pods = shop.pods()?;
+    let (_, pod) = pods.iter().find(|(name, _)| name.starts_with("probed")).context("no pod")?;
+    assert_eq!(pod["status"]["containerStatuses"][0]["restartCount"], 0);
+    assert_eq!(pod["status"]["containerStatuses"][0]["ready"], true);
+    Ok(())
+}
+
+#[test]
+fn a_token_of_an_agent_is_worth_nothing_for_the_pods_of_another_node() -> anyhow::Result<()> {
+    let mesh = Mesh::find()?;
+    let shop = Shop::open("token")?;
+    let agent = mesh.agent(NODES[0])?;
+    let token = mesh.kubectl([
+        "create",
+        "token",
+        "sluice",
+        "--audience=sluice-ca",
+        "--bound-object-kind=Pod",
+        "--bound-object-name",
+        text(&agent, "/metadata/name")?,
+    ])?;
+    let roots: Value = serde_json::from_str(&mesh.kubectl([
+        "get",
+        "configmap",
+        "sluice-ca-roots",
+        "--output=json",
+    ])?)?;
+    let roots = text(&roots, "/data/root-cert.pem")?.as_bytes();
+    let roots: Vec<_> = CertificateDer::pem_slice_iter(roots).collect::<Result<_, _>>()?;
+    let ca = ["get", "pods", "--selector=app.kubernetes.io/component=ca", "--output=json"];
+    let ca: Value = serde_json::from_str(&mesh.kubectl(ca)?)?;
+    let address = SocketAddr::new(text(&ca, "/items/0/status/podIP")?.parse()?, 15012);
+    let control = Netns::of_process(shop.tenant.bed().control());
+    let namespace = shop.tenant.namespace().to_owned();
+    let ask = |account: &str, token: String| {
+        let identity = format!("spiffe://cluster.local/ns/{namespace}/sa/{account}");
+        let name = ServerName::try_from("sluice-ca.sluice-system.svc").expect("a name");
+        let (control, roots) = (&control, roots.clone());
+        shop::wait(async move {
+            ask_ca(control, address, name, roots, Some(token.trim()), Some(&identity)).await
+        })
+    };
+    // The order service runs on the second node, the client on the first.
+    let own = ask("client", token.clone())?;
+    ensure!(own.is_ok(), "an agent gets nothing for a pod of its own node: {own:?}");
+    let denied = tonic::Code::PermissionDenied;
+    expect_refusal(ask("order-service", token.clone())?, denied, "node-1")?;
+    expect_refusal(ask("nobody", token)?, denied, "node-1")?;
+    // Whoever is no agent has one identity, its own.
+    let own = shop.tenant.kubectl(["create", "token", "client", "--audience=sluice-ca"])?;
+    ensure!(ask("order-service", own)?.is_err(), "a service account alone got another's identity");
+    Ok(())
+}
+
+#[test]
+fn nobody_but_the_agent_itself_reaches_its_status() -> anyhow::Result<()> {
+    let mesh = Mesh::find()?;
+    let shop = Shop::open("admin")?;
+    shop.join()?;
+    shop.await_captured(&mesh)?;
+    for node in NODES {
+        let agent = mesh.agent(node)?;
+        let address = text(&agent, "/status/podIP")?;
+        for client in ["client", "order"] {
+            // Its health is for everybody; that answers, if not to orders.
+            let health = shop.ask(client, &format!("http://{address}:15021/healthz/ready"))?;
+            ensure!(health.said.contains("405"), "{health:?}");
+            let status = shop.ask(client, &format!("http://{address}:15000/status"))?;
+            ensure!(status.said.contains("does not answer"), "{status:?}");
+        }
+    }
+    Ok(())
+}
