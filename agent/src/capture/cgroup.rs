@@ -124,6 +124,13 @@ pub(super) fn mounted() -> Option<PathBuf> {
     widest_cgroup2(&mounts(MOUNTS)).map(|mount| mount.point.into())
 }
 
+/// Whether there are hierarchies beside version 2's, mounted here or not: each process has a
+/// cgroup in every one.
+pub(super) fn are_several() -> io::Result<bool> {
+    let own = fs::read_to_string("/proc/self/cgroup")?;
+    Ok(own.lines().any(|line| !line.starts_with("0::")))
+}
+
 /// Whether hierarchies of version 1 are mounted.
 pub(super) fn has_version_1() -> bool {
     of_type(&mounts(MOUNTS), "cgroup").next().is_some()

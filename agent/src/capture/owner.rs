@@ -6,7 +6,6 @@
 //! which tells the node's processes from those of pods that use the node's network.
 
 use std::{
-    io,
     net::SocketAddr,
     path::{Path, PathBuf},
     sync::{Mutex, PoisonError},
@@ -17,7 +16,8 @@ use super::{
     cgroup_ids::CgroupIds,
     error::{CaptureError, Step},
     netns::Netns,
-    pod_cgroup, process,
+    pod_cgroup,
+    process::{self, Holder},
     sock_diag::{self, TcpSocket},
 };
 use crate::mesh::PodUid;
@@ -28,8 +28,8 @@ pub struct NodeSockets {
     netns: Netns,
     /// `None` where no cgroup2 hierarchy can be seen.
     cgroups: Option<CgroupIds>,
-    /// One search through all processes at a time.
-    searching: Mutex<()>,
+    /// The last process that proved to be the node's. Held while searching: one at a time.
+    known: Mutex<Option<u32>>,
 }
 
 /// Why a connection does not count as the node's own.
@@ -100,7 +100,7 @@ impl NodeSockets {
         netns.run(|| Ok(())).step(step())?;
         let cgroups: Option<PathBuf> = cgroup.map(Path::to_owned).or_else(cgroup::mounted);
         let cgroups = cgroups.map(CgroupIds::below);
-        Ok(Self { netns, cgroups, searching: Mutex::default() })
+        Ok(Self { netns, cgroups, known: Mutex::default() })
     }
 
     /// Proves that the connection from `client` to `server` is one of a root process of the node
@@ -125,57 +125,105 @@ impl NodeSockets {
         }
     }
 
-    /// The pod in which the socket was made; where the kernel does not name its cgroup, the pod of
-    /// any process that holds it.
+    /// The pod that the socket is of, if it is of one.
     fn pod_of(&self, socket: &TcpSocket) -> Result<Option<PodUid>, Stranger> {
-        if let (Some(id), Some(cgroups)) = (socket.cgroup, &self.cgroups) {
-            let found = cgroups.path(id).map_err(Stranger::unknown)?;
-            if let Some(path) = found {
-                return Ok(pod_cgroup::pod_of_path(&path.to_string_lossy()));
-            }
-        }
-        let holders = {
-            let _one = self.searching.lock().unwrap_or_else(PoisonError::into_inner);
-            process::cgroups_of_holders(socket.inode)
+        let path = match (socket.cgroup, &self.cgroups) {
+            (Some(id), Some(cgroups)) => cgroups.path(id).map_err(Stranger::unknown)?,
+            _ => None,
         };
-        pod_of_holders(holders)
+        let several = cgroup::are_several().map_err(Stranger::unknown)?;
+        match by_cgroup(path.as_deref(), several) {
+            ByCgroup::Pod(uid) => Ok(Some(uid)),
+            ByCgroup::Node => Ok(None),
+            ByCgroup::Undecided => self.by_process(socket.inode),
+        }
+    }
+
+    /// The pod of any process that holds the socket. Whoever proved to be the node's before is
+    /// looked at first: that is the kubelet, nearly every time, and a search through all processes
+    /// takes milliseconds.
+    fn by_process(&self, inode: u32) -> Result<Option<PodUid>, Stranger> {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let holder = known.and_then(|id| process::holder(id, inode).ok().flatten());
+        let holders = match holder {
+            Some(holder) => vec![holder],
+            None => process::holders(inode).map_err(Stranger::unknown)?,
+        };
+        let verdict = pod_of_holders(&holders)?;
+        if verdict.is_none() {
+            *known = holders.first().map(|holder| holder.id);
+        }
+        Ok(verdict)
     }
 }
 
-fn pod_of_holders(holders: io::Result<Vec<String>>) -> Result<Option<PodUid>, Stranger> {
-    let holders = holders.map_err(Stranger::unknown)?;
+/// What the cgroup tells in which a socket was made.
+#[derive(Debug, PartialEq, Eq)]
+enum ByCgroup {
+    Pod(PodUid),
+    Node,
+    Undecided,
+}
+
+/// `path` is in the hierarchy of version 2, where there may be several: then a pod's processes
+/// may be in the pod's cgroup in the others alone, and in the runtime's own here.
+fn by_cgroup(path: Option<&Path>, several: bool) -> ByCgroup {
+    let Some(path) = path else { return ByCgroup::Undecided };
+    match pod_cgroup::pod_of_path(&path.to_string_lossy()) {
+        Some(uid) => ByCgroup::Pod(uid),
+        None if several => ByCgroup::Undecided,
+        None => ByCgroup::Node,
+    }
+}
+
+fn pod_of_holders(holders: &[Holder]) -> Result<Option<PodUid>, Stranger> {
     if holders.is_empty() {
         return Err(Stranger::unknown(
             "no process that can be seen here holds it (hint: in a container, hostPID and \
              CAP_SYS_PTRACE)",
         ));
     }
-    Ok(holders.iter().find_map(|cgroups| pod_cgroup::any_pod_of(cgroups)))
+    Ok(holders.iter().find_map(|holder| pod_cgroup::any_pod_of(&holder.cgroups)))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const POD: &str = "0::/kubepods/pod6f1f6bd6-6b57-4c6a-9c34-0c7f3b0a3c11/a\n";
-    const OTHER: &str = "1:cpu:/kubepods/pod0c1a2b3c-0000-4000-8000-000000000000/a\n";
+    const UID: &str = "6f1f6bd6-6b57-4c6a-9c34-0c7f3b0a3c11";
+    const OTHER: &str = "0c1a2b3c-0000-4000-8000-000000000000";
     const NODE: &str = "0::/system.slice/kubelet.service\n";
 
-    fn verdict(holders: &[&str]) -> Result<Option<String>, String> {
-        let holders = holders.iter().map(|&holder| holder.to_owned()).collect();
-        let pod = pod_of_holders(Ok(holders)).map_err(|stranger| stranger.to_string())?;
+    fn pod_of(holders: &[&str]) -> Result<Option<String>, String> {
+        let holder = |(id, cgroups): (u32, &&str)| Holder { id, cgroups: (*cgroups).to_owned() };
+        let holders: Vec<_> = (1..).zip(holders).map(holder).collect();
+        let pod = pod_of_holders(&holders).map_err(|stranger| stranger.to_string())?;
         Ok(pod.map(|uid| uid.to_string()))
     }
 
     #[test]
     fn one_holder_in_a_pod_is_enough_to_be_a_pods_and_none_is_nobodys() {
-        assert_eq!(verdict(&[NODE]), Ok(None));
-        let uid = Some("6f1f6bd6-6b57-4c6a-9c34-0c7f3b0a3c11".to_owned());
-        assert_eq!(verdict(&[NODE, POD]), Ok(uid.clone()));
+        assert_eq!(pod_of(&[NODE]), Ok(None));
+        let ours = format!("0::/kubepods/pod{UID}/a\n");
+        assert_eq!(pod_of(&[NODE, &ours]), Ok(Some(UID.to_owned())));
         // Hierarchies that disagree name no one pod, and a pod all the same.
-        assert_eq!(verdict(&[&format!("{POD}{OTHER}")]), Ok(uid));
-        assert!(verdict(&[]).unwrap_err().contains("(hint: "));
-        let error = pod_of_holders(Err(io::ErrorKind::PermissionDenied.into())).unwrap_err();
-        assert_eq!(error.as_str(), "unknown");
+        let two = format!("{ours}1:cpu:/kubepods/pod{OTHER}/a\n");
+        assert_eq!(pod_of(&[&two]), Ok(Some(UID.to_owned())));
+        let old = format!("1:cpu:/kubepods/pod{OTHER}/a\n0::/system.slice/containerd.service\n");
+        assert_eq!(pod_of(&[&old]), Ok(Some(OTHER.to_owned())));
+        assert!(pod_of(&[]).unwrap_err().contains("(hint: "));
+    }
+
+    #[test]
+    fn a_cgroup_of_version_2_decides_alone_only_where_it_is_the_only_one() {
+        let runtime = Some(Path::new("/sys/fs/cgroup/system.slice/containerd.service"));
+        assert_eq!(by_cgroup(runtime, false), ByCgroup::Node);
+        assert_eq!(by_cgroup(runtime, true), ByCgroup::Undecided);
+        let path = format!("/sys/fs/cgroup/unified/kubepods/burstable/pod{UID}/a");
+        let uid = PodUid::new(UID).unwrap();
+        for several in [false, true] {
+            assert_eq!(by_cgroup(Some(Path::new(&path)), several), ByCgroup::Pod(uid.clone()));
+            assert_eq!(by_cgroup(None, several), ByCgroup::Undecided);
+        }
     }
 }

@@ -45,7 +45,7 @@ impl Snapshot {
     }
 
     /// Whether a pod that is in `former` too accepts something else here.
-    pub(super) fn asks_otherwise(&self, former: &Self) -> bool {
+    pub(super) fn differs_in_mutual_tls(&self, former: &Self) -> bool {
         self.workloads.iter().any(|workload| {
             let same = workload.ips.first().and_then(|ip| former.workload(*ip));
             same.is_some_and(|same| same.mtls != workload.mtls)

@@ -35,7 +35,7 @@ impl SnapshotStore {
     pub fn publish(&self, snapshot: Snapshot) {
         let version = snapshot.version;
         let former = self.current.swap(Arc::new(snapshot));
-        if self.current.load().asks_otherwise(&former) {
+        if self.current.load().differs_in_mutual_tls(&former) {
             self.mutual_tls.send_replace(());
         }
         self.version.send_replace(version);

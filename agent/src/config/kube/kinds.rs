@@ -42,8 +42,8 @@ pub(super) trait Kind: Sized + Send + 'static {
 
     /// Its name in URLs.
     const PLURAL: &'static str;
-    /// The versions of the kind that are alike, the one to ask for first. Empty where it is the
-    /// object's own and every server has it; a server may lack all of those that are named.
+    /// For a kind that need not be installed: the versions it is read in, the one to ask for first.
+    /// Empty for those that every server has.
     const OPTIONAL_VERSIONS: &'static [&'static str] = &[];
 
     /// What is to be kept of an object, if anything.
