@@ -335,8 +335,8 @@ async fn an_upgrade_on_both_nodes_fails_no_connect_and_no_request() -> anyhow::R
     };
     load.until(enough).await?;
 
-    let mut successors = Vec::new();
-    for (node, mut leaving) in [&mesh.a, &mesh.b].into_iter().zip(agents) {
+    let (mut gone, mut successors) = (Vec::new(), Vec::new());
+    for (node, leaving) in [&mesh.a, &mesh.b].into_iter().zip(agents) {
         let to = SocketAddr::new(mesh.service_ips(&mesh.far)[0], Mesh::TCP);
         let opaque = timeout(PATIENCE, mesh.client.connect(to)).await??;
         let opaque = tokio::spawn(keep_sending(opaque));
@@ -351,16 +351,18 @@ async fn an_upgrade_on_both_nodes_fails_no_connect_and_no_request() -> anyhow::R
             enough(before, now) && (0..2).all(|version| now.moved[version] > 0)
         })
         .await?;
-
+        gone.push((node, leaving, asked, opaque));
+        successors.push(coming);
+    }
+    for (node, mut leaving, asked, opaque) in gone {
         let status = leaving.process_mut().exit(drain + PATIENCE).await?;
         assert_eq!(status.code(), Some(0), "{}", leaving.process().output().tail(20));
         let (bytes, error, broken) = within(PATIENCE, "the end", opaque).await???;
         println!("{}: {bytes} bytes until {:?} after the signal", node.name(), broken - asked);
         assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset, "cut, and no end in order");
         assert!(broken - asked >= drain, "not before the deadline");
-        load.until(enough).await?;
-        successors.push(coming);
     }
+    load.until(enough).await?;
     load.stop().await
 }
 

@@ -18,7 +18,7 @@ mod tests;
 
 pub use body::{Body, Tap};
 pub use fields::{forwardable, forwardable_request};
-pub use pool::{Pool, PoolKey, SendError, Stream, with_cause};
+pub use pool::{Leaving, Pool, PoolKey, SendError, Stream, with_cause};
 pub use prefixed::Prefixed;
 pub use serve::{Handler, Upgraded, plain, serve};
 pub use sniff::{LONGEST_REQUEST_LINE, Protocol, Sniff, sniff};

@@ -14,7 +14,10 @@ use hyper::{
     client::conn::{http1, http2},
 };
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+};
 
 use super::{Body, Protocol, Tap};
 
@@ -79,8 +82,21 @@ pub fn with_cause(error: &hyper::Error) -> String {
 }
 
 /// What HTTP can run on.
-pub trait Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static {}
-impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Stream for S {}
+pub trait Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static {
+    /// What knows, before the connection closes, that the other end wants to be rid of it. HTTP/1
+    /// itself has no word for that while nothing is asked, and what is asked at the moment of
+    /// closing is lost.
+    fn leaving(&self) -> Option<Leaving> {
+        None
+    }
+}
+
+/// Whether the other end of a connection wants to be rid of it.
+pub type Leaving = Box<dyn Fn() -> bool + Send + Sync>;
+
+impl Stream for TcpStream {}
+#[cfg(test)]
+impl Stream for tokio::io::DuplexStream {}
 
 /// Connections by [`PoolKey`]. Dropping the pool closes what is idle.
 #[derive(Debug)]
@@ -99,8 +115,27 @@ struct Server {
 
 #[derive(Debug)]
 struct Idle {
-    sender: http1::SendRequest<Body>,
+    connection: Http1,
     since: Instant,
+}
+
+/// A connection for one request after the other.
+struct Http1 {
+    sender: http1::SendRequest<Body>,
+    leaving: Option<Leaving>,
+}
+
+impl Http1 {
+    /// Whether another request may be sent once the last is through.
+    fn stays(&self) -> bool {
+        !self.sender.is_closed() && !self.leaving.as_ref().is_some_and(|leaving| leaving())
+    }
+}
+
+impl fmt::Debug for Http1 {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.sender.fmt(f)
+    }
 }
 
 impl Default for Pool {
@@ -166,9 +201,9 @@ impl Server {
         Dialling: Future<Output = Result<S, E>>,
         S: Stream,
     {
-        while let Some(mut sender) = self.take_idle() {
-            match sender.try_send_request(request).await {
-                Ok(response) => return Ok(self.lend(sender, response)),
+        while let Some(mut connection) = self.take_idle() {
+            match connection.sender.try_send_request(request).await {
+                Ok(response) => return Ok(self.lend(connection, response)),
                 Err(mut error) => match error.take_message() {
                     Some(unsent) => request = unsent,
                     None => return Err(SendError::Exchange(error.into_error())),
@@ -176,9 +211,9 @@ impl Server {
             }
         }
         let io = dial().await.map_err(SendError::Connect)?;
-        let mut sender = connect_http1(io).await.map_err(SendError::Exchange)?;
-        let response = sender.send_request(request).await.map_err(SendError::Exchange)?;
-        Ok(self.lend(sender, response))
+        let mut connection = connect_http1(io).await.map_err(SendError::Exchange)?;
+        let response = connection.sender.send_request(request).await;
+        Ok(self.lend(connection, response.map_err(SendError::Exchange)?))
     }
 
     async fn send_http2<S, E, Dialling>(
@@ -225,33 +260,32 @@ impl Server {
         Ok(response.map(Body::from))
     }
 
-    fn take_idle(&self) -> Option<http1::SendRequest<Body>> {
+    fn take_idle(&self) -> Option<Http1> {
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
         // The most recently used is the least likely to have been closed by the server.
-        std::iter::from_fn(|| idle.pop()).map(|idle| idle.sender).find(|sender| sender.is_ready())
+        std::iter::from_fn(|| idle.pop())
+            .map(|idle| idle.connection)
+            .find(|connection| connection.sender.is_ready() && connection.stays())
     }
 
-    fn put_back(&self, sender: http1::SendRequest<Body>) {
+    fn put_back(&self, connection: Http1) {
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        if idle.len() < MOST_IDLE && !sender.is_closed() {
-            idle.push(Idle { sender, since: Instant::now() });
+        if idle.len() < MOST_IDLE && connection.stays() {
+            idle.push(Idle { connection, since: Instant::now() });
         }
     }
 
     /// Hands out the response; its connection comes back when the body is through.
-    fn lend(
-        self: Arc<Self>,
-        sender: http1::SendRequest<Body>,
-        response: Response<Incoming>,
-    ) -> Response<Body> {
-        response.map(|body| Body::from(body).tapped(Lent { server: self, sender: Some(sender) }))
+    fn lend(self: Arc<Self>, connection: Http1, response: Response<Incoming>) -> Response<Body> {
+        let lent = Lent { server: self, connection: Some(connection) };
+        response.map(|body| Body::from(body).tapped(lent))
     }
 }
 
 /// Returns a connection to its server once the response body is complete.
 struct Lent {
     server: Arc<Server>,
-    sender: Option<http1::SendRequest<Body>>,
+    connection: Option<Http1>,
 }
 
 impl Tap for Lent {
@@ -262,23 +296,24 @@ impl Tap for Lent {
     }
 
     fn complete(&mut self) {
-        let Some(mut sender) = self.sender.take() else { return };
-        if sender.is_ready() {
-            return self.server.put_back(sender);
+        let Some(mut connection) = self.connection.take() else { return };
+        if connection.sender.is_ready() {
+            return self.server.put_back(connection);
         }
         // The connection's task has yet to notice the end, or is still sending the request.
         let server = Arc::downgrade(&self.server);
         tokio::spawn(async move {
-            if sender.ready().await.is_ok()
+            if connection.sender.ready().await.is_ok()
                 && let Some(server) = server.upgrade()
             {
-                server.put_back(sender);
+                server.put_back(connection);
             }
         });
     }
 }
 
-async fn connect_http1(io: impl Stream) -> Result<http1::SendRequest<Body>, hyper::Error> {
+async fn connect_http1(io: impl Stream) -> Result<Http1, hyper::Error> {
+    let leaving = io.leaving();
     let (mut sender, connection) = http1::Builder::new()
         .preserve_header_case(true)
         .max_header_size(MOST_HEADER_BYTES as usize)
@@ -291,7 +326,7 @@ async fn connect_http1(io: impl Stream) -> Result<http1::SendRequest<Body>, hype
     });
     // Not before its task has run once does the connection count as ready for a request.
     sender.ready().await?;
-    Ok(sender)
+    Ok(Http1 { sender, leaving })
 }
 
 async fn connect_http2(io: impl Stream) -> Result<http2::SendRequest<Body>, hyper::Error> {
@@ -319,7 +354,7 @@ async fn close_idle(servers: Weak<Servers>) {
         let Some(servers) = servers.upgrade() else { return };
         servers.pin().retain(|_, server| {
             let mut idle = server.idle.lock().unwrap_or_else(PoisonError::into_inner);
-            idle.retain(|idle| idle.since.elapsed() < IDLE_TIMEOUT && !idle.sender.is_closed());
+            idle.retain(|idle| idle.since.elapsed() < IDLE_TIMEOUT && idle.connection.stays());
             let http2 = server
                 .http2
                 .try_lock()

@@ -9,6 +9,8 @@ use std::{
 use bytes::{Buf, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use super::{Leaving, Stream};
+
 /// A stream some of whose first bytes were already read to find out what it speaks.
 #[derive(Debug)]
 pub struct Prefixed<S> {
@@ -20,6 +22,12 @@ impl<S> Prefixed<S> {
     /// `inner` with `prefix` put back in front.
     pub fn new(prefix: Bytes, inner: S) -> Self {
         Self { prefix, inner }
+    }
+}
+
+impl<S: Stream> Stream for Prefixed<S> {
+    fn leaving(&self) -> Option<Leaving> {
+        self.inner.leaving()
     }
 }
 

@@ -1,19 +1,27 @@
 //! Requests through [`serve`] and [`Pool`] together, byte for byte on both ends.
 
 use std::{
+    io,
     net::{Ipv4Addr, SocketAddr},
+    pin::Pin,
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
+    task::{Context, Poll},
     time::Duration,
 };
 
 use http::{Request, Response, StatusCode};
-use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
+use tokio::io::{
+    AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf, duplex,
+};
 use tokio_util::sync::CancellationToken;
 
-use super::{Body, Handler, Pool, PoolKey, Tap, forwardable, forwardable_request, plain, serve};
+use super::{
+    Body, Handler, Leaving, Pool, PoolKey, Stream, Tap, forwardable, forwardable_request, plain,
+    serve,
+};
 
 /// Passes every request to one server, whose ends of the connections a test plays.
 struct Forward {
@@ -205,6 +213,76 @@ async fn a_server_that_closed_its_idle_connection_is_dialled_again() {
         assert!(bench.hear("ok").await.starts_with("HTTP/1.1 200"));
         drop(server);
         assert_eq!(bench.dialled.load(Ordering::Relaxed), turn);
+    }
+}
+
+/// A connection whose other end can say that it wants to be rid of it.
+struct Moving(DuplexStream, Arc<AtomicBool>);
+
+impl Stream for Moving {
+    fn leaving(&self) -> Option<Leaving> {
+        let leaving = self.1.clone();
+        Some(Box::new(move || leaving.load(Ordering::Relaxed)))
+    }
+}
+
+impl AsyncRead for Moving {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Moving {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(cx)
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_wants_to_be_rid_of_an_idle_connection_is_dialled_again() {
+    let pool = Pool::default();
+    let server = SocketAddr::from((Ipv4Addr::LOCALHOST, 80));
+    let key = PoolKey { client: Ipv4Addr::LOCALHOST.into(), server, http2: false };
+    let leaving = Arc::new(AtomicBool::new(false));
+    let (dialled, mut servers) = tokio::sync::mpsc::unbounded_channel();
+    let mut kept = Vec::new();
+    for (moves, connections) in [(false, 1), (false, 1), (true, 2)] {
+        leaving.store(moves, Ordering::Relaxed);
+        let dial = || async {
+            let (ours, theirs) = duplex(64 << 10);
+            dialled.send(theirs).map_err(|_| "the test is over")?;
+            Ok::<_, &str>(Moving(ours, leaving.clone()))
+        };
+        let request = Request::builder().header("host", "a").body(Body::default()).unwrap();
+        let serve = async {
+            if kept.len() < connections {
+                kept.push(servers.recv().await.unwrap());
+            }
+            let server: &mut DuplexStream = kept.last_mut().unwrap();
+            read_until(server, "\r\n\r\n").await;
+            server.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await.unwrap();
+        };
+        let (response, ()) = tokio::join!(pool.send(key, request, dial), serve);
+        let body = response.unwrap().into_body();
+        http_body_util::BodyExt::collect(body).await.unwrap();
+        assert_eq!(kept.len(), connections);
+        assert!(servers.is_empty(), "dialled more often");
     }
 }
 

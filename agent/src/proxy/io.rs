@@ -13,7 +13,10 @@ use tokio::{
     net::TcpStream,
 };
 
-use crate::tunnel::HboneStream;
+use crate::{
+    http::{Leaving, Stream},
+    tunnel::HboneStream,
+};
 
 /// The most taken from a TCP socket at once.
 const LARGEST_READ: usize = 64 << 10;
@@ -97,6 +100,15 @@ impl Io {
 pub(super) fn reset(stream: &TcpStream) {
     // Fails only on a socket that has no peer any more, which nobody has to be told.
     let _ = socket2::SockRef::from(stream).set_linger(Some(Duration::ZERO));
+}
+
+impl Stream for Io {
+    fn leaving(&self) -> Option<Leaving> {
+        match self {
+            Io::Tcp(_) => None,
+            Io::Hbone(stream) => Some(Box::new(stream.leaving()?)),
+        }
+    }
 }
 
 /// Runs the same method on whichever stream `self` is.

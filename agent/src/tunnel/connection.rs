@@ -21,6 +21,7 @@ use super::{
         CONNECTION_WINDOW, FRAME, HEADER_BYTES, PROVOKED_RESETS, SEND_BUFFER, STREAM_WINDOW,
         TLS_TIMEOUT,
     },
+    stream::OpenedOn,
     usage::{GONE, InUse, Usage, peer_is_gone},
 };
 
@@ -168,7 +169,9 @@ impl Reserved {
             let status = response.status();
             return Err(Unopened::Failed(TunnelError::Refused { status }));
         }
-        Ok(HboneStream::new(send, response.into_body(), Some(self.in_use)))
+        let connection = self.connection.sender.clone();
+        let opened_on = OpenedOn { connection, _in_use: self.in_use };
+        Ok(HboneStream::new(send, response.into_body(), Some(opened_on)))
     }
 }
 

@@ -3,11 +3,11 @@
 use std::{
     io,
     pin::Pin,
-    task::{Context, Poll, ready},
+    task::{Context, Poll, Waker, ready},
 };
 
 use bytes::{Buf, Bytes};
-use h2::{Reason, RecvStream, SendStream};
+use h2::{Reason, RecvStream, SendStream, client::SendRequest};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::{limits::SEND_BUFFER, usage::InUse};
@@ -22,12 +22,35 @@ pub struct HboneStream {
     /// Received, but more than the last reader's buffer held.
     unread: Bytes,
     ended: bool,
-    _in_use: Option<InUse>,
+    /// At the end that opened the stream.
+    opened_on: Option<OpenedOn>,
+}
+
+/// The connection under a stream.
+#[derive(Debug)]
+pub(super) struct OpenedOn {
+    pub(super) connection: SendRequest<Bytes>,
+    pub(super) _in_use: InUse,
 }
 
 impl HboneStream {
-    pub(super) fn new(send: SendStream<Bytes>, recv: RecvStream, in_use: Option<InUse>) -> Self {
-        Self { send, recv, unread: Bytes::new(), ended: false, _in_use: in_use }
+    pub(super) fn new(
+        send: SendStream<Bytes>,
+        recv: RecvStream,
+        opened_on: Option<OpenedOn>,
+    ) -> Self {
+        Self { send, recv, unread: Bytes::new(), ended: false, opened_on }
+    }
+
+    /// What knows whether the peer's agent has asked to move what it carries elsewhere. `None` at
+    /// the end that was asked for the stream.
+    pub fn leaving(&self) -> Option<impl Fn() -> bool + Send + Sync + use<>> {
+        let connection = self.opened_on.as_ref()?.connection.clone();
+        Some(move || {
+            // No stream could be opened any more, be it since GOAWAY or since the end.
+            let ready = connection.clone().poll_ready(&mut Context::from_waker(Waker::noop()));
+            matches!(ready, Poll::Ready(Err(_)))
+        })
     }
 
     /// The next bytes as they came, without a copy; empty at the end of the stream.

@@ -9,6 +9,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -103,6 +104,9 @@ impl SavedFacts {
     pub(super) fn save(&self, facts: &Facts) -> io::Result<()> {
         let folder = self.path.parent().unwrap_or(Path::new("/"));
         fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+        // While one agent takes over from another, two of them save here.
+        let _alone = Flock::lock(File::open(folder)?, FlockArg::LockExclusive)
+            .map_err(|(_, error)| io::Error::from(error))?;
         let draft = self.path.with_extension("draft");
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
         let saved = Saved {
