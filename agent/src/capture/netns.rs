@@ -10,9 +10,16 @@ use std::{
     sync::OnceLock,
 };
 
-use nix::sched::{CloneFlags, setns, unshare};
+use nix::{
+    fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2},
+    sched::{CloneFlags, setns, unshare},
+    sys::stat::Mode,
+};
 
 use super::error::{CaptureError, Step};
+
+/// The root of the node's file systems, as its first process has it.
+const ROOT: &str = "/proc/1/root";
 
 /// An open network namespace. Holding it keeps the namespace alive.
 #[derive(Debug)]
@@ -31,6 +38,28 @@ impl Netns {
         Self::open(path).map_err(|error| CaptureError::WrongNetns {
             path: path.to_owned(),
             why: format!("{error} (hint: does the pod still run?)"),
+        })
+    }
+
+    /// The namespace that the node's first process finds at `path`; the agent's own file system
+    /// is another in a container. Minimum kernel version: 5.6.
+    ///
+    /// # Errors
+    /// When there is none, or the first process is out of reach.
+    pub fn on_node(path: &Path) -> Result<Self, CaptureError> {
+        let open = || -> io::Result<Self> {
+            let root = open(ROOT, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())?;
+            // Or links on the way, as /var/run is one, would lead into the agent's own.
+            let how = OpenHow::new()
+                .flags(OFlag::O_RDONLY | OFlag::O_CLOEXEC)
+                .resolve(ResolveFlag::RESOLVE_IN_ROOT);
+            Self::from_file(openat2(root, path, how)?.into(), path.to_owned())
+        };
+        open().map_err(|error| CaptureError::WrongNetns {
+            path: path.to_owned(),
+            why: format!(
+                "{error} (hint: is it there on the node, and the agent in its pid namespace?)"
+            ),
         })
     }
 

@@ -42,7 +42,7 @@ pub(super) struct Enrolment {
     proxy: Arc<Proxy>,
     events: Events,
     pods: Mutex<BTreeMap<PodUid, State>>,
-    /// The namespaces of pods that the container runtime told of, as this process sees them.
+    /// The namespaces of pods that the container runtime told of, as the node sees them.
     expected: Mutex<BTreeMap<PodUid, PathBuf>>,
     /// Told of whenever a pod was seen to.
     progress: watch::Sender<()>,
@@ -161,11 +161,9 @@ impl Enrolment {
         }
     }
 
-    /// The container runtime made the pod `uid` a namespace, at `netns` of its own file system.
+    /// The container runtime made the pod `uid` a namespace, at `netns` of the node.
     pub(super) fn expect(&self, uid: PodUid, netns: &Path) {
-        // The runtime's file system is that of the node's first process, the agent's is another.
-        let netns = Path::new("/proc/1/root").join(netns.strip_prefix("/").unwrap_or(netns));
-        self.expected().insert(uid, netns);
+        self.expected().insert(uid, netns.to_owned());
     }
 
     /// The pod `uid` ends.
@@ -244,12 +242,15 @@ impl Enrolment {
         self.release(&desired);
         let tasks = desired.values().map(|workload| (workload, self.task(workload)));
         let tasks: Vec<_> = tasks.filter(|(_, task)| !matches!(task, Task::Nothing)).collect();
-        let mut sandboxes = self.look_for(tasks.iter().map(|(workload, _)| *workload));
-        for (workload, task) in tasks {
-            let netns = match self.told(workload) {
-                Some(path) => Netns::of_pod(&path),
-                None => sandboxes.netns_of(&workload.uid, &workload.ips),
-            };
+        let tasks: Vec<_> =
+            tasks.into_iter().map(|(pod, task)| (pod, task, self.told(pod))).collect();
+        let unknown = tasks.iter().filter(|(.., told)| told.is_none()).map(|(pod, ..)| &pod.uid);
+        let mut sandboxes = Sandboxes::scan(&unknown.collect()).unwrap_or_else(|error| {
+            tracing::warn!(%error, "could not look for pods");
+            Sandboxes::default()
+        });
+        for (workload, task, told) in tasks {
+            let netns = told.unwrap_or_else(|| sandboxes.netns_of(&workload.uid, &workload.ips));
             if matches!(task, Task::Check) && self.is_still_in(workload, netns.as_ref().ok()) {
                 continue;
             }
@@ -283,19 +284,20 @@ impl Enrolment {
         }
     }
 
-    /// Looks for the processes of those `pods` whose namespace nobody told.
-    fn look_for<'a>(&self, pods: impl Iterator<Item = &'a Arc<Workload>>) -> Sandboxes {
-        let unknown = pods.filter(|pod| self.told(pod).is_none()).map(|pod| &pod.uid).collect();
-        Sandboxes::scan(&unknown).unwrap_or_else(|error| {
-            tracing::warn!(%error, "could not look for pods");
-            Sandboxes::default()
-        })
-    }
-
-    /// Where a pod's namespace is, as its source or the container runtime said. Whether it is the
-    /// pod's is looked at when it is enrolled.
-    fn told(&self, pod: &Workload) -> Option<PathBuf> {
-        pod.netns.clone().or_else(|| self.expected().get(&pod.uid).cloned())
+    /// The namespace that the pod's source or the container runtime named; whether it is the pod's
+    /// is looked at when it is enrolled. `None` when the pod's processes have to be looked for.
+    fn told(&self, pod: &Workload) -> Option<Result<Netns, CaptureError>> {
+        if let Some(path) = &pod.netns {
+            return Some(Netns::of_pod(path));
+        }
+        let path = self.expected().get(&pod.uid).cloned()?;
+        match Netns::on_node(&path) {
+            Ok(netns) => Some(Ok(netns)),
+            Err(error) => {
+                tracing::debug!(pod = name_of(pod), %error, "not where the runtime says");
+                None
+            }
+        }
     }
 
     /// What is to be done about a pod. A newer view of a captured one is passed on. One with
