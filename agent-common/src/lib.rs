@@ -38,7 +38,7 @@ pub struct Dial {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Config {
-    /// Cookie of the agent's own netns, which is never a pod's.
+    /// Cookie of the node's own netns, which is never a pod's.
     pub host_netns: u64,
     /// 1: connections from a netns that is not enrolled are refused.
     pub deny_unknown: u32,

@@ -15,7 +15,7 @@ use aya_log_ebpf::debug;
 
 use crate::{
     address,
-    maps::{CONFIG, OWN, PODS, count},
+    maps::{AGENTS, CONFIG, OWN, PODS, count},
 };
 
 const ALLOW: i32 = 1;
@@ -93,11 +93,17 @@ fn connect(ctx: &SockAddrContext, destination: Address) -> i32 {
     ALLOW
 }
 
-/// A netns that is not enrolled: the host's, another agent's pod, or a pod nobody enrolled yet.
+/// A netns that is not enrolled: the host's, an agent's, another agent's pod, or a pod nobody
+/// enrolled yet.
 #[inline(always)]
 fn unknown(ctx: &SockAddrContext, netns: u64, destination: &Address) -> i32 {
     match CONFIG.get(0) {
-        Some(config) if config.deny_unknown != 0 && netns != config.host_netns => {
+        Some(config)
+            if config.deny_unknown != 0
+                && netns != config.host_netns
+                // SAFETY: nothing holds a reference into the map across an update of this element.
+                && unsafe { AGENTS.get(netns) }.is_none() =>
+        {
             count(Counter::Denied);
             debug!(ctx, "denied: connect to {:i} from an unknown pod", *destination);
             DENY

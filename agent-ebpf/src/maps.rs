@@ -38,6 +38,11 @@ pub static DIALS: HashMap<Dial, u8> = HashMap::with_max_entries(65_536, 0);
 #[map]
 pub static OWN: LruHashMap<u64, u64> = LruHashMap::with_max_entries(65_536, 0);
 
+/// Network namespaces that agents of this node run in, by cookie. A cookie is never used twice:
+/// what a dead agent left matches nothing, and makes room in time.
+#[map]
+pub static AGENTS: LruHashMap<u64, u8> = LruHashMap::with_max_entries(1024, 0);
+
 /// Events by [`Counter`].
 #[map]
 pub static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Counter::ALL.len() as u32, 0);

@@ -21,7 +21,7 @@ use hyper_util::{
 use nix::sys::signal::Signal;
 use sha2::{Digest, Sha256};
 use sluice_tests::{
-    Agent, Answer, Finished, Line, Mesh, Node, PATIENCE, Pod, Talk, agent_program, ask,
+    Agent, Answer, Finished, Line, Mesh, Node, PATIENCE, Pod, Process, Talk, agent_program, ask,
     capture_events, eventually, within,
 };
 use tokio::{
@@ -473,5 +473,42 @@ async fn a_contained_agent_captures_though_its_proc_sys_is_read_only() -> anyhow
         Talk::start(&mesh.client, SocketAddr::new(to, Mesh::TCP_TARGET), &listener).await?;
         assert_eq!(capture_events(&mesh.a, "steered_out")?, steered + 1);
     }
+    Ok(())
+}
+
+/// As agents are in a cluster: each in a network of its own.
+fn agent_in(pod: &Pod, mesh: &Mesh, flags: &[&str]) -> anyhow::Result<Process> {
+    let mut command = Command::new(agent_program()?);
+    command.args(["agent", "--node-name", mesh.a.name()]).args(flags);
+    command.arg("--config-dir").arg(mesh.config.directory());
+    command.arg("--ca-dir").arg(mesh.lab.directory().join("ca"));
+    command.arg("--bpffs").arg(mesh.a.bpffs()).arg("--cgroup").arg(mesh.a.cgroup());
+    pod.spawn("agent", command)
+}
+
+#[tokio::test]
+async fn an_agent_may_connect_while_it_stands_by_though_unknown_pods_may_not() -> anyhow::Result<()>
+{
+    let mesh = Mesh::new()?;
+    let flags = ["--unknown-pods", "deny"];
+    let mut first = mesh.start_agent(&mesh.a, &flags).await?;
+    let _listener = mesh.b.listen(Mesh::TCP_TARGET)?;
+    let to = SocketAddr::new(mesh.b.ips()[0], Mesh::TCP_TARGET);
+    let connect = || async { timeout(PATIENCE, mesh.outsider.connect(to)).await };
+    let refused = connect().await?.expect_err("nobody knows the pod").kind();
+    assert_eq!(refused, std::io::ErrorKind::PermissionDenied);
+
+    let second = agent_in(&mesh.outsider, &mesh, &flags)?;
+    eventually("the second agent is ready", || async {
+        ensure!(!second.output().has_ended(), "it has ended:\n{}", second.output().tail(20));
+        let (netns, health) = (mesh.outsider.netns(), "127.0.0.1:15021".parse()?);
+        let answer = ask(netns, health, "/healthz/ready", PATIENCE).await;
+        Ok(answer.is_ok_and(|answer| answer.status == 200).then_some(()))
+    })
+    .await?;
+    connect().await?.context("from where an agent stands by")?;
+    first.terminate(PATIENCE).await?;
+    second.output().line(PATIENCE, |said| said.contains("agent started")).await?;
+    connect().await?.context("from where the agent in charge is")?;
     Ok(())
 }

@@ -13,8 +13,8 @@ use super::{
 
 /// Every map, by the name `agent-ebpf` gives it. Pinned, they are shared by the programs of all
 /// pods and of a former agent; the last is aya-log's own.
-pub(super) const MAPS: [&str; 8] =
-    ["CONFIG", "PODS", "POD_IPS", "LISTENERS", "DIALS", "OWN", "COUNTERS", "AYA_LOGS"];
+pub(super) const MAPS: [&str; 9] =
+    ["CONFIG", "PODS", "POD_IPS", "LISTENERS", "DIALS", "OWN", "AGENTS", "COUNTERS", "AYA_LOGS"];
 
 /// The maps that enrolment writes.
 pub(super) struct Maps {
@@ -97,6 +97,13 @@ impl Maps {
         };
         Counter::ALL.iter().map(|(counter, name)| (*name, sum(*counter))).collect()
     }
+}
+
+/// Spares connections of the agent in the namespace with this cookie, whatever is done with those
+/// from namespaces that are not enrolled.
+pub(super) fn spare(pins: &Pins, netns_cookie: u64) -> Result<(), CaptureError> {
+    let mut agents: HashMap<MapData, u64, u8> = open(pins, "AGENTS", Map::LruHashMap)?;
+    agents.insert(netns_cookie, 0, 0).step("spare the agent's own connections")
 }
 
 impl DialMaps {

@@ -1,7 +1,10 @@
 //! From nothing to a node that can be captured, in two steps: one that touches nothing another
 //! agent uses, and one for the agent in charge.
 
-use std::{fmt, path::PathBuf};
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+};
 
 use agent_common::Config;
 
@@ -10,7 +13,7 @@ use super::{
     enrol::{Capture, Charge, cookie},
     error::{CaptureError, Step},
     host,
-    maps::{DialMaps, Maps},
+    maps::{DialMaps, Maps, spare},
     netns::Netns,
     pins::Pins,
     programs::{Connect, Loader},
@@ -66,6 +69,10 @@ impl Prepared {
         let in_charge = next.try_in_charge()?;
         let mut loader = Loader::new(Some(&pins));
         let connect = loader.connect()?;
+        if in_charge.is_none() {
+            // The programs at work are another agent's, and this one has to ask for what it needs.
+            spare_own(&pins, &cgroup)?;
+        }
         let unknown_pods = options.unknown_pods;
         Ok(Self { pins, next, in_charge, cgroup, loader, connect, unknown_pods })
     }
@@ -89,15 +96,27 @@ impl Prepared {
         };
         let log = connect.attach(&pins, &cgroup)?;
         let mut maps = Maps::open(&pins)?;
-        let own = Netns::own().step("open the agent's network namespace")?;
-        let host_netns = cookie(own, &mut DialMaps::open(&pins)?)?
-            .ok_or_else(|| CaptureError::OutsideCgroup { cgroup: cgroup.to_string() })?;
+        let own_netns = spare_own(&pins, &cgroup)?;
+        let host_netns = match Netns::open(Path::new("/proc/1/ns/net")) {
+            Ok(node) => cookie(&node, &mut DialMaps::open(&pins)?)?.unwrap_or(own_netns),
+            // In a container that sees no processes but its own.
+            Err(_) => own_netns,
+        };
         let deny_unknown = u32::from(unknown_pods == UnknownPods::Deny);
         maps.configure(Config { host_netns, deny_unknown, reserved: 0 })
             .step("configure the eBPF programs")?;
         let charge = Charge { in_charge: Some(in_charge), next: Some(next) };
         Ok(Capture::new(pins, maps, loader, log, charge))
     }
+}
+
+/// Lets the agent's own connections pass, and returns the cookie of its namespace.
+fn spare_own(pins: &Pins, cgroup: &Cgroup) -> Result<u64, CaptureError> {
+    let own = Netns::own().step("open the agent's network namespace")?;
+    let cookie = cookie(own, &mut DialMaps::open(pins)?)?
+        .ok_or_else(|| CaptureError::OutsideCgroup { cgroup: cgroup.to_string() })?;
+    spare(pins, cookie)?;
+    Ok(cookie)
 }
 
 impl fmt::Debug for Prepared {
