@@ -159,6 +159,8 @@ pub(crate) fn kube_test(
 ) -> anyhow::Result<()> {
     let mut cargo = cargo();
     cargo.args(["test", "--package", KUBE, "--no-fail-fast", "--test", program]).args(filter);
+    // What was measured is worth seeing.
+    cargo.args(["--", "--show-output"]);
     run(cargo.envs(environment.iter().copied()), "a test of the Kubernetes cluster")
 }
 

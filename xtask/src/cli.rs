@@ -8,7 +8,7 @@ use crate::{
     cargo::{self, Profile},
     chart::Chart,
     image,
-    kube::Kube,
+    kube::{self, Kube},
     lint,
     needs::Purpose,
     setup,
@@ -60,7 +60,8 @@ struct Build {
     arch: Arch,
 }
 
-/// Run every test: unit tests, end-to-end tests on namespaces (root), and the kernel matrix
+/// Run every test: unit tests, end-to-end tests on namespaces (root), the kernel matrix, and those
+/// in a Kubernetes cluster
 #[derive(Args, Debug)]
 struct Test {
     /// The unit tests, which need no root
@@ -74,6 +75,10 @@ struct Test {
     /// Those of them that concern the kernel, on four others; `cargo xtask vm` has more options
     #[arg(long, conflicts_with = "filter")]
     vm: bool,
+
+    /// Those that need a Kubernetes cluster; `cargo xtask kube` has more options
+    #[arg(long, conflicts_with = "filter")]
+    kube: bool,
 
     /// Drive an agent built without optimisations: quicker to build, slower to run
     #[arg(long)]
@@ -153,7 +158,7 @@ impl Test {
     fn run(self) -> anyhow::Result<()> {
         let filter = self.filter.as_deref();
         // Without a choice, all kinds.
-        let all = !(self.unit || self.e2e || self.vm);
+        let all = !(self.unit || self.e2e || self.vm || self.kube);
         // All run whatever the first says: one run shows everything that is red.
         let mut red = Vec::new();
         if all || self.unit {
@@ -167,6 +172,9 @@ impl Test {
         }
         if self.vm || all && filter.is_none() {
             red.extend(Vm::matrix().run().err());
+        }
+        if self.kube || all && filter.is_none() {
+            red.extend(kube::test(false, None).err());
         }
         if !red.is_empty() {
             let red: Vec<_> = red.iter().map(|error| format!("{error:#}")).collect();

@@ -116,19 +116,20 @@ impl Bed {
     /// # Errors
     /// When it does not run.
     pub fn pause(&self, program: &str) -> anyhow::Result<Paused> {
-        let processes = cgroup::processes(Group::Control, &comm(program))?;
+        let processes = cgroup::processes(Group::Control, program)?;
         ensure!(!processes.is_empty(), "no {program} runs");
         let paused = Paused(processes);
         paused.signal(Signal::SIGSTOP);
         Ok(paused)
     }
 
-    /// Kills a program in the pods of a node, as a crash would.
+    /// Kills a program in the pods of a node, as a crash would; `program` is the beginning of its
+    /// command line.
     ///
     /// # Errors
     /// When it does not run.
     pub fn kill(&self, node: NodeName, program: &str) -> anyhow::Result<()> {
-        let processes = cgroup::pods_processes(node, &comm(program))?;
+        let processes = cgroup::pods_processes(node, program)?;
         ensure!(!processes.is_empty(), "no {program} runs on {node}");
         for process in processes {
             kill(process, Signal::SIGKILL).with_context(|| format!("could not kill {program}"))?;
@@ -163,11 +164,6 @@ impl Drop for Paused {
     fn drop(&mut self) {
         self.signal(Signal::SIGCONT);
     }
-}
-
-/// A program's name as the kernel keeps it, at most 15 bytes.
-fn comm(program: &str) -> String {
-    program.chars().take(15).collect()
 }
 
 /// How `kubectl` and `helm` find the cluster, and keep what they write inside its folder.

@@ -155,12 +155,12 @@ pub(crate) fn delete() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The processes of `group` whose program is `name`, by their numbers outside.
+/// The processes of `group` whose command line begins with `name`, by their numbers outside.
 pub(crate) fn processes(group: Group, name: &str) -> anyhow::Result<Vec<Pid>> {
     named(&[unified()?.join(group.path())], name)
 }
 
-/// The processes of a node's pods whose program is `name`, by their numbers outside.
+/// The processes of a node's pods whose command line begins so, by their numbers outside.
 pub(crate) fn pods_processes(node: NodeName, name: &str) -> anyhow::Result<Vec<Pid>> {
     named(&tree(&unified()?.join(of_node(node)).join("kubepods")), name)
 }
@@ -172,8 +172,8 @@ fn named(groups: &[PathBuf], name: &str) -> anyhow::Result<Vec<Pid>> {
         let processes = fs::read_to_string(&procs);
         let processes = processes.with_context(|| format!("could not read {}", procs.display()))?;
         for process in processes.lines() {
-            let program = fs::read_to_string(format!("/proc/{process}/comm"));
-            if program.is_ok_and(|program| program.trim() == name) {
+            let line = fs::read_to_string(format!("/proc/{process}/cmdline")).unwrap_or_default();
+            if line.replace('\0', " ").starts_with(name) {
                 found.push(Pid::from_raw(process.parse()?));
             }
         }

@@ -5,15 +5,21 @@ use std::{
     io::{BufRead, BufReader, Read},
     path::PathBuf,
     process::{Child, Stdio},
+    thread,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, ensure};
 
-use crate::{Bed, NODES, place::control_folder};
+use crate::{Bed, NODES, PATIENCE, component, place::control_folder};
+
+/// What is sent in the end: once it is recorded, everything before it is.
+const END: &str = "end of the recording";
 
 /// A recording of every packet that leaves or reaches one of the two nodes, until it is stopped.
 #[derive(Debug)]
 pub struct Wire {
+    bed: Bed,
     tcpdump: Child,
     file: PathBuf,
 }
@@ -27,7 +33,7 @@ impl Wire {
         let file = control_folder().join(format!("{name}.pcap"));
         // The shell ends when nobody holds its standard input any more, and ends tcpdump: a
         // signal would reach nsenter alone.
-        let script = "tcpdump --interface \"$0\" --packet-buffered -w \"$1\" --relinquish-privileges=root tcp & \
+        let script = "tcpdump --immediate-mode --interface \"$0\" --packet-buffered -w \"$1\" --relinquish-privileges=root tcp & \
                       read -r _; kill -INT $!; wait $!";
         let mut shell = bed.command("sh");
         shell.args(["-c", script, &NODES[0].to_string()]).arg(&file);
@@ -42,7 +48,7 @@ impl Wire {
         }
         // It would end by a broken pipe when it counts its packets.
         tcpdump.stderr = Some(stderr.into_inner());
-        Ok(Self { tcpdump, file })
+        Ok(Self { bed: bed.clone(), tcpdump, file })
     }
 
     /// Everything recorded, as bytes.
@@ -50,6 +56,17 @@ impl Wire {
     /// # Errors
     /// When tcpdump failed.
     pub fn stop(mut self) -> anyhow::Result<Vec<u8>> {
+        let mut end = self.bed.command("bash");
+        // The kubelet's port: it wants TLS, and says so.
+        let script =
+            "exec 3<>/dev/tcp/\"$0\"/10250; printf '%s\\r\\n' \"$1\" >&3; cat <&3 >/dev/null";
+        end.args(["-c", script, &NODES[0].address().to_string(), END]);
+        component::run(&mut end)?;
+        let deadline = Instant::now() + PATIENCE;
+        while !holds(&self.read()?, END) {
+            ensure!(Instant::now() < deadline, "tcpdump does not record");
+            thread::sleep(Duration::from_millis(10));
+        }
         drop(self.tcpdump.stdin.take());
         let mut said = String::new();
         let mut stderr = self.tcpdump.stderr.take().expect("stderr is piped");
@@ -57,10 +74,13 @@ impl Wire {
         let status = self.tcpdump.wait()?;
         ensure!(status.success(), "tcpdump ended with {status}: {said}");
         ensure!(said.contains("0 packets dropped by kernel"), "the recording has gaps: {said}");
-        let bytes = fs::read(&self.file)
-            .with_context(|| format!("could not read {}", self.file.display()))?;
+        let bytes = self.read()?;
         fs::remove_file(&self.file)?;
         Ok(bytes)
+    }
+
+    fn read(&self) -> anyhow::Result<Vec<u8>> {
+        fs::read(&self.file).with_context(|| format!("could not read {}", self.file.display()))
     }
 }
 

@@ -154,7 +154,7 @@ fn under_strict_probes_pass_and_nobody_else_without_an_identity() -> anyhow::Res
     let order = Workload::new("probed", &["order"], 8080).on(NODES[1]).container(json!({
         "startupProbe": probe(json!({"tcpSocket": {"port": 8080}, "failureThreshold": 60})),
         "readinessProbe": probe(json!({"httpGet": {"port": 8080, "path": "/health"}})),
-        "livenessProbe": probe(json!({"httpGet": {"port": 8080, "path": "/health"}})),
+        "livenessProbe": probe(json!({"grpc": {"port": 8080}})),
     }));
     shop.deploy([order])?;
     shop.await_captured(&mesh)?;
@@ -238,7 +238,7 @@ fn nobody_but_the_agent_itself_reaches_its_status() -> anyhow::Result<()> {
     for node in NODES {
         let agent = mesh.agent(node)?;
         let address = text(&agent, "/status/podIP")?;
-        for client in ["client", "order"] {
+        for client in ["client", "order-service"] {
             // Its health is for everybody; that answers, if not to orders.
             let health = shop.ask(client, &format!("http://{address}:15021/healthz/ready"))?;
             ensure!(health.said.contains("405"), "{health:?}");

@@ -53,24 +53,32 @@ fn without_the_api_server_traffic_goes_on_and_an_agent_starts_from_what_it_saved
         assert_eq!(load.count(&during, kind, "failed")?, load.count(&before, kind, "failed")?);
     }
 
-    // The kubelet starts it again by itself.
-    let began = Instant::now();
-    bed.kill(first, "sluice")?;
+    // The kubelet starts it again by itself. The CA can judge nobody without the API server: what
+    // is captured stays closed until then, and nothing passes in plaintext.
+    bed.kill(first, "/sluice agent")?;
     holds("sluice_snapshot_saved 1")?;
-    let up = began.elapsed();
-    let before = load.totals()?;
-    let after = load.await_more(200)?;
-    println!(
-        "killed with -9 and started from what was saved after {:.1} s; of the connections begun \
-         since the start of the outage {} failed, and none after that",
-        up.as_secs_f64(),
-        load.count(&before, "connects", "failed")?
-    );
-    for kind in KINDS {
-        assert_eq!(load.count(&after, kind, "failed")?, load.count(&before, kind, "failed")?);
-    }
+    let back = Instant::now();
     drop(away);
-    holds("sluice_snapshot_saved 0")
+    holds("sluice_snapshot_saved 0")?;
+    load.await_calm(200)?;
+    println!("whole again {:.1} s after the API server was back", back.elapsed().as_secs_f64());
+    Ok(())
+}
+
+#[test]
+fn an_agent_that_is_killed_is_back_by_itself() -> anyhow::Result<()> {
+    let _alone = alone();
+    let load = Load::start("killed")?;
+    let before = load.totals()?;
+    let began = Instant::now();
+    load.tenant.bed().kill(NODES[0], "/sluice agent")?;
+    load.await_calm(200)?;
+    println!(
+        "whole again {:.1} s after kill -9; {}",
+        began.elapsed().as_secs_f64(),
+        load.difference(&before, &load.totals()?)?
+    );
+    Ok(())
 }
 
 #[test]
@@ -103,7 +111,7 @@ fn without_the_ca_new_identities_wait_and_an_event_says_so() -> anyhow::Result<(
     scale(2)?;
     let said = said?;
     println!("{said}");
-    ensure!(said.contains("hint"), "{said}");
+    ensure!(said.starts_with("no certificate for "), "{said}");
     event("Captured")?;
     tenant.await_deployment("late")?;
     mesh.kubectl(["rollout", "status", "--timeout=120s", "deployment/sluice-ca"]).map(drop)

@@ -71,7 +71,8 @@ impl Kube {
     }
 }
 
-fn test(keep: bool, filter: Option<&str>) -> anyhow::Result<()> {
+/// Runs the tests that need a cluster.
+pub(crate) fn test(keep: bool, filter: Option<&str>) -> anyhow::Result<()> {
     let bed = prepare()?;
     // One that is up is someone's: it stays as it is.
     let ours = !is_up(&bed)?;

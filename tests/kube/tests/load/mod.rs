@@ -79,6 +79,20 @@ impl Load {
         })
     }
 
+    /// Waits until `more` exchanges of each kind have come to their end and none of them failed.
+    pub(crate) fn await_calm(&self, more: u64) -> anyhow::Result<()> {
+        self.tenant.eventually("no more failures", || {
+            let before = self.totals()?;
+            let after = self.await_more(more)?;
+            for kind in KINDS {
+                let failed =
+                    self.count(&after, kind, "failed")? - self.count(&before, kind, "failed")?;
+                ensure!(failed == 0, "{failed} {kind} failed");
+            }
+            Ok(())
+        })
+    }
+
     /// What came to its end between `before` and `after`, in words.
     pub(crate) fn difference(&self, before: &Value, after: &Value) -> anyhow::Result<String> {
         let mut said = String::new();
