@@ -137,6 +137,15 @@ impl Bed {
         Ok(())
     }
 
+    /// A process of a pod on `node`, by its number outside.
+    ///
+    /// # Errors
+    /// When the pod has none.
+    pub fn process_of(&self, node: NodeName, uid: &str) -> anyhow::Result<u32> {
+        let processes = cgroup::of_pod(node, uid)?.into_iter().flat_map(|pod| cgroup::below(&pod));
+        processes.min().with_context(|| format!("pod {uid} has no process on {node}"))
+    }
+
     fn enter(&self, first: Pid, program: impl AsRef<OsStr>) -> Command {
         let mut command = Command::new("nsenter");
         command.args(["--target", &first.to_string(), "--mount", "--net", "--pid", "--uts"]);

@@ -191,6 +191,15 @@ pub(crate) fn of_pod(node: NodeName, uid: &str) -> anyhow::Result<Vec<PathBuf>> 
     Ok(found.collect())
 }
 
+/// The processes in a cgroup and those below it.
+pub(crate) fn below(folder: &Path) -> Vec<u32> {
+    let procs = tree(folder).into_iter().map(|folder| folder.join("cgroup.procs"));
+    let texts = procs.map(|procs| fs::read_to_string(procs).unwrap_or_default());
+    texts
+        .flat_map(|text| text.lines().filter_map(|line| line.parse().ok()).collect::<Vec<_>>())
+        .collect()
+}
+
 struct Hierarchy {
     root: PathBuf,
     /// Whether it is version 2's.

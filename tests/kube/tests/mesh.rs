@@ -2,7 +2,13 @@
 
 mod shop;
 
-use std::{collections::BTreeMap, net::SocketAddr};
+use std::{
+    collections::BTreeMap,
+    io::{Read, Write},
+    net::{IpAddr, SocketAddr, TcpStream},
+    process::Command,
+    time::Duration,
+};
 
 use anyhow::{Context, ensure};
 use rustls_pki_types::{CertificateDer, ServerName, pem::PemObject};
@@ -10,6 +16,7 @@ use serde_json::{Value, json};
 use shop::Shop;
 use sluice_kube::{Mesh, NODES, Wire, Workload, holds, text};
 use sluice_tests::{Kind, Netns, ask_ca, expect_refusal, trace_tree};
+use socket2::{Domain, Socket, Type};
 
 #[test]
 fn a_label_captures_running_pods_and_without_it_they_are_what_they_were() -> anyhow::Result<()> {
@@ -245,6 +252,87 @@ fn nobody_but_the_agent_itself_reaches_its_status() -> anyhow::Result<()> {
             let status = shop.ask(client, &format!("http://{address}:15000/status"))?;
             ensure!(status.said.contains("does not answer"), "{status:?}");
         }
+    }
+    Ok(())
+}
+
+/// Asks the order service at `to` for its health from inside `netns`, with `source` as the own
+/// address: what a process there could do that has every right within its network namespace.
+fn health(netns: &Netns, source: IpAddr, to: SocketAddr) -> anyhow::Result<String> {
+    let patience = Some(Duration::from_secs(5));
+    let socket = netns.run(|| Socket::new(Domain::IPV4, Type::STREAM, None))??;
+    socket.bind(&SocketAddr::new(source, 0).into())?;
+    socket.connect_timeout(&to.into(), Duration::from_secs(5))?;
+    let mut stream = TcpStream::from(socket);
+    stream.set_read_timeout(patience)?;
+    // With a trace that is recorded, so that each time leaves spans.
+    let trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+    write!(stream, "GET /health HTTP/1.0\r\ntraceparent: {trace}\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    ensure!(answer.starts_with("HTTP/1.0 200"), "{answer:?}");
+    Ok(answer)
+}
+
+#[test]
+fn who_rules_its_own_network_namespace_speaks_as_nobody_else() -> anyhow::Result<()> {
+    let mesh = Mesh::find()?;
+    let receiver = shop::receiver()?;
+    let shop = Shop::open("impostor")?;
+    shop.join()?;
+    shop.strict()?;
+    shop.await_captured(&mesh)?;
+    let bed = shop.tenant.bed();
+    let [first, _] = NODES;
+    let pods = shop.pods()?;
+    let of = |name: &str| -> anyhow::Result<(IpAddr, String)> {
+        let pod = pods.values().find(|pod| pod["metadata"]["labels"]["app"] == name);
+        let pod = pod.with_context(|| format!("no pod of {name}"))?;
+        Ok((text(pod, "/status/podIP")?.parse()?, text(pod, "/metadata/uid")?.to_owned()))
+    };
+    let ((own, uid), (other, _), (server, _)) =
+        (of("client")?, of("user-service")?, of("order-service")?);
+    let process = bed.process_of(first, &uid)?;
+    let netns = Netns::of_process(process);
+    let ip = |arguments: &str| -> anyhow::Result<()> {
+        let mut nsenter = Command::new("nsenter");
+        nsenter.args(["--target", &process.to_string(), "--net", "ip"]);
+        let status = nsenter.args(arguments.split(' ')).status()?;
+        ensure!(status.success(), "ip {arguments}");
+        Ok(())
+    };
+    let to = SocketAddr::new(server, 8080);
+    health(&netns, own, to).context("the pod itself is not served")?;
+
+    // With its neighbour's address it is nobody: not served, or as who it is.
+    ip(&format!("address add {other}/32 dev lo"))?;
+    println!("with another pod's address: {:?}", health(&netns, other, to));
+    ip(&format!("address delete {other}/32 dev lo"))?;
+
+    // Without capture's routes it is outside the mesh, and whoever is STRICT lets nobody in from
+    // there.
+    for family in ["-4", "-6"] {
+        ip(&format!("{family} rule flush"))?;
+        for (number, table) in [(0, "local"), (32766, "main"), (32767, "default")] {
+            // IPv6 has no table of that name.
+            if family == "-4" || table != "default" {
+                ip(&format!("{family} rule add pref {number} lookup {table}"))?;
+            }
+        }
+    }
+    let error = health(&netns, own, to).err().context("it was served in plaintext")?;
+    println!("around capture: {error:#}");
+
+    // Whoever it said to be, it was known as itself, whenever it was served.
+    let here = |span: &&sluice_tests::Span| {
+        span.kind == Kind::Server
+            && span.resource.get("k8s.namespace.name").is_some_and(|n| n == shop.tenant.namespace())
+            && span.resource.get("k8s.deployment.name").is_some_and(|n| n == "order-service")
+    };
+    let spans = receiver.wait_for(|spans| spans.iter().any(|span| here(&span)))?;
+    for span in spans.iter().filter(here) {
+        let source = span.attribute("mesh.source.principal");
+        ensure!(!source.ends_with("/sa/user-service"), "taken for somebody else: {span:?}");
     }
     Ok(())
 }

@@ -1,7 +1,5 @@
 //! What goes on while the API server or the CA is away.
 
-mod load;
-
 use std::{
     net::SocketAddr,
     sync::{Mutex, MutexGuard, PoisonError},
@@ -9,9 +7,8 @@ use std::{
 };
 
 use anyhow::{Context, ensure};
-use load::{KINDS, Load};
 use serde_json::{Value, json};
-use sluice_kube::{Mesh, NODES, PATIENCE, Tenant, Workload, text};
+use sluice_kube::{KINDS, Load, Mesh, NODES, PATIENCE, Tenant, Workload, text};
 use sluice_tests::{Netns, ask};
 
 /// Each test has the cluster to itself.

@@ -1,12 +1,9 @@
 //! New agents in place of old ones, while an application is under load.
 
-mod load;
-
 use std::time::Instant;
 
 use anyhow::ensure;
-use load::{KINDS, Load};
-use sluice_kube::{Mesh, NODES, text};
+use sluice_kube::{KINDS, Load, Mesh, NODES, text};
 
 #[test]
 fn three_restarts_in_a_row_are_not_felt() -> anyhow::Result<()> {

@@ -2,22 +2,28 @@
 
 use std::{fmt::Write, process::Command};
 
+use crate::{NODES, Tenant, Workload, text};
 use anyhow::{Context, ensure};
 use serde_json::{Value, json};
-use sluice_kube::{NODES, Tenant, Workload, text};
 
 /// Every kind of traffic that it has.
-pub(crate) const KINDS: [&str; 4] = ["connects", "http1", "http2", "echo"];
+pub const KINDS: [&str; 4] = ["connects", "http1", "http2", "echo"];
 
-pub(crate) struct Load {
-    pub(crate) tenant: Tenant,
+/// The load, from the first node to the second.
+#[derive(Debug)]
+pub struct Load {
+    /// The namespace that it is in.
+    pub tenant: Tenant,
     /// The log of the one who counts, as its node knows it.
     log: String,
 }
 
 impl Load {
     /// Starts it, and waits until every kind of traffic flows.
-    pub(crate) fn start(name: &str) -> anyhow::Result<Self> {
+    ///
+    /// # Errors
+    /// When it does not within the usual time.
+    pub fn start(name: &str) -> anyhow::Result<Self> {
         let tenant = Tenant::new(name)?;
         let label = ["label", "namespace", tenant.namespace(), "istio.io/dataplane-mode=ambient"];
         tenant.kubectl(label)?;
@@ -46,7 +52,10 @@ impl Load {
     }
 
     /// All that was printed. Read on the node: that needs no API server.
-    pub(crate) fn lines(&self) -> anyhow::Result<Vec<String>> {
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn lines(&self) -> anyhow::Result<Vec<String>> {
         let mut cat = self.tenant.bed().node_command(NODES[0], "cat")?;
         let output = Command::output(cat.arg(&self.log))?;
         ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -56,18 +65,28 @@ impl Load {
     }
 
     /// What was counted so far.
-    pub(crate) fn totals(&self) -> anyhow::Result<Value> {
+    ///
+    /// # Errors
+    /// When nothing was yet.
+    pub fn totals(&self) -> anyhow::Result<Value> {
         let lines = self.lines()?;
         let last = lines.iter().rev().find(|line| line.starts_with('{'));
         Ok(serde_json::from_str(last.context("nothing counted yet")?)?)
     }
 
-    pub(crate) fn count(&self, totals: &Value, kind: &str, what: &str) -> anyhow::Result<u64> {
+    /// One number of `totals`: of a kind, `tried`, `failed` or `connections`.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn count(&self, totals: &Value, kind: &str, what: &str) -> anyhow::Result<u64> {
         totals[kind][what].as_u64().with_context(|| format!("no {kind} {what} in {totals}"))
     }
 
     /// Waits until `more` exchanges of each kind have come to their end.
-    pub(crate) fn await_more(&self, more: u64) -> anyhow::Result<Value> {
+    ///
+    /// # Errors
+    /// When they have not within the usual time.
+    pub fn await_more(&self, more: u64) -> anyhow::Result<Value> {
         let before = self.totals()?;
         self.tenant.eventually("the load goes on", || {
             let now = self.totals()?;
@@ -80,7 +99,10 @@ impl Load {
     }
 
     /// Waits until `more` exchanges of each kind have come to their end and none of them failed.
-    pub(crate) fn await_calm(&self, more: u64) -> anyhow::Result<()> {
+    ///
+    /// # Errors
+    /// When some fail for longer than the usual time.
+    pub fn await_calm(&self, more: u64) -> anyhow::Result<()> {
         self.tenant.eventually("no more failures", || {
             let before = self.totals()?;
             let after = self.await_more(more)?;
@@ -94,7 +116,10 @@ impl Load {
     }
 
     /// What came to its end between `before` and `after`, in words.
-    pub(crate) fn difference(&self, before: &Value, after: &Value) -> anyhow::Result<String> {
+    ///
+    /// # Errors
+    /// When these are no totals.
+    pub fn difference(&self, before: &Value, after: &Value) -> anyhow::Result<String> {
         let mut said = String::new();
         for kind in KINDS {
             let more = |what: &str| -> anyhow::Result<u64> {
