@@ -1,19 +1,13 @@
 //! HTTP for the services: a server that ends in order, and a client that keeps connections.
 
-use std::{
-    convert::Infallible,
-    future::{Ready, ready},
-    net::SocketAddr,
-    sync::Arc,
-    time::Duration,
-};
+use std::{convert::Infallible, future::ready, net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, bail};
 use bytes::Bytes;
-use http_body_util::{BodyExt, Either, Full, Limited, combinators::WithTrailers};
+use http_body_util::{BodyExt, Either, Full, Limited};
 use hyper::{
     HeaderMap, Method, Request, Response, StatusCode, Uri,
-    body::Incoming,
+    body::{Body, Incoming},
     header::{self, HeaderName, HeaderValue},
     service::service_fn,
 };
@@ -97,7 +91,7 @@ pub(crate) async fn serve<S: Service>(
 }
 
 /// The answer to gRPC's health check: a HealthCheckResponse whose status, field 1, is SERVING.
-fn serving() -> Response<WithTrailers<Full<Bytes>, Ready<Option<Result<HeaderMap, Infallible>>>>> {
+fn serving() -> Response<impl Body<Data = Bytes, Error = Infallible>> {
     let message = [0, 0, 0, 0, 2, 0x08, 0x01];
     let status = HeaderMap::from_iter([(
         HeaderName::from_static("grpc-status"),

@@ -161,7 +161,11 @@ async fn converse(tally: Arc<Tally>, address: String) {
             };
             match timeout(PATIENCE, exchange).await {
                 Ok(Ok(_)) => {
-                    tally.count(async { Ok(ensure!(received == sent, "wrong bytes")) }).await;
+                    let compare = async {
+                        ensure!(received == sent, "wrong bytes");
+                        Ok(())
+                    };
+                    tally.count(compare).await;
                 }
                 Ok(Err(_)) => break,
                 Err(_) => {

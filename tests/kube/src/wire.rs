@@ -31,12 +31,14 @@ impl Wire {
     /// When tcpdump does not run.
     pub fn record(bed: &Bed, name: &str) -> anyhow::Result<Self> {
         let file = control_folder().join(format!("{name}.pcap"));
+        // But what is told to receivers of spans, outside the mesh.
+        let filter = "tcp and not port 4317";
         // The shell ends when nobody holds its standard input any more, and ends tcpdump: a
         // signal would reach nsenter alone.
-        let script = "tcpdump --immediate-mode --interface \"$0\" --packet-buffered -w \"$1\" --relinquish-privileges=root tcp & \
-                      read -r _; kill -INT $!; wait $!";
+        let script = "tcpdump --immediate-mode --packet-buffered --relinquish-privileges=root \
+                      --interface \"$0\" -w \"$1\" \"$2\" & read -r _; kill -INT $!; wait $!";
         let mut shell = bed.command("sh");
-        shell.args(["-c", script, &NODES[0].to_string()]).arg(&file);
+        shell.args(["-c", script, &NODES[0].to_string()]).arg(&file).arg(filter);
         shell.stdin(Stdio::piped()).stderr(Stdio::piped());
         let mut tcpdump = shell.spawn().with_context(|| format!("could not run {shell:?}"))?;
         let mut said = String::new();
