@@ -36,9 +36,13 @@ use crate::{
 
 /// Test programs that say nothing about a kernel, and why.
 const ELSEWHERE: &[(&str, &str)] = &[
+    ("bad_input", "what is said of mistakes"),
+    ("bugreport", "what is collected"),
+    ("ca", "certificates and who may use them"),
     ("grpc", "what HTTP/2 frames mean"),
     ("http", "what HTTP messages mean"),
     ("identity", "certificates and who may use them"),
+    ("kube_source", "what an API server says"),
     ("load", "sizes and rates for a real processor; `dials` has those that concern the kernel"),
     ("observing", "status, metrics and health"),
     ("otlp", "the encoding of spans"),
