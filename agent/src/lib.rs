@@ -21,6 +21,7 @@
 pub mod admin;
 pub mod ca;
 pub mod capture;
+mod causes;
 pub mod cli;
 pub mod config;
 pub mod http;

@@ -2,7 +2,7 @@
 
 use std::{io, path::PathBuf};
 
-use crate::mesh::PodUid;
+use crate::{causes::causes, mesh::PodUid};
 
 /// Capture could not be started or a pod not be enrolled.
 #[derive(Debug, thiserror::Error)]
@@ -141,20 +141,6 @@ impl CaptureError {
     pub(super) fn kernel(step: impl Into<String>, error: &dyn std::error::Error) -> Self {
         Self::Kernel { step: step.into(), cause: causes(error) }
     }
-}
-
-/// `error` with everything it was caused by; aya keeps the kernel's errno in the sources.
-pub(super) fn causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let words = cause.to_string();
-        if !text.contains(&words) {
-            text = format!("{text}: {words}");
-        }
-        source = cause.source();
-    }
-    text
 }
 
 /// A file that is gone is as good as removed.

@@ -12,7 +12,7 @@ use std::{
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
-use sluice_kube::{Bed, Group, Mesh, NODES, NodeName, join, run_control, run_node};
+use sluice_kube::{Bed, CONTROL, Group, Mesh, NODES, NodeName, join, run_control, run_node};
 
 /// A Kubernetes cluster of two nodes on this machine (root).
 #[derive(Debug, Parser)]
@@ -37,6 +37,9 @@ enum Do {
         /// The chart's folder
         #[arg(long)]
         chart: PathBuf,
+        /// Objects of the sample application, which is to run in the mesh too
+        #[arg(long)]
+        sample: Option<PathBuf>,
     },
     /// A prompt beside the API server, or on a node
     Shell {
@@ -93,9 +96,10 @@ fn run(command: Do) -> anyhow::Result<()> {
             let maker = env::current_exe().context("could not tell where this program is")?;
             Bed::up(&maker, &programs, &images).map(drop)
         }
-        Do::Install { chart } => {
+        Do::Install { chart, sample } => {
             let bed = Bed::find()?.context("there is no bed (hint: cargo xtask kube up)")?;
-            Mesh::install(&bed, &chart).map(drop)
+            let mesh = Mesh::install(&bed, &chart)?;
+            sample.map_or(Ok(()), |sample| mesh.run_sample(&sample))
         }
         Do::Shell { node } => shell(node),
         Do::Status => Bed::find()?.map(drop).context("there is no bed"),
@@ -115,7 +119,11 @@ fn shell(node: Option<NodeName>) -> anyhow::Result<()> {
     let (mut shell, place) = match node {
         Some(node) => (bed.node_command(node, "bash")?, node.to_string()),
         None => {
-            println!("kubectl and helm know the cluster; nodes are {NODES}", NODES = names());
+            println!(
+                "kubectl and helm know the cluster; nodes are {}. Agents send spans to {CONTROL}:4317, \
+                 where a receiver started here gets them.",
+                names()
+            );
             (bed.command("bash"), "kube".to_owned())
         }
     };

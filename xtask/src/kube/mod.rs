@@ -27,7 +27,7 @@ pub(crate) struct Kube {
 
 #[derive(Debug, Subcommand)]
 enum Do {
-    /// Bring it up, with this workspace's images on its nodes
+    /// Bring it up, with the mesh and the sample application of this workspace in it
     Up,
     /// A prompt beside the API server, with kubectl and helm, or on a node
     Shell {
@@ -56,8 +56,11 @@ impl Kube {
                     bail!("a cluster is up already (hint: cargo xtask kube down)");
                 }
                 up(&bed, &Materials::make()?)?;
-                install(&bed)?;
-                println!("Two nodes are ready, with the mesh. Go there: cargo xtask kube shell");
+                install(&bed, true)?;
+                println!(
+                    "Two nodes are ready, with the mesh and the sample application in it.\n\
+                     Go there: cargo xtask kube shell"
+                );
                 Ok(())
             }
             Do::Shell { node } => {
@@ -85,7 +88,7 @@ pub(crate) fn test(keep: bool, filter: Option<&str>) -> anyhow::Result<()> {
         ];
         red.extend(cargo::kube_test("death", filter, &environment).err());
         up(&bed, &materials)?;
-        install(&bed)?;
+        install(&bed, false)?;
     }
     // The last ones disturb whoever else is there.
     for program in ["cluster", "mesh", "restart", "outage"] {
@@ -134,11 +137,16 @@ fn up(bed: &Path, materials: &Materials) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Installs the mesh from the chart.
-fn install(bed: &Path) -> anyhow::Result<()> {
+/// Installs the mesh from the chart, and the sample application where it is wanted.
+fn install(bed: &Path, sample: bool) -> anyhow::Result<()> {
     let step = Step::start("Installing the chart");
-    let chart = cargo::root().join("deploy/chart");
-    step.run(Command::new(bed).args(["install", "--chart"]).arg(chart))?;
+    let deploy = cargo::root().join("deploy");
+    let mut command = Command::new(bed);
+    command.args(["install", "--chart"]).arg(deploy.join("chart"));
+    if sample {
+        command.arg("--sample").arg(deploy.join("sample/kubernetes.yaml"));
+    }
+    step.run(&mut command)?;
     step.done();
     Ok(())
 }

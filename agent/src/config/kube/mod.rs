@@ -28,7 +28,10 @@ use super::{
     ConfigError, SourceState,
     facts::{NamespaceFacts, PeerAuthenticationFacts, PodFacts, ServiceFacts, SliceFacts},
 };
-use crate::mesh::{RootNamespace, SnapshotStore, TrustDomain};
+use crate::{
+    causes::causes,
+    mesh::{RootNamespace, SnapshotStore, TrustDomain},
+};
 pub use addresses::PodAddresses;
 use gather::Gather;
 use kinds::{Kind, Reader};
@@ -115,18 +118,4 @@ impl Watching {
         let reporter = watch::Reporter::new(self.report.clone(), index);
         Watch::<F>::new(self.client.clone(), self.changes.clone(), reader, reporter).follow()
     }
-}
-
-/// `error` with everything it was caused by, each said once.
-fn causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let words = cause.to_string();
-        if !text.contains(&words) {
-            text = format!("{text}: {words}");
-        }
-        source = cause.source();
-    }
-    text
 }

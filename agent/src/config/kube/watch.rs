@@ -20,13 +20,15 @@ use tokio::{
 use super::{
     arrival::Arrival,
     backoff::Backoff,
-    causes,
     kinds::{Kind, Reader},
     tables::{Change, Delta, Verdict},
 };
-use crate::config::{
-    compile::Key,
-    state::{SourceState, WatchState},
+use crate::{
+    causes::causes,
+    config::{
+        compile::Key,
+        state::{SourceState, WatchState},
+    },
 };
 
 /// After so many seconds the server ends a watch, in order, and the agent begins another: load
