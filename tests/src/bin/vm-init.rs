@@ -41,6 +41,9 @@ enum Work {
         /// How cgroups are mounted
         #[arg(long, value_enum, default_value_t = Cgroups::Unified)]
         cgroups: Cgroups,
+        /// Not the tests whose name contains this
+        #[arg(long)]
+        skip: Vec<String>,
         /// Only tests whose name contains this
         filter: Option<String>,
     },
@@ -82,9 +85,9 @@ fn work() -> anyhow::Result<()> {
     make(&[("devpts", "/dev/pts"), ("tmpfs", "/run"), ("tmpfs", "/tmp"), ("bpf", "/sys/fs/bpf")])?;
     done(Command::new("ip").args(["link", "set", "lo", "up"]))?;
     match options.work {
-        Work::Test { cgroups, filter } => {
+        Work::Test { cgroups, skip, filter } => {
             mount_cgroups(cgroups)?;
-            test(filter.as_deref())
+            test(filter.as_deref(), &skip)
         }
         Work::Shell => {
             mount_cgroups(Cgroups::Unified)?;
@@ -133,7 +136,7 @@ fn say_to(terminal: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn test(filter: Option<&str>) -> anyhow::Result<()> {
+fn test(filter: Option<&str>, skip: &[String]) -> anyhow::Result<()> {
     let release = fs::read_to_string("/proc/sys/kernel/osrelease")?;
     println!("@@ kernel {}", release.trim());
     let mut names = Vec::new();
@@ -147,6 +150,7 @@ fn test(filter: Option<&str>) -> anyhow::Result<()> {
         let mut program = Command::new(Path::new(PROGRAMS).join(&name));
         // So that the reader learns what a test found to be impossible here.
         program.arg("--show-output").args(filter);
+        program.args(skip.iter().flat_map(|name| ["--skip", name]));
         if !run(&mut program)? {
             red.push(name.display().to_string());
         }
