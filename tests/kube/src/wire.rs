@@ -36,6 +36,7 @@ impl Wire {
         // The shell ends when nobody holds its standard input any more, and ends tcpdump: a
         // signal would reach nsenter alone.
         let script = "tcpdump --immediate-mode --packet-buffered --relinquish-privileges=root \
+                      --buffer-size=65536 --snapshot-length=65535 \
                       --interface \"$0\" -w \"$1\" \"$2\" & read -r _; kill -INT $!; wait $!";
         let mut shell = bed.command("sh");
         shell.args(["-c", script, &NODES[0].to_string()]).arg(&file).arg(filter);
