@@ -121,22 +121,6 @@ impl Mesh {
         Ok(serde_json::from_str(&said)?)
     }
 
-    /// The sum of a metric of a node's agent, over all series that begin with `series`.
-    ///
-    /// # Errors
-    /// When the agent does not answer.
-    pub fn metric(&self, node: NodeName, series: &str) -> anyhow::Result<f64> {
-        let agent = self.agent(node)?;
-        let pod = text(&agent, "/metadata/name")?;
-        let path = format!("/api/v1/namespaces/{SYSTEM}/pods/{pod}:15020/proxy/stats/prometheus");
-        let metrics = self.kubectl(["get", "--raw", &path])?;
-        let values = metrics.lines().filter(|line| line.starts_with(series));
-        values
-            .filter_map(|line| line.split_whitespace().nth(1))
-            .map(|v| Ok(v.parse::<f64>()?))
-            .sum()
-    }
-
     /// Starts every agent anew, and waits until the new ones are ready and the old ones gone.
     ///
     /// # Errors
