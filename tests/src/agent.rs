@@ -8,18 +8,18 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use nix::sys::signal::Signal;
 use tokio::time::{Instant, sleep};
 
 use crate::{
     PATIENCE,
-    ask::{Answer, ask},
+    ask::{Answer, ask, ask_and_wait},
     cgroup_layout::CgroupLayout,
     mesh::MeshConfig,
     node::Node,
     otlp::{OtlpReceiver, Protocol},
-    process::{Finished, Process},
+    process::Process,
     programs::agent_program,
 };
 
@@ -192,18 +192,18 @@ impl Agent {
         Ok(())
     }
 
-    /// What `sluice status` says, on whichever node's agent runs there.
+    /// What `sluice status` asks for, of whichever agent runs on the node. Asked without that
+    /// program, which takes long to start on an emulated processor.
     ///
     /// # Errors
     /// When no agent answers.
     pub fn status(node: &Node) -> anyhow::Result<serde_json::Value> {
-        let mut command = Command::new(agent_program()?);
-        command.args(["status", "--output", "json"]);
-        let text = node.run(command).and_then(Finished::success)?;
-        serde_json::from_str(&text).context("`sluice status` did not print JSON")
+        let answer = ask_and_wait(node.netns(), local(15000), "/status", PATIENCE)?;
+        ensure!(answer.status == 200, "the agent of {} answers {answer:?}", node.name());
+        serde_json::from_str(&answer.body).context("the status is not JSON")
     }
 
-    /// A counter of `sluice status`; 0 before it first counts.
+    /// A counter of the status; 0 before it first counts.
     ///
     /// # Errors
     /// When no agent answers.

@@ -1,6 +1,10 @@
 //! One small HTTP question asked inside a namespace: health, metrics.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    io::{Read, Write},
+    net::{SocketAddr, TcpStream},
+    time::Duration,
+};
 
 use anyhow::Context;
 use socket2::{Domain, Socket, Type};
@@ -36,18 +40,47 @@ pub async fn ask(
             netns.run(|| Socket::new(Domain::for_address(address), Type::STREAM, None))??;
         socket.set_nonblocking(true)?;
         let mut stream = TcpSocket::from_std_stream(socket.into()).connect(address).await?;
-        let request = format!("GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n");
-        stream.write_all(request.as_bytes()).await?;
+        stream.write_all(request(address, path).as_bytes()).await?;
         let mut text = String::new();
         stream.read_to_string(&mut text).await?;
         anyhow::Ok(text)
     };
     let what = || format!("{path} at {address} in {}", netns.name());
     let text = timeout(at_most, exchange).await.with_context(what)?.with_context(what)?;
-    let parse = || {
+    Answer::parse(&text).with_context(|| format!("{} did not answer in HTTP", what()))
+}
+
+/// The same for a caller that waits with its whole thread.
+///
+/// # Errors
+/// As [`ask`].
+pub fn ask_and_wait(
+    netns: &Netns,
+    address: SocketAddr,
+    path: &str,
+    at_most: Duration,
+) -> anyhow::Result<Answer> {
+    let exchange = || {
+        let mut stream = TcpStream::connect_timeout(&address, at_most)?;
+        stream.set_read_timeout(Some(at_most))?;
+        stream.write_all(request(address, path).as_bytes())?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text)?;
+        std::io::Result::Ok(text)
+    };
+    let what = || format!("{path} at {address} in {}", netns.name());
+    let text = netns.run(exchange)?.with_context(what)?;
+    Answer::parse(&text).with_context(|| format!("{} did not answer in HTTP", what()))
+}
+
+fn request(address: SocketAddr, path: &str) -> String {
+    format!("GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n")
+}
+
+impl Answer {
+    fn parse(text: &str) -> Option<Self> {
         let (head, body) = text.split_once("\r\n\r\n")?;
         let status = head.split(' ').nth(1)?.parse().ok()?;
-        Some(Answer { status, body: body.to_owned() })
-    };
-    parse().with_context(|| format!("{} did not answer in HTTP", what()))
+        Some(Self { status, body: body.to_owned() })
+    }
 }

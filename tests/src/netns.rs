@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, File},
-    io::Write,
+    io::{self, Write},
     panic::resume_unwind,
     path::{Path, PathBuf},
     process::{Command, Stdio},
@@ -10,7 +10,11 @@ use std::{
 };
 
 use anyhow::{Context, bail};
-use nix::sched::{CloneFlags, setns};
+use nix::{
+    errno::Errno,
+    mount::{MntFlags, MsFlags, mount, umount2},
+    sched::{CloneFlags, setns, unshare},
+};
 
 /// Where `ip netns` keeps them.
 const FOLDER: &str = "/run/netns";
@@ -22,15 +26,29 @@ pub struct Netns {
 }
 
 impl Netns {
-    /// Makes it; `ip netns exec NAME …` then runs commands in it.
+    /// Makes it as `ip netns add` does; `ip netns exec NAME …` then runs commands in it. Without
+    /// that program: a lab has many, and an emulated processor starts a program slowly.
     pub(crate) fn create(name: String) -> anyhow::Result<Self> {
-        ip(&[], &format!("netns add {name}\n"))?;
-        Ok(Self { name })
+        share_folder().with_context(|| format!("could not share {FOLDER} (hint: run as root)"))?;
+        let netns = Self { name };
+        let make = || {
+            let path = netns.path();
+            File::create_new(&path)?;
+            thread::scope(|scope| {
+                let inside = scope.spawn(|| {
+                    unshare(CloneFlags::CLONE_NEWNET)?;
+                    bind(Path::new("/proc/thread-self/ns/net"), &path)
+                });
+                inside.join().unwrap_or_else(|panic| resume_unwind(panic))
+            })
+        };
+        make().with_context(|| format!("could not make the namespace {}", netns.name))?;
+        Ok(netns)
     }
 
     /// Takes its name away; the namespace itself goes with the last that is open of it.
     pub(crate) fn delete(&self) -> anyhow::Result<()> {
-        ip(&[], &format!("netns delete {}\n", self.name))
+        delete(&self.path())
     }
 
     /// That of a process, which need not have a name.
@@ -73,7 +91,7 @@ impl Netns {
 
     /// Runs lines of `ip` commands, all in one process.
     pub(crate) fn ip(&self, commands: &str) -> anyhow::Result<()> {
-        ip(&["-n", &self.name], commands)
+        ip(&self.name, commands)
     }
 
     /// Sets kernel parameters of this namespace, by their paths below `/proc/sys`.
@@ -90,19 +108,48 @@ impl Netns {
 
 /// Removes every namespace whose name starts with `prefix`.
 pub(crate) fn delete_all(prefix: &str) -> anyhow::Result<()> {
-    let Ok(entries) = fs::read_dir(FOLDER) else { return Ok(()) };
-    let names = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok());
-    let commands: String = names
-        .filter(|name| name.starts_with(prefix))
-        .map(|name| format!("netns delete {name}\n"))
-        .collect();
-    if commands.is_empty() { Ok(()) } else { ip(&["-force"], &commands) }
+    let entries = fs::read_dir(FOLDER).into_iter().flatten().flatten();
+    let mut ours = entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(prefix));
+    ours.try_for_each(|entry| delete(&entry.path()))
 }
 
-fn ip(options: &[&str], commands: &str) -> anyhow::Result<()> {
+fn delete(path: &Path) -> anyhow::Result<()> {
+    match umount2(path, MntFlags::MNT_DETACH) {
+        // Its maker was killed before it was mounted.
+        Ok(()) | Err(Errno::EINVAL) => {}
+        Err(error) => {
+            return Err(error).with_context(|| format!("could not unmount {}", path.display()));
+        }
+    }
+    fs::remove_file(path).with_context(|| format!("could not remove {}", path.display()))
+}
+
+/// Makes the folder a mount that others see what is mounted in, as `ip netns` does: a namespace
+/// that is unmounted is then gone everywhere.
+fn share_folder() -> io::Result<()> {
+    let folder = Path::new(FOLDER);
+    fs::create_dir_all(folder)?;
+    let share = || {
+        let flags = MsFlags::MS_SHARED | MsFlags::MS_REC;
+        mount(None::<&str>, folder, None::<&str>, flags, None::<&str>)
+    };
+    match share() {
+        Err(Errno::EINVAL) => {
+            let flags = MsFlags::MS_BIND | MsFlags::MS_REC;
+            mount(Some(folder), folder, None::<&str>, flags, None::<&str>)?;
+            Ok(share()?)
+        }
+        done => Ok(done?),
+    }
+}
+
+fn bind(from: &Path, to: &Path) -> io::Result<()> {
+    Ok(mount(Some(from), to, None::<&str>, MsFlags::MS_BIND, None::<&str>)?)
+}
+
+fn ip(netns: &str, commands: &str) -> anyhow::Result<()> {
     let mut child = Command::new("ip")
-        .args(options)
-        .args(["-batch", "-"])
+        .args(["-n", netns, "-batch", "-"])
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
@@ -115,7 +162,7 @@ fn ip(options: &[&str], commands: &str) -> anyhow::Result<()> {
     let output = child.wait_with_output().context("could not wait for ip")?;
     if !output.status.success() {
         let why = String::from_utf8_lossy(&output.stderr);
-        bail!("ip {} refused: {}\n{commands}", options.join(" "), why.trim());
+        bail!("ip -n {netns} refused: {}\n{commands}", why.trim());
     }
     Ok(())
 }

@@ -1,6 +1,6 @@
 //! All that capture could change in a pod's network namespace, to compare before and after.
 
-use std::{fs, os::unix::fs::MetadataExt, process::Command};
+use std::{fs, os::unix::fs::MetadataExt, path::PathBuf, process::Command};
 
 use anyhow::Context;
 use serde_json::Value;
@@ -12,18 +12,14 @@ use crate::{Pod, eventually, firewall_rules};
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct NetnsState(Vec<String>);
 
-/// What is asked, each a shell command.
-const QUESTIONS: [&str; 8] = [
-    "ip rule",
-    "ip -6 rule",
-    "ip route show table all",
-    "ip -6 route show table all",
-    "ip -oneline address",
-    "sysctl -a --pattern '^net[.]ipv[46][.]' 2>/dev/null",
-    "bpftool net show",
-    // Without Recv-Q and Send-Q, which are traffic.
-    "ss --no-header --listening --numeric --tcp | awk '{print $4}' | sort",
-];
+/// What is asked, all of one shell: starting programs is what takes long.
+const QUESTIONS: &str = "set -e
+echo '# IPv4'; ip rule; ip route show table all
+echo '# IPv6'; ip -6 rule; ip -6 route show table all
+echo '# both'; ip -oneline address
+echo '# eBPF'; bpftool net show
+# Without Recv-Q and Send-Q, which are traffic.
+echo '# TCP'; ss --no-header --listening --numeric --tcp | awk '{print $4}' | sort";
 
 impl NetnsState {
     /// Looks at it now.
@@ -32,12 +28,10 @@ impl NetnsState {
     /// When a tool that looks fails.
     pub fn of(pod: &Pod) -> anyhow::Result<Self> {
         let mut lines = firewall_rules(pod)?;
-        for question in QUESTIONS {
-            let mut shell = Command::new("sh");
-            shell.args(["-c", question]);
-            let answer = pod.run(shell)?.success().with_context(|| question.to_owned())?;
-            lines.extend(answer.lines().map(|line| format!("{question}: {line}")));
-        }
+        let mut shell = Command::new("sh");
+        shell.args(["-c", QUESTIONS]);
+        lines.extend(pod.run(shell)?.success()?.lines().map(str::to_owned));
+        lines.extend(pod.netns().run(settings)??);
         lines.extend(attached(pod)?);
         Ok(Self(lines))
     }
@@ -60,6 +54,24 @@ impl NetnsState {
         };
         only(self, now, "-") + &only(now, self, "+")
     }
+}
+
+/// Every setting of the network namespace this runs in that can be read.
+fn settings() -> anyhow::Result<Vec<String>> {
+    let mut settings = Vec::new();
+    let mut folders = vec![PathBuf::from("/proc/sys/net/ipv4"), "/proc/sys/net/ipv6".into()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder)? {
+            let entry = entry?;
+            if entry.file_type()?.is_dir() {
+                folders.push(entry.path());
+            } else if let Ok(value) = fs::read_to_string(entry.path()) {
+                settings.push(format!("{} = {}", entry.path().display(), value.trim_end()));
+            }
+        }
+    }
+    settings.sort();
+    Ok(settings)
 }
 
 /// The links of BPF programs that are attached to the namespace.

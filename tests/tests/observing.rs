@@ -14,9 +14,10 @@ fn to(mesh: &Mesh, port: u16) -> SocketAddr {
     SocketAddr::new(mesh.service_ips(&mesh.far)[0], port)
 }
 
-fn status_text(node: &Node) -> anyhow::Result<String> {
+/// What `sluice status` prints.
+fn printed_status(node: &Node, flags: &[&str]) -> anyhow::Result<String> {
     let mut command = Command::new(agent_program()?);
-    command.arg("status");
+    command.arg("status").args(flags);
     node.run(command)?.success()
 }
 
@@ -27,7 +28,8 @@ async fn status_shows_pods_certificates_configuration_and_counters() -> anyhow::
     let listener = mesh.far.listen(Mesh::TCP_TARGET)?;
     let _talk = Talk::start(&mesh.client, to(&mesh, Mesh::TCP), &listener).await?;
 
-    let status = Agent::status(&mesh.a)?;
+    let status = printed_status(&mesh.a, &["--output", "json"])?;
+    let status: Value = serde_json::from_str(&status)?;
     assert_eq!(status["node"], "node-a");
     assert_eq!(status["configuration"]["version"], 1);
     assert_eq!(status["configuration"]["workloads"], 4);
@@ -52,7 +54,7 @@ async fn status_shows_pods_certificates_configuration_and_counters() -> anyhow::
     }
     assert_eq!(capture_events(&mesh.a, "steered_out")?, 1);
 
-    let text = status_text(&mesh.a)?;
+    let text = printed_status(&mesh.a, &[])?;
     let line_with = |words: &[&str]| {
         let mut lines = text.lines();
         assert!(

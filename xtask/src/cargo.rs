@@ -6,6 +6,7 @@ use std::{
     os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::{Command, Stdio},
+    sync::OnceLock,
 };
 
 use anyhow::{Context, bail};
@@ -51,9 +52,15 @@ pub(crate) fn cargo() -> Command {
     cargo
 }
 
-/// The root of the repository.
+/// The root of the repository. What cargo says of it now, not what it said at compile time:
+/// another clone with the same target directory runs the very same program.
 pub(crate) fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask is a folder of the repository")
+    static ROOT: OnceLock<PathBuf> = OnceLock::new();
+    ROOT.get_or_init(|| {
+        let xtask = env::var_os("CARGO_MANIFEST_DIR").map(PathBuf::from);
+        let xtask = xtask.unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
+        xtask.parent().expect("xtask is a folder of the repository").into()
+    })
 }
 
 /// The target directory, which is where cargo put this very program: that holds whatever named
