@@ -20,11 +20,12 @@ pub const MAX_POD_IPS: u32 = 4 * MAX_PODS;
 /// An address as the programs compare it: IPv4 as IPv4-mapped IPv6, network byte order.
 pub type Address = [u8; 16];
 
-/// A dial of the agent's own towards an application: its SYN belongs to the application.
+/// A connection towards an application whose SYN belongs to the application: a dial of the agent's
+/// own, or a probe of the kubelet's.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Dial {
-    /// The client's address, which the agent dials from.
+    /// The client's address; the agent dials from it.
     pub client: Address,
     /// The application's address.
     pub app: Address,
@@ -76,11 +77,13 @@ pub enum Counter {
     DroppedOut,
     /// SYNs to a pod refused because no agent listens.
     DroppedIn,
+    /// SYNs of the kubelet to a pod, passed to the application.
+    PassedIn,
 }
 
 impl Counter {
     /// Every counter with its name.
-    pub const ALL: [(Counter, &'static str); 8] = [
+    pub const ALL: [(Counter, &'static str); 9] = [
         (Counter::Marked, "marked"),
         (Counter::MarkFailed, "mark_failed"),
         (Counter::Denied, "denied"),
@@ -89,6 +92,7 @@ impl Counter {
         (Counter::SteeredIn, "steered_in"),
         (Counter::DroppedOut, "dropped_out"),
         (Counter::DroppedIn, "dropped_in"),
+        (Counter::PassedIn, "passed_in"),
     ];
 }
 

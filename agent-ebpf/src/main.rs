@@ -1,8 +1,9 @@
 //! The kernel side of capture.
 //!
-//! Two kinds of program, neither of which runs per packet:
+//! Three kinds of program, of which none runs per packet of a pod:
 //! - `connect`: at `connect()`, marks sockets of enrolled pods so that their packets go to `lo`.
 //! - `steer`: at the first SYN in a pod's netns, hands it to the agent's listener.
+//! - `kubelet`: on the cgroup of the node's kubelet, tells `steer` of SYNs that are to pass.
 //!
 //! Enters and leaves through the maps in `maps`, whose layout is `agent-common`. Needs Linux
 //! 5.10: sk_lookup programs (5.9), `bpf_get_netns_cookie` (5.7), ring buffer for logs (5.8).
@@ -11,6 +12,7 @@
 
 mod address;
 mod connect;
+mod kubelet;
 mod maps;
 mod steer;
 

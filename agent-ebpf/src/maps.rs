@@ -33,6 +33,11 @@ pub static LISTENERS: SockMap = SockMap::with_max_entries(2 * MAX_PODS, 0);
 #[map]
 pub static DIALS: HashMap<Dial, u8> = HashMap::with_max_entries(65_536, 0);
 
+/// SYNs of the kubelet on their way to captured pods, and when they left by the monotonic clock, in
+/// nanoseconds. Most are there for microseconds; what got lost makes room in time.
+#[map]
+pub static PROBES: LruHashMap<Dial, u64> = LruHashMap::with_max_entries(4096, 0);
+
 /// Sockets the agent is about to connect, by socket cookie; the netns cookie is written here.
 /// A cookie is never used twice, so an entry that a dead agent left behind matches nothing.
 #[map]

@@ -6,6 +6,7 @@
 use agent_common::{Address, Counter, Dial, inbound_slot, outbound_slot};
 use aya_ebpf::{
     bindings::{bpf_sk_lookup, sk_action},
+    helpers::bpf_ktime_get_ns,
     macros::sk_lookup,
     programs::SkLookupContext,
 };
@@ -13,7 +14,7 @@ use aya_log_ebpf::debug;
 
 use crate::{
     address,
-    maps::{DIALS, LISTENERS, POD, POD_IPS, count},
+    maps::{DIALS, LISTENERS, POD, POD_IPS, PROBES, count},
 };
 
 const PASS: u32 = sk_action::SK_PASS;
@@ -21,6 +22,10 @@ const DROP: u32 = sk_action::SK_DROP;
 
 const AF_INET: u32 = 2;
 const IPPROTO_TCP: u32 = 6;
+
+/// How long a SYN may take from the kubelet to a pod of its node, in nanoseconds: a second, after
+/// which it is sent again.
+const PROBE_LIFETIME: u64 = 1_000_000_000;
 
 /// The four-tuple of a SYN, as its receiver sees it. Ports in host byte order.
 struct Tuple {
@@ -52,6 +57,10 @@ pub fn sluice_steer(ctx: SkLookupContext) -> u32 {
         if unsafe { DIALS.get(dial) }.is_some() {
             return PASS;
         }
+        if is_kubelets(&dial) {
+            count(Counter::PassedIn);
+            return PASS;
+        }
         debug!(&ctx, "steer in: {:i} to port {}", remote, local_port);
         return hand_over(&ctx, inbound_slot(pod), Counter::SteeredIn, Counter::DroppedIn);
     }
@@ -69,6 +78,17 @@ pub fn sluice_steer(ctx: SkLookupContext) -> u32 {
 fn is_of(pod: u32, address: &Address) -> bool {
     // SAFETY: nothing holds a reference into the map across an update of this element.
     unsafe { POD_IPS.get(address) }.is_some_and(|owner| *owner == pod)
+}
+
+/// Whether the kubelet has just sent this. Its note is good for one SYN: nobody else's that looks
+/// the same passes behind it.
+#[inline(always)]
+fn is_kubelets(syn: &Dial) -> bool {
+    // SAFETY: nothing holds a reference into the map across an update of this element.
+    let Some(&sent) = (unsafe { PROBES.get(syn) }) else { return false };
+    // SAFETY: the helper reads a clock.
+    let age = unsafe { bpf_ktime_get_ns() }.saturating_sub(sent);
+    PROBES.remove(syn).is_ok() && age < PROBE_LIFETIME
 }
 
 /// Gives the SYN to the listener in `slot`. Where no agent listens it is refused: passing it on

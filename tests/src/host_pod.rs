@@ -1,10 +1,13 @@
-//! Processes on a node's own network that are not the node's root in its own cgroup: of another
-//! user, of a pod that uses the node's network, or where the agent sees no cgroup of theirs.
+//! Processes on a node's own network that are not the node's root in its own cgroup: the kubelet,
+//! processes of another user, of a pod that uses the node's network, or where the agent sees no
+//! cgroup of theirs.
 
-use std::{io, net::SocketAddr, process::Command};
+use std::{io, net::SocketAddr, os::fd::AsFd, path::Path, process::Command};
 
 use anyhow::Context;
-use tokio::net::TcpStream;
+use nix::unistd::{Uid, fchown};
+use socket2::{Domain, Type};
+use tokio::net::{TcpSocket, TcpStream};
 
 use crate::{
     node::Node,
@@ -22,6 +25,14 @@ pub struct HostProcess {
     pub user: u32,
     /// In a cgroup beside the one that the node's agent is told of.
     pub out_of_sight: bool,
+    /// What it is called, where somebody cares.
+    pub called: Option<&'static str>,
+}
+
+impl HostProcess {
+    /// The node's kubelet.
+    pub const KUBELET: Self =
+        Self { in_pod: false, user: 0, out_of_sight: false, called: Some("kubelet") };
 }
 
 /// A process on a node's network, to connect from.
@@ -34,7 +45,7 @@ pub struct HostPod {
 }
 
 impl HostPod {
-    /// Makes one on `node`.
+    /// Starts one on `node`, in a cgroup that has its name.
     ///
     /// # Errors
     /// When the name is taken on the node, or the kernel refuses.
@@ -47,7 +58,8 @@ impl HostPod {
         };
         let place = node.place_in(&cgroup, process.out_of_sight);
         let place = place.with_context(|| format!("could not make {name} on {}", node.name()))?;
-        let sockets = Sockets::of_user(place.clone(), name, process.user);
+        let sockets = Sockets::of_user(place.clone(), name, process.user, process.called);
+        sockets.start()?;
         Ok(Self { uid, name: name.to_owned(), place, sockets })
     }
 
@@ -63,6 +75,30 @@ impl HostPod {
     /// When it cannot be started.
     pub fn spawn(&self, command: Command) -> anyhow::Result<Process> {
         self.place.spawn(&self.name, command)
+    }
+
+    /// Its cgroup.
+    pub fn cgroup(&self) -> &Path {
+        self.place.cgroup().path()
+    }
+
+    /// Kills what runs there and removes the cgroup, as a service manager does when it stops a
+    /// service.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn stop(self) -> anyhow::Result<()> {
+        self.place.cgroup().delete()
+    }
+
+    /// Connects from there, with a socket that belongs to `user`, whoever made it.
+    ///
+    /// # Errors
+    /// As `connect()` does, and when no socket can be had.
+    pub async fn connect_as(&self, user: u32, to: SocketAddr) -> anyhow::Result<TcpStream> {
+        let socket = self.sockets.open(Domain::for_address(to), Type::STREAM, None)?;
+        fchown(socket.as_fd(), Some(Uid::from_raw(user)), None)?;
+        Ok(TcpSocket::from_std_stream(socket.into()).connect(to).await?)
     }
 
     /// Connects from there.

@@ -9,7 +9,7 @@ use std::{
     net::SocketAddr,
     os::{
         fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd},
-        unix::net::UnixStream,
+        unix::{fs::symlink, net::UnixStream},
     },
     path::PathBuf,
     process::{Command, Stdio},
@@ -46,18 +46,34 @@ pub(crate) struct Sockets {
     name: String,
     /// The user they are made by.
     user: u32,
+    /// What the process is called that makes them; `pod-sockets` unless said otherwise.
+    program: Option<&'static str>,
     opener: OnceLock<Opener>,
 }
 
 impl Sockets {
     /// Those of `place`, which logs know as `name`.
     pub(crate) fn of(place: Place, name: &str) -> Self {
-        Self::of_user(place, name, 0)
+        Self::of_user(place, name, 0, None)
     }
 
-    /// Those of `place` that `user` makes.
-    pub(crate) fn of_user(place: Place, name: &str, user: u32) -> Self {
-        Self { place, name: name.to_owned(), user, opener: OnceLock::new() }
+    /// Those of `place` that `user` makes, by a process of that name.
+    pub(crate) fn of_user(
+        place: Place,
+        name: &str,
+        user: u32,
+        program: Option<&'static str>,
+    ) -> Self {
+        Self { place, name: name.to_owned(), user, program, opener: OnceLock::new() }
+    }
+
+    /// Starts the process that makes them, if it does not run.
+    pub(crate) fn start(&self) -> anyhow::Result<&Opener> {
+        if let Some(opener) = self.opener.get() {
+            return Ok(opener);
+        }
+        let started = Opener::start(&self.place, &self.name, self.user, self.program)?;
+        Ok(self.opener.get_or_init(|| started))
     }
 
     /// A socket of that place, non-blocking.
@@ -67,14 +83,7 @@ impl Sockets {
         kind: Type,
         protocol: Option<Protocol>,
     ) -> anyhow::Result<Socket> {
-        let opener = match self.opener.get() {
-            Some(opener) => opener,
-            None => {
-                let started = Opener::start(&self.place, &self.name, self.user)?;
-                self.opener.get_or_init(|| started)
-            }
-        };
-        opener
+        self.start()?
             .open(domain, kind, protocol)
             .with_context(|| format!("could not open a socket in {}", self.name))
     }
@@ -115,15 +124,27 @@ impl Sockets {
 
 /// The process that makes sockets.
 #[derive(Debug)]
-struct Opener {
+pub(crate) struct Opener {
     channel: Mutex<UnixStream>,
     _process: Process,
 }
 
 impl Opener {
-    fn start(place: &Place, name: &str, user: u32) -> anyhow::Result<Self> {
+    fn start(place: &Place, name: &str, user: u32, called: Option<&str>) -> anyhow::Result<Self> {
         let (ours, theirs) = UnixStream::pair().context("could not make a socket pair")?;
-        let mut command = Command::new(program()?);
+        let program = match called {
+            // A process is called as the link by which its program was found.
+            Some(called) => {
+                let link = place.lab_directory().join(called);
+                if !link.exists() {
+                    symlink(program()?, &link)
+                        .with_context(|| format!("could not make {}", link.display()))?;
+                }
+                link
+            }
+            None => program()?,
+        };
+        let mut command = Command::new(program);
         command.arg(user.to_string());
         let process = place.spawn_with(
             &format!("{name}-sockets"),

@@ -1,9 +1,11 @@
-//! The kubelet's probes of pods that insist on mutual TLS, and who does not pass for the kubelet.
+//! The kubelet's probes, also of pods that insist on mutual TLS, and who does not pass for the
+//! kubelet.
 
 use std::{io, net::SocketAddr, process::Command, time::Duration};
 
 use sluice_tests::{
-    Agent, AgentOptions, HostPod, HostProcess, Mesh, Node, PATIENCE, Pod, Span, Talk, eventually,
+    Agent, AgentOptions, Footprint, HostPod, HostProcess, Mesh, Node, PATIENCE, Pod, Span, Talk,
+    agent_program, capture_events, eventually,
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -46,6 +48,33 @@ async fn is_reset(client: io::Result<TcpStream>, listener: &TcpListener) -> anyh
     Ok(())
 }
 
+/// Waits until the agent knows the kubelet's cgroup, or knows none.
+async fn is_known(node: &Node, kubelet: Option<&HostPod>) -> anyhow::Result<()> {
+    let expected = kubelet.map(|kubelet| kubelet.cgroup().to_string_lossy());
+    let what = format!("the kubelet is known to be in {expected:?}");
+    let same = || async {
+        Ok((Agent::status(node)?["kubelet_cgroup"].as_str() == expected.as_deref()).then_some(()))
+    };
+    eventually(&what, same).await
+}
+
+/// Nobody accepts for the application.
+fn is_refused(client: io::Result<TcpStream>) {
+    assert_eq!(client.map_err(|error| error.kind()).err(), Some(io::ErrorKind::ConnectionRefused));
+}
+
+/// Probes until the application answers for itself, where nobody listens.
+async fn until_refused(kubelet: &HostPod, to: SocketAddr) -> anyhow::Result<()> {
+    let refused = || async {
+        Ok(match kubelet.connect(to).await {
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Some(()),
+            // The agent accepts, and finds out that nobody else does.
+            _ => None,
+        })
+    };
+    eventually("nobody accepts a probe", refused).await
+}
+
 /// The reason is in the log and, as one word, in the metrics.
 async fn is_said(agent: &Agent, node: &Node, why: &str, word: &str) -> anyhow::Result<()> {
     let said = |line: &str| {
@@ -59,6 +88,129 @@ async fn is_said(agent: &Agent, node: &Node, why: &str, word: &str) -> anyhow::R
     assert!(metrics.contains(&format!("{refused}\"{word}\"}} 1\n")), "{metrics}");
     assert!(metrics.contains("sluice_probe_connections_total 0\n"), "{metrics}");
     Ok(())
+}
+
+#[tokio::test]
+async fn the_kubelet_reaches_the_application_itself_or_is_refused_by_the_kernel()
+-> anyhow::Result<()> {
+    for mesh in [strict()?, Mesh::new()?] {
+        let kubelet = HostPod::on(&mesh.b, "kubelet", HostProcess::KUBELET)?;
+        let _agent = mesh.start_agent(&mesh.b, &[]).await?;
+        is_known(&mesh.b, Some(&kubelet)).await?;
+        for (node, pod) in mesh.b.ips().into_iter().zip(mesh.far.ips()) {
+            for port in [Mesh::TCP_TARGET, Mesh::HTTP_TARGET, PORT] {
+                let to = SocketAddr::new(pod, port);
+                is_refused(kubelet.connect(to).await);
+                let listener = mesh.far.listen(port)?;
+                let talk = passes(kubelet.connect(to).await, &listener).await?;
+                assert_eq!(talk.seen_client()?.ip(), node);
+            }
+        }
+        assert_eq!(capture_events(&mesh.b, "passed_in")?, 12);
+        assert_eq!(capture_events(&mesh.b, "steered_in")?, 0, "the agent took one");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn nobody_else_gets_past_the_agent_with_the_kubelet() -> anyhow::Result<()> {
+    let mesh = strict()?;
+    let kubelet = HostPod::on(&mesh.b, "kubelet", HostProcess::KUBELET)?;
+    let agent = mesh.start_agent(&mesh.b, &[]).await?;
+    is_known(&mesh.b, Some(&kubelet)).await?;
+    let listener = mesh.far.listen(PORT)?;
+    let to = at(&mesh.far);
+    // Of another user, though in the kubelet's own cgroup.
+    is_reset(kubelet.connect_as(65534, to).await.map_err(io::Error::other), &listener).await?;
+    is_said(&agent, &mesh.b, "of user 65534 of this node", "not_root").await?;
+    let process = HostProcess { in_pod: true, ..HostProcess::KUBELET };
+    let pod = HostPod::on(&mesh.b, "on-host", process)?;
+    is_reset(pod.connect(to).await, &listener).await?;
+    is_said(&agent, &mesh.b, &format!("of pod {}", pod.uid()), "pod").await?;
+    is_reset(mesh.a.connect(to).await, &listener).await?;
+    is_said(&agent, &mesh.b, "no socket of this node's own network", "elsewhere").await?;
+    assert_eq!(capture_events(&mesh.b, "passed_in")?, 0);
+    // Root of the node elsewhere gets in by the agent, which asks whose its socket is.
+    drop(passes(mesh.b.connect(to).await, &listener).await?);
+    assert_eq!(capture_events(&mesh.b, "passed_in")?, 0);
+    drop(passes(kubelet.connect(to).await, &listener).await?);
+    assert_eq!(capture_events(&mesh.b, "passed_in")?, 1);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_pod_may_call_itself_kubelet_and_is_none() -> anyhow::Result<()> {
+    let mesh = strict()?;
+    let process = HostProcess { in_pod: true, ..HostProcess::KUBELET };
+    let pod = HostPod::on(&mesh.b, "on-host", process)?;
+    let somebody = HostProcess { user: 65534, ..HostProcess::KUBELET };
+    let _somebody = HostPod::on(&mesh.b, "somebody", somebody)?;
+    let agent = mesh.start_agent(&mesh.b, &[]).await?;
+    let why = |line: &str| line.contains("the kubelet is not known") && line.contains("is a pod's");
+    agent.process().output().line(PATIENCE, why).await?;
+    is_known(&mesh.b, None).await?;
+    let listener = mesh.far.listen(PORT)?;
+    is_reset(pod.connect(at(&mesh.far)).await, &listener).await
+}
+
+#[tokio::test]
+async fn a_kubelet_that_is_started_anew_is_known_again() -> anyhow::Result<()> {
+    let mesh = Mesh::new()?;
+    let agent = mesh.start_agent(&mesh.b, &[]).await?;
+    is_known(&mesh.b, None).await?;
+    let start = || HostPod::on(&mesh.b, "kubelet", HostProcess::KUBELET);
+    let mut kubelet = start()?;
+    until_refused(&kubelet, at(&mesh.far)).await?;
+    let before = Footprint::of(&mesh.b, &agent)?;
+    for _ in 0..2 {
+        // In a cgroup of the same name, which is another.
+        kubelet.stop()?;
+        kubelet = start()?;
+        until_refused(&kubelet, at(&mesh.far)).await?;
+        is_known(&mesh.b, Some(&kubelet)).await?;
+    }
+    before.is_back(&mesh.b, &agent).await
+}
+
+#[tokio::test]
+async fn probes_go_on_between_two_agents_and_nothing_of_it_is_left() -> anyhow::Result<()> {
+    let mesh = strict()?;
+    let kubelet = HostPod::on(&mesh.b, "kubelet", HostProcess::KUBELET)?;
+    let link = mesh.b.bpffs().join("v1/links/sluice_kubelet");
+    let attached = || -> anyhow::Result<usize> {
+        let shown =
+            Command::new("bpftool").args(["cgroup", "show"]).arg(kubelet.cgroup()).output()?;
+        Ok(String::from_utf8(shown.stdout)?.matches("sluice_kubelet").count())
+    };
+    let mut agent = mesh.start_agent(&mesh.b, &[]).await?;
+    is_known(&mesh.b, Some(&kubelet)).await?;
+    assert_eq!(attached()?, 1);
+    agent.kill9();
+    // A pod whose agent is gone is none the less well.
+    is_refused(kubelet.connect(at(&mesh.far)).await);
+    let listener = mesh.far.listen(PORT)?;
+    drop(passes(kubelet.connect(at(&mesh.far)).await, &listener).await?);
+    drop(listener);
+
+    let mut next = mesh.start_agent(&mesh.b, &[]).await?;
+    is_known(&mesh.b, Some(&kubelet)).await?;
+    is_refused(kubelet.connect(at(&mesh.far)).await);
+    assert_eq!(attached()?, 1);
+    next.kill9();
+    let mut uninstall = Command::new(agent_program()?);
+    uninstall.arg("uninstall").arg("--bpffs").arg(mesh.b.bpffs());
+    mesh.b.run(uninstall)?.success()?;
+    assert!(!mesh.b.bpffs().exists(), "pins are left");
+    assert_eq!(attached()?, 0);
+
+    let mut last = mesh.start_agent(&mesh.b, &[]).await?;
+    is_known(&mesh.b, Some(&kubelet)).await?;
+    assert!(link.exists());
+    last.kill9();
+    kubelet.stop()?;
+    let _without = mesh.start_agent(&mesh.b, &[]).await?;
+    eventually("the former kubelet's link is gone", || async { Ok((!link.exists()).then_some(())) })
+        .await
 }
 
 #[tokio::test]

@@ -5,6 +5,7 @@ use std::{
     fmt,
     io::{Read, Write},
     net::{IpAddr, SocketAddr, TcpStream},
+    path::PathBuf,
     time::Duration,
 };
 
@@ -29,6 +30,9 @@ pub struct Status {
     /// Whether the container runtime tells of new pods before they start; `None` when it is not
     /// asked.
     pub runtime_connected: Option<bool>,
+    /// The cgroup of the node's kubelet, whose connections to pods pass the agent by; `None` while
+    /// the agent takes them.
+    pub kubelet_cgroup: Option<PathBuf>,
     /// Pods of this node that belong to the mesh.
     pub pods: Vec<Pod>,
     /// Pods of this node that do not.
@@ -163,6 +167,11 @@ impl fmt::Display for Status {
             }
             Some(false) => writeln!(f, "  container runtime down: pods may start before capture")?,
             None => {}
+        }
+        match &self.kubelet_cgroup {
+            Some(path) => writeln!(f, "  kubelet in {}: its probes pass by", path.display())?,
+            None if self.standby => {}
+            None => writeln!(f, "  kubelet not known: its probes go through the agent")?,
         }
         writeln!(f, "\nPods of this node")?;
         for pod in &self.pods {

@@ -2,7 +2,8 @@
 
 use std::{
     collections::HashMap,
-    fs, io,
+    fs::{self, DirEntry},
+    io,
     os::unix::fs::{DirEntryExt, MetadataExt},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
@@ -42,7 +43,7 @@ impl CgroupIds {
         let found = if fs::metadata(&self.root)?.ino() == id {
             Some(self.root.clone())
         } else {
-            search(&self.root, id)?
+            search(&self.root, |entry| Ok(entry.ino() == id))?
         };
         let Some(found) = found else { return Ok(None) };
         if known.len() >= MOST {
@@ -54,9 +55,12 @@ impl CgroupIds {
     }
 }
 
-/// The directory number `id` below `folder`. Names and numbers come together, a system call for
-/// each directory.
-fn search(folder: &Path, id: u64) -> io::Result<Option<PathBuf>> {
+/// The first directory below `folder` that `is_it`. Names and numbers come together, a system call
+/// for each directory.
+pub(super) fn search(
+    folder: &Path,
+    mut is_it: impl FnMut(&DirEntry) -> io::Result<bool>,
+) -> io::Result<Option<PathBuf>> {
     let mut folders = vec![folder.to_owned()];
     while let Some(folder) = folders.pop() {
         let entries = match fs::read_dir(&folder) {
@@ -68,7 +72,7 @@ fn search(folder: &Path, id: u64) -> io::Result<Option<PathBuf>> {
         for entry in entries {
             let entry = entry?;
             if entry.file_type()?.is_dir() {
-                if entry.ino() == id {
+                if is_it(&entry)? {
                     return Ok(Some(entry.path()));
                 }
                 folders.push(entry.path());

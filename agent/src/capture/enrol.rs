@@ -13,11 +13,12 @@ use tokio::net::TcpListener;
 use super::{
     dial::PodDialer,
     error::{CaptureError, Step},
+    kubelet::KubeletCgroup,
     log::Forwarding,
     maps::{DialMaps, Maps},
     netns::Netns,
     pins::{Pins, PodPin},
-    programs::Loader,
+    programs::{KUBELET, Loader},
     routing,
     sockets::listen,
     succession::{InCharge, Next},
@@ -216,6 +217,33 @@ impl Capture {
             }
         }
         released
+    }
+
+    /// From here on, connections of root's from `cgroup` to this node's pods go past the agent, and
+    /// of no other cgroup.
+    ///
+    /// # Errors
+    /// When the kernel refuses a step; nothing has changed then.
+    pub fn pass_kubelet(&self, cgroup: &KubeletCgroup) -> Result<(), CaptureError> {
+        let charge = self.charge();
+        if charge.in_charge.is_none() {
+            return Ok(());
+        }
+        let directory = cgroup.open().step(format!("open {}", cgroup.path().display()))?;
+        let link = self.state().loader.kubelet(directory)?;
+        self.pins.pin_link(link, KUBELET)
+    }
+
+    /// From here on, nobody's connections go past the agent.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn pass_nobody(&self) -> Result<(), CaptureError> {
+        let charge = self.charge();
+        if charge.in_charge.is_none() {
+            return Ok(());
+        }
+        self.pins.unpin_link(KUBELET).step("remove the pin of the kubelet's link")
     }
 
     /// What the programs counted, by name, since they were first loaded on this node.

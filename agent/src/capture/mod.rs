@@ -3,8 +3,9 @@
 //! Enters: which pods to enrol, each with its network namespace and addresses. Leaves: two
 //! listeners a pod, whose accepted sockets have the original destination as their local and
 //! the real source as their peer address, and a [`PodDialer`] for sockets inside the pod.
-//! The kernel half is `agent-ebpf`. This room knows no policy, no telemetry, and of the mesh
-//! only a pod's UID. It works without iptables, and no program of it runs per packet.
+//! Connections of the node's kubelet to these pods pass by, where its cgroup is proven. The kernel
+//! half is `agent-ebpf`. This room knows no policy, no telemetry, and of the mesh only a pod's UID.
+//! It works without iptables, and no program of it runs per packet of a pod.
 
 mod cgroup;
 mod cgroup_ids;
@@ -13,6 +14,7 @@ mod enrol;
 mod error;
 mod host;
 mod inventory;
+mod kubelet;
 mod log;
 mod maps;
 mod netlink;
@@ -37,6 +39,7 @@ pub use enrol::{Capture, EnrolledPod};
 pub use error::CaptureError;
 pub use host::need_root;
 pub use inventory::inventory;
+pub use kubelet::{KubeletCgroup, KubeletSearch, Unproven};
 pub use netns::Netns;
 pub use owner::{NodeSockets, Stranger};
 pub use probe::{Finding, Report, State, probe};

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! <bpffs>/v<ABI>/maps/<NAME>      the maps
-//! <bpffs>/v<ABI>/links/<NAME>     the links of the connect programs
+//! <bpffs>/v<ABI>/links/<NAME>     the links of the connect programs, and of the kubelet's
 //! <bpffs>/v<ABI>/pods/<POD>       the link of each pod's steer program
 //! ```
 //!
@@ -60,6 +60,11 @@ impl Pins {
     /// Pins the link of a program that is the same for every pod.
     pub(super) fn pin_link(&self, link: FdLink, name: &str) -> Result<(), CaptureError> {
         replace(link, &self.root.join("links"), name)
+    }
+
+    /// Removes such a pin, if there is one; the program is detached.
+    pub(super) fn unpin_link(&self, name: &str) -> io::Result<()> {
+        gone_is_fine(fs::remove_file(self.root.join("links").join(name)))
     }
 
     /// Pins the link of a pod's steer program.

@@ -1,8 +1,8 @@
-//! The processes that hold a socket.
+//! The node's processes, and those that hold a socket.
 
 use std::{
     fs, io,
-    os::fd::AsRawFd,
+    os::fd::{AsRawFd, OwnedFd},
     path::{Path, PathBuf},
 };
 
@@ -19,21 +19,51 @@ pub(super) struct Holder {
     pub(super) cgroups: String,
 }
 
+/// A process. Everything is read through one descriptor, which leads to no other process that gets
+/// the same number.
+#[derive(Debug)]
+pub(super) struct Process(OwnedFd);
+
+impl Process {
+    /// The process `id`.
+    ///
+    /// # Errors
+    /// When it is gone.
+    pub(super) fn open(id: u32) -> io::Result<Self> {
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        Ok(Self(open(&Path::new("/proc").join(id.to_string()), flags, Mode::empty())?))
+    }
+
+    /// Where a file is that tells of it.
+    pub(super) fn file(&self, name: &str) -> PathBuf {
+        PathBuf::from(format!("/proc/self/fd/{}/{name}", self.0.as_raw_fd()))
+    }
+
+    /// What such a file says.
+    ///
+    /// # Errors
+    /// When the process is gone, or may not be looked at.
+    pub(super) fn text(&self, name: &str) -> io::Result<String> {
+        fs::read_to_string(self.file(name))
+    }
+}
+
+/// The numbers of all processes, as far as this one sees them.
+///
+/// # Errors
+/// When they cannot be listed.
+pub(super) fn all() -> io::Result<impl Iterator<Item = u32>> {
+    let entries = fs::read_dir("/proc")?.flatten();
+    Ok(entries.filter_map(|process| process.file_name().to_str()?.parse().ok()))
+}
+
 /// Every process that holds the socket whose file is `inode`, as far as this one may see.
 ///
 /// # Errors
 /// When processes cannot be listed.
 pub(super) fn holders(inode: u32) -> io::Result<Vec<Holder>> {
-    let mut found = Vec::new();
-    for process in fs::read_dir("/proc")?.flatten() {
-        let name = process.file_name();
-        let Some(id) = name.to_str().and_then(|name| name.parse().ok()) else { continue };
-        // A process may end at any moment; then it holds nothing any more.
-        if let Ok(Some(holder)) = holder(id, inode) {
-            found.push(holder);
-        }
-    }
-    Ok(found)
+    // A process may end at any moment; then it holds nothing any more.
+    Ok(all()?.filter_map(|id| holder(id, inode).ok().flatten()).collect())
 }
 
 /// The process `id`, if it holds the socket.
@@ -41,19 +71,15 @@ pub(super) fn holders(inode: u32) -> io::Result<Vec<Holder>> {
 /// # Errors
 /// When it cannot be looked at, or is gone.
 pub(super) fn holder(id: u32, inode: u32) -> io::Result<Option<Holder>> {
-    // Everything is read through one descriptor, which leads to no other process that gets the
-    // same number.
-    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-    let descriptor = open(&Path::new("/proc").join(id.to_string()), flags, Mode::empty())?;
-    let process = PathBuf::from(format!("/proc/self/fd/{}", descriptor.as_raw_fd()));
+    let process = Process::open(id)?;
     let wanted = format!("socket:[{inode}]");
-    let holds = fs::read_dir(process.join("fd"))?.flatten().any(|held| {
+    let holds = fs::read_dir(process.file("fd"))?.flatten().any(|held| {
         fs::read_link(held.path()).is_ok_and(|target| target.as_os_str() == wanted.as_str())
     });
     if !holds {
         return Ok(None);
     }
-    Ok(Some(Holder { id, cgroups: fs::read_to_string(process.join("cgroup"))? }))
+    Ok(Some(Holder { id, cgroups: process.text("cgroup")? }))
 }
 
 #[cfg(test)]

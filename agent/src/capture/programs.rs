@@ -1,12 +1,15 @@
-//! The eBPF programs: the connect programs, loaded once for the cgroup, and a steer program for
-//! each pod's netns.
+//! The eBPF programs: the connect programs, loaded once for the cgroup, a steer program for each
+//! pod's netns, and one for the kubelet's cgroup.
 
 use std::os::fd::AsFd;
 
 use agent_common::MAX_PODS;
 use aya::{
     Ebpf, EbpfLoader,
-    programs::{CgroupAttachMode, CgroupSockAddr, Program, ProgramError, SkLookup, links::FdLink},
+    programs::{
+        CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, CgroupSockAddr, Program, ProgramError,
+        SkLookup, links::FdLink,
+    },
 };
 
 use super::{
@@ -22,7 +25,8 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("SLUICE_EBPF_OBJECT"));
 
 pub(super) const CONNECT: [&str; 2] = ["sluice_connect4", "sluice_connect6"];
 pub(super) const STEER: &str = "sluice_steer";
-/// The connect programs serve all pods; no pod has this slot.
+pub(super) const KUBELET: &str = "sluice_kubelet";
+/// Other programs serve all pods; no pod has this slot.
 static NO_POD: u32 = u32::MAX;
 
 /// Every slot, to be borrowed for as long as a [`Loader`] lives, as its library wants it.
@@ -62,7 +66,7 @@ impl Loader {
         self.0.load(OBJECT).map_err(|error| CaptureError::ebpf("load the eBPF maps", &error))
     }
 
-    /// Every program, accepted by the kernel and attached nowhere.
+    /// Every program that capture cannot do without, accepted by the kernel and attached nowhere.
     pub(super) fn connect(&mut self) -> Result<Connect, CaptureError> {
         let mut ebpf = self.object(None)?;
         for name in CONNECT {
@@ -78,6 +82,18 @@ impl Loader {
     /// is unloaded when the link goes.
     pub(super) fn steer(&mut self, netns: &Netns, slot: u32) -> Result<FdLink, CaptureError> {
         attach_steer(&mut self.object(Some(slot))?, netns)
+    }
+
+    /// Attaches the kubelet's program to a cgroup. It detaches and is unloaded when the link goes.
+    pub(super) fn kubelet(&mut self, cgroup: impl AsFd) -> Result<FdLink, CaptureError> {
+        let mut ebpf = self.object(None)?;
+        let program = load_kubelet(&mut ebpf)?;
+        // `Single` as with the connect programs.
+        let (egress, mode) = (CgroupSkbAttachType::Egress, CgroupAttachMode::Single);
+        let attached = program.attach(cgroup, egress, mode);
+        let link = attached.and_then(|link| program.take_link(link));
+        let link = link.map_err(|error| CaptureError::ebpf(format!("attach {KUBELET}"), &error))?;
+        link.try_into().step(format!("attach {KUBELET}"))
     }
 }
 
@@ -113,6 +129,13 @@ pub(super) fn load_connect<'a>(
 ) -> Result<&'a mut CgroupSockAddr, CaptureError> {
     let program: &mut CgroupSockAddr = program(ebpf, name);
     program.load().map_err(|error| refused(name, error))?;
+    Ok(program)
+}
+
+/// Loads the kubelet's program.
+pub(super) fn load_kubelet(ebpf: &mut Ebpf) -> Result<&mut CgroupSkb, CaptureError> {
+    let program: &mut CgroupSkb = program(ebpf, KUBELET);
+    program.load().map_err(|error| refused(KUBELET, error))?;
     Ok(program)
 }
 

@@ -12,7 +12,7 @@ use tokio::{
     time::{Instant, sleep, sleep_until},
 };
 
-use super::{CAPTURE, CONFIGURATION, IDENTITY, events::Events};
+use super::{CAPTURE, CONFIGURATION, IDENTITY, events::Events, expected::Expected};
 use crate::{
     admin::{self, Readiness},
     capture::{Capture, CaptureError, EnrolledPod, Netns, Sandboxes},
@@ -42,8 +42,8 @@ pub(super) struct Enrolment {
     proxy: Arc<Proxy>,
     events: Events,
     pods: Mutex<BTreeMap<PodUid, State>>,
-    /// The namespaces of pods that the container runtime told of, as the node sees them.
-    expected: Mutex<BTreeMap<PodUid, PathBuf>>,
+    /// What the container runtime told.
+    expected: Mutex<Expected>,
     /// Told of whenever a pod was seen to.
     progress: watch::Sender<()>,
 }
@@ -163,7 +163,7 @@ impl Enrolment {
 
     /// The container runtime made the pod `uid` a namespace, at `netns` of the node.
     pub(super) fn expect(&self, uid: PodUid, netns: &Path) {
-        self.expected().insert(uid, netns.to_owned());
+        self.expected().insert(uid, netns);
     }
 
     /// The pod `uid` ends.
@@ -235,11 +235,19 @@ impl Enrolment {
         }
     }
 
+    /// Forgets what was told of pods whose objects are gone.
+    fn forget_expected(&self) {
+        let snapshot = self.proxy.snapshots.load();
+        let known: HashSet<_> = snapshot.workloads().iter().map(|pod| &pod.uid).collect();
+        self.expected().forget_gone(|uid| known.contains(uid));
+    }
+
     /// Makes this node's pods what they should be, as far as that works.
     async fn reconcile(&self) -> Reconciled {
         let desired = self.desired();
         self.proxy.telemetry.metrics().retain(&self.proxy.snapshots.load());
         self.release(&desired);
+        self.forget_expected();
         let tasks = desired.values().map(|workload| (workload, self.task(workload)));
         let tasks: Vec<_> = tasks.filter(|(_, task)| !matches!(task, Task::Nothing)).collect();
         let tasks: Vec<_> =
@@ -290,7 +298,7 @@ impl Enrolment {
         if let Some(path) = &pod.netns {
             return Some(Netns::of_pod(path));
         }
-        let path = self.expected().get(&pod.uid).cloned()?;
+        let path = self.expected().netns(&pod.uid)?.to_owned();
         match Netns::on_node(&path) {
             Ok(netns) => Some(Ok(netns)),
             Err(error) => {
@@ -410,7 +418,7 @@ impl Enrolment {
         self.progress.send_replace(());
     }
 
-    fn expected(&self) -> MutexGuard<'_, BTreeMap<PodUid, PathBuf>> {
+    fn expected(&self) -> MutexGuard<'_, Expected> {
         self.expected.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

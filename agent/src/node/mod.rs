@@ -6,6 +6,8 @@
 mod descriptors;
 mod enrolment;
 mod events;
+mod expected;
+mod kubelet;
 mod new_pods;
 mod observe;
 mod standby;
@@ -20,16 +22,16 @@ use std::{
 
 use anyhow::Context;
 use tokio::{
-    sync::watch,
+    sync::{Notify, watch},
     task::JoinHandle,
     time::{Instant, timeout},
 };
 use tokio_util::task::AbortOnDropHandle;
 
-use self::{enrolment::Enrolment, events::Events, new_pods::NewPods};
+use self::{enrolment::Enrolment, events::Events, kubelet::Kubelet, new_pods::NewPods};
 use crate::{
     admin::{Readiness, RecentLog},
-    capture::{self, Capture, CaptureOptions, NodeSockets, Prepared, UnknownPods},
+    capture::{self, Capture, CaptureOptions, KubeletSearch, NodeSockets, Prepared, UnknownPods},
     config::{ConfigError, Source, files::FileSource, kube::KubeSource},
     identity::{
         CertificateSource, IdentityStore, SelfSignedCa,
@@ -114,6 +116,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     })?;
     let node_netns = options.node_netns.as_deref();
     let node_sockets = NodeSockets::open(node_netns, options.cgroup.as_deref())?;
+    let search = KubeletSearch::open(node_netns, options.cgroup.as_deref())?;
     let prepared = Prepared::new(&CaptureOptions {
         cgroup: options.cgroup,
         bpffs: options.bpffs,
@@ -127,6 +130,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         pods: LocalPods::default(),
         drain: Drain::default(),
         node_sockets: Arc::new(node_sockets),
+        unknown_clients: Notify::new(),
         admissions: Admissions::default(),
         force_tunnel: options.force_tunnel,
     });
@@ -138,6 +142,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         _ => None,
     };
     let enrolment = Arc::new(OnceLock::new());
+    let known_kubelet = watch::Sender::default();
     observe::Observed {
         node: options.node_name.clone(),
         readiness: readiness.clone(),
@@ -146,6 +151,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         proxy: proxy.clone(),
         log: options.log,
         runtime: runtime.as_ref().map(|(.., connected)| connected.subscribe()),
+        kubelet: known_kubelet.subscribe(),
     }
     .serve(options.ready_addr, options.stats_addr, options.admin_addr)
     .await?;
@@ -167,6 +173,9 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
             return Ok(());
         }
     };
+    let kubelet =
+        Kubelet { search, capture: capture.clone(), proxy: proxy.clone(), known: known_kubelet };
+    let kubelet = AbortOnDropHandle::new(tokio::spawn(kubelet.follow()));
     let enrolment = enrolment.get_or_init(|| {
         Enrolment::new(options.node_name.clone(), capture.clone(), proxy.clone(), events)
     });
@@ -180,6 +189,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
 
     // Whoever comes next tells the runtime when a new pod is captured; without anyone, nobody can.
     drop(new_pods);
+    drop(kubelet);
     let asked = Instant::now();
     tracing::info!(%signal, open = proxy.drain.open(), "ending");
     readiness.lost("shutting down");

@@ -13,6 +13,7 @@ use tokio::sync::watch::Receiver;
 use super::enrolment::Enrolment;
 use crate::{
     admin::{self, AdminError, Readiness, RecentLog, Status, text},
+    capture::KubeletCgroup,
     config::{Origin, Source, WatchState},
     proxy::Proxy,
     telemetry::{Failure, Kind, Reading},
@@ -29,6 +30,8 @@ pub(super) struct Observed {
     pub(super) log: RecentLog,
     /// Whether the container runtime tells of new pods; `None` when it is not to be asked.
     pub(super) runtime: Option<Receiver<bool>>,
+    /// Where the kubelet is, while that is known.
+    pub(super) kubelet: Receiver<Option<KubeletCgroup>>,
 }
 
 impl Observed {
@@ -188,6 +191,7 @@ impl Observed {
             },
             watches: source.watches.into_iter().map(described).collect(),
             runtime_connected: self.runtime_connected(),
+            kubelet_cgroup: self.kubelet.borrow().as_ref().map(|it| it.path().to_owned()),
             pods: self.pods(),
             outside: self.enrolment.get().map(|enrolment| enrolment.outside()).unwrap_or_default(),
             certificates: certificates

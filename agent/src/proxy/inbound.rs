@@ -45,6 +45,9 @@ pub(super) async fn connection(proxy: Arc<Proxy>, pod: Arc<LocalPod>, accepted: 
         return hbone(proxy, pod, stream, peer, original_destination).await;
     }
     let source = proxy.snapshots.load().workload(peer.ip()).cloned();
+    if source.is_none() {
+        proxy.unknown_clients.notify_one();
+    }
     let arrival = Arrival {
         client: peer,
         app: original_destination,

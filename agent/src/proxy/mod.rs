@@ -23,7 +23,7 @@ pub use drain::Drain;
 pub use hop::{Hop, NoEndpoint, Way};
 pub use io::Io;
 pub use pods::{LocalPod, LocalPods};
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, sync::Notify};
 
 use crate::{capture, identity::IdentityStore, mesh::SnapshotStore, telemetry::Telemetry};
 
@@ -47,6 +47,8 @@ pub struct Proxy {
     pub drain: Drain,
     /// Tells the node's own connections from others.
     pub node_sockets: Arc<capture::NodeSockets>,
+    /// Told of every client that is no pod's and proved no identity.
+    pub unknown_clients: Notify,
     /// What policy decided.
     pub admissions: Admissions,
     /// Tunnel between pods of one node too, instead of handing over in this process.

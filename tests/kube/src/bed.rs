@@ -226,6 +226,7 @@ fn lay() -> anyhow::Result<()> {
     }
     for node in NODES {
         cgroup::make(Group::System(node))?;
+        cgroup::make(Group::Kubelet(node))?;
         let folder = node.folder();
         make(&folder.join("log"))?;
         let credentials = folder.join("lib").join(CREDENTIALS);

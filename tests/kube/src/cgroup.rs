@@ -31,6 +31,8 @@ pub enum Group {
     Control,
     /// A node's own processes; those of its pods are beside it.
     System(NodeName),
+    /// A node's kubelet, as a service manager would start it.
+    Kubelet(NodeName),
 }
 
 impl Group {
@@ -38,6 +40,7 @@ impl Group {
         match self {
             Self::Control => format!("{ROOT}/control"),
             Self::System(node) => format!("{}/system", of_node(node)),
+            Self::Kubelet(node) => format!("{}/kubelet", of_node(node)),
         }
     }
 }

@@ -77,7 +77,11 @@ enum Do {
 }
 
 fn group(name: &str) -> Result<Group, String> {
-    if name == "control" { Ok(Group::Control) } else { NodeName::parse(name).map(Group::System) }
+    match name.strip_suffix("/kubelet") {
+        Some(node) => NodeName::parse(node).map(Group::Kubelet),
+        None if name == "control" => Ok(Group::Control),
+        None => NodeName::parse(name).map(Group::System),
+    }
 }
 
 fn main() -> ExitCode {

@@ -5,7 +5,7 @@
 //! customary place.
 
 use std::{
-    fs,
+    env, fs,
     io::stdin,
     net::{Ipv4Addr, TcpStream},
     path::{Path, PathBuf},
@@ -68,7 +68,7 @@ pub fn run(node: NodeName, images: &Path) -> anyhow::Result<()> {
     if told.trim() != JOIN {
         bail!("told {told:?} instead of `{JOIN}`");
     }
-    components.start("kubelet", &mut kubelet(node))?;
+    components.start("kubelet", &mut kubelet(node)?)?;
     components.start("kube-proxy", &mut proxy(node))?;
     for (name, port) in [("the kubelet", 10248), ("kube-proxy", 10256)] {
         components.until(&format!("{name} answers"), || {
@@ -204,15 +204,18 @@ fn kubelet_configuration(node: NodeName) -> Value {
     })
 }
 
-fn kubelet(node: NodeName) -> Command {
-    let mut kubelet = Command::new("kubelet");
+/// In a cgroup of its own, by which agents know it.
+fn kubelet(node: NodeName) -> anyhow::Result<Command> {
+    let within = env::current_exe().context("could not tell where this program is")?;
+    let mut kubelet = Command::new(within);
+    kubelet.args(["within", &format!("{node}/kubelet"), "kubelet"]);
     kubelet.args([
         format!("--config={KUBELET}"),
         format!("--kubeconfig=/var/lib/{CREDENTIALS}/kubelet.kubeconfig"),
         format!("--hostname-override={node}"),
         format!("--node-ip={}", node.address()),
     ]);
-    kubelet
+    Ok(kubelet)
 }
 
 fn proxy(node: NodeName) -> Command {

@@ -186,6 +186,26 @@ fn under_strict_probes_pass_and_nobody_else_without_an_identity() -> anyhow::Res
             "{stranger}: {answer:?}"
         );
     }
+    // Nobody listens on the port that is probed: that the agent would accept must not count.
+    let deaf = Workload::new("deaf", &["order"], 8080).on(NODES[1]).container(json!({
+        "readinessProbe": probe(json!({"tcpSocket": {"port": 8081}})),
+    }));
+    shop.begin([deaf])?;
+    shop.tenant.eventually("the kubelet says that a port is closed", || {
+        let events = shop.tenant.kubectl(["get", "events", "--field-selector=reason=Unhealthy"])?;
+        let refused = |line: &str| line.contains("pod/deaf-") && line.contains("refused");
+        ensure!(events.lines().any(refused), "{events}");
+        Ok(())
+    })?;
+    let pods = shop.pods()?;
+    let (_, pod) = pods.iter().find(|(name, _)| name.starts_with("deaf")).context("no pod")?;
+    assert_eq!(pod["status"]["containerStatuses"][0]["ready"], false);
+    shop.await_captured(&mesh)?;
+    for node in NODES {
+        let status = mesh.status(node)?;
+        ensure!(status["kubelet_cgroup"].is_string(), "{node}: {status}");
+    }
+
     // Minutes of probes would have been some restarts by now.
     let pods = shop.pods()?;
     let (_, pod) = pods.iter().find(|(name, _)| name.starts_with("probed")).context("no pod")?;

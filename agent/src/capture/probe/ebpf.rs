@@ -13,7 +13,7 @@ use super::{network::POD, report::Area};
 use crate::capture::{
     error::{CaptureError, Step},
     netns::Netns,
-    programs::{self, CONNECT, Loader, STEER},
+    programs::{self, CONNECT, KUBELET, Loader, STEER},
 };
 
 const KERNEL: &str = "Linux 5.10 or newer with CONFIG_BPF_SYSCALL, CONFIG_CGROUP_BPF and \
@@ -74,6 +74,13 @@ pub(super) fn probe(area: &mut Area<'_>, netns: Option<&Netns>) -> Option<Object
         let linked = programs::load_connect(&mut ebpf, name)
             .and_then(|program| can_be_linked(program, name));
         area.need(name, linked, |()| "loads, and can be linked to a cgroup".into(), KERNEL);
+    }
+    match programs::load_kubelet(&mut ebpf) {
+        Ok(_) => area.ok(KUBELET, "loads"),
+        Err(error) => area.falls_back(
+            KUBELET,
+            format!("the agent takes the kubelet's connections to pods itself: {error}"),
+        ),
     }
     let Some(netns) = netns else {
         area.unknown(STEER, "no network namespace to load it for");

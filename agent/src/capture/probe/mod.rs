@@ -24,6 +24,7 @@
 //! | policy routing by mark, IPv4 and IPv6 | marked packets stay in the pod | 2.6 | none |
 //! | `tcp_fwmark_accept`, `fwmark_reflect` | so do the answers to them | 3.16 | none |
 //! | transparent sockets | both ends see each other's addresses | 2.6.28 | none |
+//! | `cgroup_skb` programs, `bpf_get_socket_uid` in them | the kubelet's connections reach pods past the agent | 4.12 | the agent takes them |
 //! | `sock_diag` for TCP | to know the kubelet's probes | 3.3 | those of pods under STRICT are refused |
 //! | IPv6 | IPv6 of pods | 2.6 | IPv4 is captured; there is no IPv6 to capture |
 //! | locked memory without limit | room for maps before Linux 5.11 | | newer kernels do not count it |

@@ -81,6 +81,15 @@ impl Shop {
         &self,
         workloads: impl IntoIterator<Item = Workload>,
     ) -> anyhow::Result<()> {
+        let names = self.begin(workloads)?;
+        names.iter().try_for_each(|name| self.tenant.await_deployment(name))
+    }
+
+    /// Deploys more, which may never be ready. Returns the names.
+    pub(crate) fn begin(
+        &self,
+        workloads: impl IntoIterator<Item = Workload>,
+    ) -> anyhow::Result<Vec<String>> {
         let env = json!([{
             "name": "OTEL_EXPORTER_OTLP_ENDPOINT",
             "value": format!("http://{CONTROL}:4317"),
@@ -89,7 +98,7 @@ impl Shop {
         let names: Vec<_> = workloads.iter().map(|workload| workload.name().to_owned()).collect();
         let objects: Vec<_> = workloads.into_iter().flat_map(Workload::objects).collect();
         self.tenant.apply(&json!({"apiVersion": "v1", "kind": "List", "items": objects}))?;
-        names.iter().try_for_each(|name| self.tenant.await_deployment(name))
+        Ok(names)
     }
 
     /// Labels the namespace: its pods belong to the mesh.
