@@ -1,6 +1,6 @@
 //! What is installed is started with options that there are.
 
-use std::{collections::BTreeSet, fs, path::PathBuf};
+use std::{collections::BTreeSet, env, fs, path::PathBuf};
 
 use clap::{CommandFactory, Parser};
 use serde_json::Value;
@@ -8,7 +8,9 @@ use serde_json::Value;
 use super::Cli;
 
 fn deployed(file: &str) -> String {
-    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../deploy").join(file);
+    // Of the clone that is tested, which need not be the one that was compiled.
+    let agent = env::var_os("CARGO_MANIFEST_DIR").expect("cargo runs the tests");
+    let path = PathBuf::from(agent).join("../deploy").join(file);
     fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
