@@ -28,7 +28,7 @@ pub use bed::{Bed, Paused};
 pub use cgroup::{Group, join};
 pub use control::run as run_control;
 pub use load::{KINDS, Load};
-pub use mesh::{Mesh, RELEASE, SYSTEM, Usage, text};
+pub use mesh::{Changed, Mesh, RELEASE, SYSTEM, Usage, text};
 pub use node::run as run_node;
 pub use place::{CONTROL, NODES, NodeName, image};
 pub use pose::{Pose, health_asked_by};
