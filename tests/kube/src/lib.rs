@@ -27,7 +27,7 @@ mod workload;
 pub use bed::{Bed, Paused};
 pub use cgroup::{Group, join};
 pub use control::run as run_control;
-pub use load::{KINDS, Load};
+pub use load::Load;
 pub use mesh::{Changed, Mesh, RELEASE, SYSTEM, Usage, text};
 pub use node::run as run_node;
 pub use place::{CONTROL, NODES, NodeName, image};
