@@ -12,6 +12,8 @@
 mod address;
 mod connect;
 mod maps;
+#[cfg(feature = "next-version")]
+mod next;
 mod steer;
 
 /// Some of the helpers called are for GPL-compatible programs only.

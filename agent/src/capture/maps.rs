@@ -13,8 +13,19 @@ use super::{
 
 /// Every map, by the name `agent-ebpf` gives it. Pinned, they are shared by the programs of all
 /// pods and of a former agent; the last is aya-log's own.
-pub(super) const MAPS: [&str; 9] =
-    ["CONFIG", "PODS", "POD_IPS", "LISTENERS", "DIALS", "OWN", "AGENTS", "COUNTERS", "AYA_LOGS"];
+pub(super) const MAPS: &[&str] = &[
+    "CONFIG",
+    "PODS",
+    "POD_IPS",
+    "LISTENERS",
+    "DIALS",
+    "OWN",
+    "AGENTS",
+    "COUNTERS",
+    #[cfg(feature = "next-version")]
+    "SEEN",
+    "AYA_LOGS",
+];
 
 /// The maps that enrolment writes.
 pub(super) struct Maps {
