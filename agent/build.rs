@@ -53,8 +53,11 @@ fn build(root: &Path, target_dir: &Path) -> Result<(), String> {
         .env_remove("CARGO_BUILD_TARGET")
         .env_remove("CARGO_MAKEFLAGS")
         .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"));
-    if env::var_os("CARGO_FEATURE_BROKEN_STEER").is_some() {
-        cargo.args(["--features", "broken-steer"]);
+    let features = [("BROKEN_STEER", "broken-steer"), ("NEXT_VERSION", "next-version")];
+    for (variable, feature) in features {
+        if env::var_os(format!("CARGO_FEATURE_{variable}")).is_some() {
+            cargo.args(["--features", feature]);
+        }
     }
     match cargo.status() {
         Ok(status) if status.success() => Ok(()),

@@ -89,6 +89,8 @@ fn connect(ctx: &SockAddrContext, destination: Address) -> i32 {
         return DENY;
     }
     count(Counter::Marked);
+    #[cfg(feature = "next-version")]
+    crate::next::saw(crate::next::Event::Connect);
     debug!(ctx, "marked: connect to {:i}", destination);
     ALLOW
 }

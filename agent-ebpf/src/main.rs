@@ -14,6 +14,8 @@ mod address;
 mod connect;
 mod kubelet;
 mod maps;
+#[cfg(feature = "next-version")]
+mod next;
 mod steer;
 
 /// Some of the helpers called are for GPL-compatible programs only.

@@ -95,6 +95,8 @@ fn is_kubelets(syn: &Dial) -> bool {
 /// could hand it to the application, past identity and policy.
 #[inline(always)]
 fn hand_over(ctx: &SkLookupContext, slot: u32, handed: Counter, dropped: Counter) -> u32 {
+    #[cfg(feature = "next-version")]
+    crate::next::saw(crate::next::Event::Syn);
     if LISTENERS.redirect_sk_lookup(ctx, slot, 0).is_ok() {
         count(handed);
         PASS

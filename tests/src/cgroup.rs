@@ -2,21 +2,19 @@
 
 use std::{
     fs, io,
-    os::fd::AsFd,
     path::{Path, PathBuf},
     sync::OnceLock,
-    time::{Duration, Instant},
+    time::Instant,
 };
 
-use anyhow::{Context, bail};
-use nix::{
-    mount::{MsFlags, mount},
-    poll::{PollFd, PollFlags, PollTimeout, poll},
-    sys::signal::{Signal, kill},
-    unistd::Pid,
-};
+use anyhow::Context;
+use nix::mount::{MsFlags, mount};
 
-use crate::{PATIENCE, record};
+use crate::{
+    PATIENCE,
+    cgroup_tree::{Hierarchy, hierarchies, kill_all, tree},
+    record,
+};
 
 /// A cgroup2 directory. Its maker removes it; see [`delete`].
 #[derive(Clone, Debug)]
@@ -74,15 +72,7 @@ fn delete_folder(folder: &Path) -> anyhow::Result<()> {
     if !folder.is_dir() {
         return Ok(());
     }
-    let deadline = Instant::now() + PATIENCE;
-    while !is_empty(folder)? {
-        kill_all(folder)?;
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            bail!("processes in {} do not die", folder.display());
-        }
-        wait_for_change(folder, left)?;
-    }
+    kill_all(folder, Instant::now() + PATIENCE)?;
     remove(folder).with_context(|| format!("could not remove {}", folder.display()))
 }
 
@@ -97,14 +87,9 @@ fn hierarchy() -> anyhow::Result<&'static Path> {
     if let Some(found) = HIERARCHY.get() {
         return Ok(found);
     }
-    let mounts = fs::read_to_string("/proc/self/mounts").context("could not read the mounts")?;
-    let found = mounts.lines().find_map(|line| {
-        let mut fields = line.split(' ').skip(1);
-        let (path, kind) = (fields.next()?, fields.next()?);
-        (kind == "cgroup2").then(|| PathBuf::from(path))
-    });
+    let found = hierarchies()?.into_iter().find(|hierarchy| hierarchy.unified);
     let path = match found {
-        Some(path) => path,
+        Some(Hierarchy { root, .. }) => root,
         None => {
             let path = Path::new(record::FOLDER).join("cgroup2");
             fs::create_dir_all(&path)
@@ -115,47 +100,6 @@ fn hierarchy() -> anyhow::Result<&'static Path> {
         }
     };
     Ok(HIERARCHY.get_or_init(|| path))
-}
-
-/// The directory and all below it, deepest first.
-fn tree(folder: &Path) -> Vec<PathBuf> {
-    let mut all = Vec::new();
-    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
-        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            all.extend(tree(&entry.path()));
-        }
-    }
-    all.push(folder.to_path_buf());
-    all
-}
-
-/// Not `cgroup.kill`, which Linux 5.10 lacks.
-fn kill_all(folder: &Path) -> anyhow::Result<()> {
-    for folder in tree(folder) {
-        let processes = fs::read_to_string(folder.join("cgroup.procs"))
-            .with_context(|| format!("could not read the processes of {}", folder.display()))?;
-        for process in processes.lines().filter_map(|line| line.parse().ok()) {
-            // Gone already is as good.
-            let _ = kill(Pid::from_raw(process), Signal::SIGKILL);
-        }
-    }
-    Ok(())
-}
-
-fn is_empty(folder: &Path) -> io::Result<bool> {
-    Ok(fs::read_to_string(folder.join("cgroup.events"))?.contains("populated 0"))
-}
-
-/// Waits until the kernel reports a change of the directory's events.
-fn wait_for_change(folder: &Path, at_most: Duration) -> anyhow::Result<()> {
-    let events = fs::File::open(folder.join("cgroup.events"))?;
-    // Reading arms the poll; between two reads no change is lost.
-    if io::read_to_string(&events)?.contains("populated 0") {
-        return Ok(());
-    }
-    let timeout = PollTimeout::try_from(at_most).unwrap_or(PollTimeout::MAX);
-    poll(&mut [PollFd::new(events.as_fd(), PollFlags::POLLPRI)], timeout)?;
-    Ok(())
 }
 
 fn remove(folder: &Path) -> io::Result<()> {

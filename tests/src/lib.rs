@@ -15,6 +15,7 @@ mod ca_fixture;
 mod cgroup;
 mod cgroup_layout;
 mod cgroup_program;
+pub mod cgroup_tree;
 mod firewall;
 mod footprint;
 mod hbone_client;

@@ -128,12 +128,13 @@ pub(crate) fn target() -> String {
     format!("{}-unknown-linux-gnu", Arch::HERE.rust())
 }
 
-/// Builds packages as containers without any other file need them. Returns the programs' folder.
+/// Builds packages as containers without any other file need them, with `features` (`PACKAGE/NAME`)
+/// beside the usual ones. Returns the programs' folder.
 ///
 /// Linked statically with glibc, not musl: its allocator is the one all figures were measured
 /// with, and no further toolchain is needed. Names resolve all the same, since glibc 2.34 has
 /// the files and DNS services built in.
-pub(crate) fn static_programs(packages: &[&str]) -> anyhow::Result<PathBuf> {
+pub(crate) fn static_programs(packages: &[&str], features: &[&str]) -> anyhow::Result<PathBuf> {
     let home = env::var_os("CARGO_HOME")
         .map(PathBuf::from)
         .or_else(|| Some(PathBuf::from(env::var_os("HOME")?).join(".cargo")));
@@ -147,6 +148,9 @@ pub(crate) fn static_programs(packages: &[&str]) -> anyhow::Result<PathBuf> {
     for package in packages {
         cargo.args(["--package", package]);
     }
+    for feature in features {
+        cargo.args(["--features", feature]);
+    }
     cargo.env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"));
     run(&mut cargo, "the build of the images' programs")?;
     Ok(target_dir()?.join(target()).join(Profile::Release.folder()))
@@ -156,6 +160,18 @@ pub(crate) fn static_programs(packages: &[&str]) -> anyhow::Result<PathBuf> {
 pub(crate) fn kube_bed() -> anyhow::Result<PathBuf> {
     run(cargo().args(["build", "--package", KUBE, "--bins"]), "the build of the cluster's maker")?;
     Ok(target_dir()?.join("debug/kube-bed"))
+}
+
+/// Whether a test program of that package has tests that `filter` lets through.
+pub(crate) fn kube_test_has(program: &str, filter: Option<&str>) -> anyhow::Result<bool> {
+    let mut cargo = cargo();
+    cargo.args(["test", "--package", KUBE, "--test", program]).args(filter);
+    let output = cargo.args(["--", "--list", "--format=terse"]).stderr(Stdio::inherit()).output();
+    let output = output.with_context(|| format!("could not run {cargo:?}"))?;
+    if !output.status.success() {
+        bail!("the build of the tests failed; the lines above say why");
+    }
+    Ok(!output.stdout.is_empty())
 }
 
 /// Runs a test program of the package that makes Kubernetes clusters.

@@ -13,7 +13,7 @@ use super::{
 
 /// Every map, by the name `agent-ebpf` gives it. Pinned, they are shared by the programs of all
 /// pods and of a former agent; the last is aya-log's own.
-pub(super) const MAPS: [&str; 10] = [
+pub(super) const MAPS: &[&str] = &[
     "CONFIG",
     "PODS",
     "POD_IPS",
@@ -23,6 +23,8 @@ pub(super) const MAPS: [&str; 10] = [
     "OWN",
     "AGENTS",
     "COUNTERS",
+    #[cfg(feature = "next-version")]
+    "SEEN",
     "AYA_LOGS",
 ];
 

@@ -52,8 +52,10 @@ impl Loader {
         // The programs use no type of the kernel's own: nothing is to be kept in memory.
         loader.btf(None);
         loader.override_global(aya_log::LEVEL, log::level(), false);
-        for (pins, map) in pins.iter().flat_map(|pins| MAPS.map(|map| (pins, map))) {
-            loader.map_pin_path(map, pins.map(map));
+        if let Some(pins) = pins {
+            for map in MAPS {
+                loader.map_pin_path(map, pins.map(map));
+            }
         }
         Self(loader)
     }

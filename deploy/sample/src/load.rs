@@ -54,6 +54,8 @@ struct Tally {
     failed: AtomicU64,
     /// Connections made; where each exchange has its own, as many as were tried.
     connections: AtomicU64,
+    /// Bytes received, of which those of an echo are what was sent.
+    bytes: AtomicU64,
 }
 
 impl Load {
@@ -93,8 +95,8 @@ async fn connect(tally: Arc<Tally>, address: String, url: Uri, rate: u32) {
     }
 }
 
-/// One request over a connection of its own.
-async fn once(address: &str, url: Uri) -> anyhow::Result<()> {
+/// One request over a connection of its own. Returns the bytes of the answer.
+async fn once(address: &str, url: Uri) -> anyhow::Result<u64> {
     let stream = TcpStream::connect(address).await.context("no connection")?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
     let driver = tokio::spawn(connection);
@@ -103,8 +105,9 @@ async fn once(address: &str, url: Uri) -> anyhow::Result<()> {
     let request = Request::get(path).header("host", host).header("connection", "close");
     let response = sender.send_request(request.body(Empty::<Bytes>::new())?).await?;
     ensure!(response.status().is_success(), "answered {}", response.status());
-    response.into_body().collect().await?;
-    driver.await?.context("the connection broke")
+    let body = response.into_body().collect().await?.to_bytes();
+    driver.await?.context("the connection broke")?;
+    Ok(body.len() as u64)
 }
 
 /// One request after the other, over a connection that stays as long as the server lets it.
@@ -125,8 +128,7 @@ async fn request(tally: Arc<Tally>, url: Uri, http2: bool) {
             .count(async {
                 let response = client.get(url.clone()).await?;
                 ensure!(response.status().is_success(), "answered {}", response.status());
-                response.into_body().collect().await?;
-                Ok(())
+                Ok(response.into_body().collect().await?.to_bytes().len() as u64)
             })
             .await;
         sleep(PAUSE).await;
@@ -142,7 +144,7 @@ async fn converse(tally: Arc<Tally>, address: String) {
         tally
             .count(async {
                 stream = Some(TcpStream::connect(&address).await.context("no connection")?);
-                Ok(())
+                Ok(0)
             })
             .await;
         let Some(mut stream) = stream else {
@@ -163,7 +165,7 @@ async fn converse(tally: Arc<Tally>, address: String) {
                 Ok(Ok(_)) => {
                     let compare = async {
                         ensure!(received == sent, "wrong bytes");
-                        Ok(())
+                        Ok(received.len() as u64)
                     };
                     tally.count(compare).await;
                 }
@@ -180,30 +182,36 @@ async fn converse(tally: Arc<Tally>, address: String) {
 
 impl Tally {
     fn new(kind: &'static str) -> Arc<Self> {
-        let [tried, failed, connections] = Default::default();
-        Arc::new(Self { kind, tried, failed, connections })
+        let [tried, failed, connections, bytes] = Default::default();
+        Arc::new(Self { kind, tried, failed, connections, bytes })
     }
 
     fn connected(&self) {
         self.connections.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Counts an exchange, and says what was wrong with one that fails.
-    async fn count(&self, exchange: impl Future<Output = anyhow::Result<()>>) {
+    /// Counts an exchange and the bytes that came of it, and says what was wrong with one that fails.
+    async fn count(&self, exchange: impl Future<Output = anyhow::Result<u64>>) {
         let result = match timeout(PATIENCE, exchange).await {
             Ok(result) => result,
             Err(_) => Err(anyhow::anyhow!("nothing within {PATIENCE:?}")),
         };
         self.tried.fetch_add(1, Ordering::Relaxed);
-        if let Err(error) = result {
-            self.failed.fetch_add(1, Ordering::Relaxed);
-            eprintln!("{}: {error:#}", self.kind);
+        match result {
+            Ok(bytes) => {
+                self.bytes.fetch_add(bytes, Ordering::Relaxed);
+            }
+            Err(error) => {
+                self.failed.fetch_add(1, Ordering::Relaxed);
+                eprintln!("{}: {error:#}", self.kind);
+            }
         }
     }
 
     fn totals(&self) -> Value {
-        let [tried, failed, connections] =
-            [&self.tried, &self.failed, &self.connections].map(|all| all.load(Ordering::Relaxed));
-        json!({ "tried": tried, "failed": failed, "connections": connections })
+        let [tried, failed, connections, bytes] =
+            [&self.tried, &self.failed, &self.connections, &self.bytes]
+                .map(|all| all.load(Ordering::Relaxed));
+        json!({ "tried": tried, "failed": failed, "connections": connections, "bytes": bytes })
     }
 }

@@ -97,6 +97,16 @@ impl Bed {
         command
     }
 
+    /// `kubectl` beside the API server, as whoever has this token.
+    pub fn kubectl_as(&self, token: &str) -> Command {
+        let mut kubectl = self.command("kubectl");
+        // Without the administrator's certificate, which would count more.
+        kubectl.args(["--kubeconfig=/dev/null", &format!("--server=https://{CONTROL}:6443")]);
+        kubectl.arg("--certificate-authority").arg(control_folder().join("ca.crt"));
+        kubectl.arg(format!("--token={token}"));
+        kubectl
+    }
+
     /// A command on a node, as a user logged in there would run it.
     ///
     /// # Errors
@@ -135,6 +145,18 @@ impl Bed {
             kill(process, Signal::SIGKILL).with_context(|| format!("could not kill {program}"))?;
         }
         Ok(())
+    }
+
+    /// What is in a file as a program in the pods of a node sees it; `program` is the beginning of
+    /// its command line.
+    ///
+    /// # Errors
+    /// When it does not run, or has no such file.
+    pub fn file_of(&self, node: NodeName, program: &str, path: &str) -> anyhow::Result<String> {
+        let processes = cgroup::pods_processes(node, program)?;
+        let process = processes.first().with_context(|| format!("no {program} runs on {node}"))?;
+        let file = format!("/proc/{process}/root{path}");
+        fs::read_to_string(&file).with_context(|| format!("could not read {file}"))
     }
 
     /// A process of a pod on `node`, by its number outside.

@@ -5,18 +5,14 @@
 
 use std::{
     fs, io,
-    os::fd::AsFd,
     path::{Path, PathBuf},
     thread,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, bail};
-use nix::{
-    poll::{PollFd, PollFlags, PollTimeout, poll},
-    sys::signal::{Signal, kill},
-    unistd::Pid,
-};
+use anyhow::Context;
+use nix::unistd::Pid;
+use sluice_tests::cgroup_tree::{hierarchies, kill_all, tree};
 
 use crate::place::NodeName;
 
@@ -71,26 +67,41 @@ pub(crate) fn make(group: Group) -> anyhow::Result<()> {
     for hierarchy in hierarchies {
         let mut folder = hierarchy.root.clone();
         for part in Path::new(&group.path()) {
-            let above = folder.clone();
-            folder.push(part);
             if hierarchy.unified && alone {
-                enable_controllers(&above)?;
+                enable_controllers(&folder)?;
             }
-            match fs::create_dir(&folder) {
-                Ok(()) => {}
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
-                Err(error) => {
-                    return Err(error)
-                        .with_context(|| format!("could not make {}", folder.display()));
-                }
-            }
-            // Version 1 lets no process into a group whose processors nobody has named.
-            for setting in ["cpuset.cpus", "cpuset.mems"] {
-                if !hierarchy.unified && folder.join(setting).exists() {
-                    fs::copy(above.join(setting), folder.join(setting))
-                        .with_context(|| format!("could not set {setting}"))?;
-                }
-            }
+            folder.push(part);
+            make_one(&folder)?;
+        }
+    }
+    Ok(())
+}
+
+/// Makes a cgroup below `group`, and those in between.
+pub(crate) fn make_below(group: &Path, path: &Path) -> anyhow::Result<()> {
+    let mut folder = group.to_owned();
+    path.iter().try_for_each(|part| {
+        folder.push(part);
+        make_one(&folder)
+    })
+}
+
+/// Makes a cgroup that processes may join, if it is not there.
+fn make_one(folder: &Path) -> anyhow::Result<()> {
+    match fs::create_dir(folder) {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(()),
+        Err(error) => {
+            return Err(error).with_context(|| format!("could not make {}", folder.display()));
+        }
+    }
+    // Version 1 lets no process into a group whose processors nobody has named.
+    let is_version_2 = folder.join("cgroup.controllers").exists();
+    for setting in ["cpuset.cpus", "cpuset.mems"] {
+        let own = folder.join(setting);
+        if !is_version_2 && own.exists() {
+            fs::copy(folder.with_file_name(setting), own)
+                .with_context(|| format!("could not set {setting}"))?;
         }
     }
     Ok(())
@@ -131,13 +142,8 @@ pub(crate) fn first_process(group: Group) -> anyhow::Result<Option<Pid>> {
 pub(crate) fn delete() -> anyhow::Result<()> {
     let deadline = Instant::now() + PATIENCE;
     let root = unified()?.join(ROOT);
-    while populated()? {
-        kill_all(&root);
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            bail!("processes in {} do not die", root.display());
-        }
-        wait_for_change(&root, left)?;
+    if root.exists() {
+        kill_all(&root, deadline)?;
     }
     for hierarchy in hierarchies()? {
         let root = hierarchy.root.join(ROOT);
@@ -171,9 +177,8 @@ pub(crate) fn pods_processes(node: NodeName, name: &str) -> anyhow::Result<Vec<P
 fn named(groups: &[PathBuf], name: &str) -> anyhow::Result<Vec<Pid>> {
     let mut found = Vec::new();
     for group in groups {
-        let procs = group.join("cgroup.procs");
-        let processes = fs::read_to_string(&procs);
-        let processes = processes.with_context(|| format!("could not read {}", procs.display()))?;
+        // Those of pods that end go at any moment.
+        let processes = fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
         for process in processes.lines() {
             let line = fs::read_to_string(format!("/proc/{process}/cmdline")).unwrap_or_default();
             if line.replace('\0', " ").starts_with(name) {
@@ -194,6 +199,14 @@ pub(crate) fn of_pod(node: NodeName, uid: &str) -> anyhow::Result<Vec<PathBuf>> 
     Ok(found.collect())
 }
 
+/// The cgroup that a process is in, which is `folder` or below it.
+pub(crate) fn holding(folder: &Path, process: u32) -> Option<PathBuf> {
+    tree(folder).into_iter().find(|folder| {
+        let processes = fs::read_to_string(folder.join("cgroup.procs")).unwrap_or_default();
+        processes.lines().any(|line| line == process.to_string())
+    })
+}
+
 /// The processes in a cgroup and those below it.
 pub(crate) fn below(folder: &Path) -> Vec<u32> {
     let procs = tree(folder).into_iter().map(|folder| folder.join("cgroup.procs"));
@@ -203,64 +216,8 @@ pub(crate) fn below(folder: &Path) -> Vec<u32> {
         .collect()
 }
 
-struct Hierarchy {
-    root: PathBuf,
-    /// Whether it is version 2's.
-    unified: bool,
-}
-
-fn hierarchies() -> anyhow::Result<Vec<Hierarchy>> {
-    let mounts = fs::read_to_string("/proc/self/mounts").context("could not read the mounts")?;
-    let mut found: Vec<Hierarchy> = Vec::new();
-    for line in mounts.lines() {
-        let mut fields = line.split(' ').skip(1);
-        let (Some(root), Some(kind)) = (fields.next(), fields.next()) else { continue };
-        let unified = kind == "cgroup2";
-        let again = found.iter().any(|known| known.root == Path::new(root));
-        if (unified || kind == "cgroup") && !again {
-            found.push(Hierarchy { root: root.into(), unified });
-        }
-    }
-    Ok(found)
-}
-
 fn unified() -> anyhow::Result<PathBuf> {
     let found = hierarchies()?.into_iter().find(|hierarchy| hierarchy.unified);
     let hint = "no cgroup2 is mounted (hint: mount -t cgroup2 cgroup2 /sys/fs/cgroup)";
     Ok(found.context(hint)?.root)
-}
-
-/// The folder and all below it, deepest first.
-fn tree(folder: &Path) -> Vec<PathBuf> {
-    let mut all = Vec::new();
-    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
-        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            all.extend(tree(&entry.path()));
-        }
-    }
-    all.push(folder.to_path_buf());
-    all
-}
-
-/// Not `cgroup.kill`, which Linux 5.10 lacks.
-fn kill_all(folder: &Path) {
-    for folder in tree(folder) {
-        let processes = fs::read_to_string(folder.join("cgroup.procs")).unwrap_or_default();
-        for process in processes.lines().filter_map(|line| line.parse().ok()) {
-            // Gone already is as good.
-            let _ = kill(Pid::from_raw(process), Signal::SIGKILL);
-        }
-    }
-}
-
-/// Waits until the kernel reports a change of the folder's events.
-fn wait_for_change(folder: &Path, at_most: Duration) -> anyhow::Result<()> {
-    let events = fs::File::open(folder.join("cgroup.events"))?;
-    // Reading arms the poll; between two reads no change is lost.
-    if io::read_to_string(&events)?.contains("populated 0") {
-        return Ok(());
-    }
-    let timeout = PollTimeout::try_from(at_most).unwrap_or(PollTimeout::MAX);
-    poll(&mut [PollFd::new(events.as_fd(), PollFlags::POLLPRI)], timeout)?;
-    Ok(())
 }

@@ -1,13 +1,13 @@
 //! The sample's load between the two nodes, in a namespace of the mesh of its own.
 
-use std::{fmt::Write, process::Command};
+use std::{fmt::Write, process::Command, time::Instant};
 
 use crate::{NODES, Tenant, Workload, text};
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use serde_json::{Value, json};
 
 /// Every kind of traffic that it has.
-pub const KINDS: [&str; 4] = ["connects", "http1", "http2", "echo"];
+const KINDS: [&str; 4] = ["connects", "http1", "http2", "echo"];
 
 /// The load, from the first node to the second.
 #[derive(Debug)]
@@ -74,14 +74,6 @@ impl Load {
         Ok(serde_json::from_str(last.context("nothing counted yet")?)?)
     }
 
-    /// One number of `totals`: of a kind, `tried`, `failed` or `connections`.
-    ///
-    /// # Errors
-    /// When there is none.
-    pub fn count(&self, totals: &Value, kind: &str, what: &str) -> anyhow::Result<u64> {
-        totals[kind][what].as_u64().with_context(|| format!("no {kind} {what} in {totals}"))
-    }
-
     /// Waits until `more` exchanges of each kind have come to their end.
     ///
     /// # Errors
@@ -91,11 +83,24 @@ impl Load {
         self.tenant.eventually("the load goes on", || {
             let now = self.totals()?;
             for kind in KINDS {
-                let done = self.count(&now, kind, "tried")? - self.count(&before, kind, "tried")?;
+                let done = count(&now, kind, "tried")? - count(&before, kind, "tried")?;
                 ensure!(done >= more, "{done} {kind}");
             }
             Ok(now)
         })
+    }
+
+    /// Waits until `end`, while exchanges of each kind come to their end all the time.
+    ///
+    /// # Errors
+    /// When 200 of a kind take longer than the usual time.
+    pub fn await_until(&self, end: Instant) -> anyhow::Result<Value> {
+        loop {
+            let now = self.await_more(200)?;
+            if Instant::now() >= end {
+                return Ok(now);
+            }
+        }
     }
 
     /// Waits until `more` exchanges of each kind have come to their end and none of them failed.
@@ -106,13 +111,24 @@ impl Load {
         self.tenant.eventually("no more failures", || {
             let before = self.totals()?;
             let after = self.await_more(more)?;
-            for kind in KINDS {
-                let failed =
-                    self.count(&after, kind, "failed")? - self.count(&before, kind, "failed")?;
-                ensure!(failed == 0, "{failed} {kind} failed");
-            }
-            Ok(())
+            self.none_failed(&before, &after)
         })
+    }
+
+    /// Makes sure that nothing failed between `before` and `after`.
+    ///
+    /// # Errors
+    /// When something did; the error has all that the load said of failures.
+    pub fn none_failed(&self, before: &Value, after: &Value) -> anyhow::Result<()> {
+        for kind in KINDS {
+            let failed = count(after, kind, "failed")? - count(before, kind, "failed")?;
+            if failed > 0 {
+                let lines = self.lines()?;
+                let said: Vec<_> = lines.iter().filter(|line| !line.starts_with('{')).collect();
+                bail!("{failed} {kind} failed: {said:#?}");
+            }
+        }
+        Ok(())
     }
 
     /// What came to its end between `before` and `after`, in words.
@@ -122,13 +138,20 @@ impl Load {
     pub fn difference(&self, before: &Value, after: &Value) -> anyhow::Result<String> {
         let mut said = String::new();
         for kind in KINDS {
-            let more = |what: &str| -> anyhow::Result<u64> {
-                Ok(self.count(after, kind, what)? - self.count(before, kind, what)?)
-            };
-            let (tried, failed, connections) =
-                (more("tried")?, more("failed")?, more("connections")?);
-            write!(said, "{kind} {tried} tried, {failed} failed, {connections} connections; ")?;
+            let more =
+                |what: &str| anyhow::Ok(count(after, kind, what)? - count(before, kind, what)?);
+            let (tried, failed) = (more("tried")?, more("failed")?);
+            let (connections, bytes) = (more("connections")?, more("bytes")?);
+            write!(
+                said,
+                "{kind} {tried} tried, {failed} failed, {connections} connections, {bytes} bytes; "
+            )?;
         }
         Ok(said)
     }
+}
+
+/// One number of `totals`: of a kind, `tried`, `failed`, `connections` or `bytes`.
+fn count(totals: &Value, kind: &str, what: &str) -> anyhow::Result<u64> {
+    totals[kind][what].as_u64().with_context(|| format!("no {kind} {what} in {totals}"))
 }

@@ -5,12 +5,16 @@ use std::{ffi::OsStr, fs, path::Path, process::Command, time::Duration};
 use anyhow::{Context, bail};
 use serde_json::Value;
 
-use crate::{Bed, NodeName, cgroup, component, place::CONTROL, tenant::finish};
+use crate::{Bed, NODES, NodeName, cgroup, component, place::CONTROL, tenant::finish};
 
 /// The namespace that the chart is installed in.
 pub const SYSTEM: &str = "sluice-system";
 /// The release, and the name of the DaemonSet.
 pub const RELEASE: &str = "sluice";
+/// What the mesh is installed from.
+const CHART: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../deploy/chart");
+/// As long as helm may take until everything that it has changed is ready.
+const WAITING: [&str; 5] = ["--namespace", SYSTEM, "--wait", "--timeout", "120s"];
 /// How the agents' pods are selected.
 const AGENTS: &str = "app.kubernetes.io/name=sluice,app.kubernetes.io/component=agent";
 
@@ -38,8 +42,7 @@ impl Mesh {
     pub fn install(bed: &Bed, chart: &Path) -> anyhow::Result<Self> {
         let mesh = Self { bed: bed.clone() };
         let mut helm = bed.command("helm");
-        helm.args(["upgrade", "--install", RELEASE]).arg(chart);
-        helm.args(["--namespace", SYSTEM, "--create-namespace", "--wait", "--timeout", "120s"]);
+        helm.args(["upgrade", "--install", RELEASE, "--create-namespace"]).args(WAITING).arg(chart);
         helm.args(["--set", "image.pullPolicy=Never", "--set"]);
         helm.arg(format!("telemetry.endpoint=http://{CONTROL}:4317"));
         component::run(&mut helm).or_else(|error| {
@@ -72,6 +75,62 @@ impl Mesh {
     pub fn find() -> anyhow::Result<Self> {
         let bed = Bed::find()?.context("no cluster is up (hint: cargo xtask kube test)")?;
         Ok(Self { bed })
+    }
+
+    /// The cluster that it is in.
+    pub fn bed(&self) -> &Bed {
+        &self.bed
+    }
+
+    /// Changes values of the chart (`NAME=VALUE`), as whoever installed it would, and waits until
+    /// every agent and the CA are ready.
+    ///
+    /// # Errors
+    /// When they are not within two minutes; the values are what they were then.
+    pub fn change(&self, values: &[&str]) -> anyhow::Result<Changed<'_>> {
+        let mut status = self.bed.command("helm");
+        status.args(["status", RELEASE, "--namespace", SYSTEM, "--output=json"]);
+        let status: Value = serde_json::from_str(&finish(status, "")?)?;
+        let revision = status["version"].as_u64().context("no version of the release")?;
+        // From here on, whatever fails.
+        let changed = Changed { mesh: self, revision: Some(revision) };
+        let mut helm = self.bed.command("helm");
+        helm.args(["upgrade", RELEASE, CHART, "--reset-then-reuse-values"]).args(WAITING);
+        for value in values {
+            helm.args(["--set", value]);
+        }
+        finish(helm, "")?;
+        self.rolled_out()?;
+        Ok(changed)
+    }
+
+    /// Gives the nodes an image, from an archive.
+    ///
+    /// # Errors
+    /// When a container runtime does not take it.
+    pub fn import(&self, archive: &Path) -> anyhow::Result<()> {
+        NODES.into_iter().try_for_each(|node| {
+            let mut ctr = self.bed.node_command(node, "ctr")?;
+            ctr.args(["--namespace", "k8s.io", "images", "import"]).arg(archive);
+            finish(ctr, "").map(drop)
+        })
+    }
+
+    /// Does `work` while there is no CA, and waits until there is one again.
+    ///
+    /// # Errors
+    /// That of `work`, or when the CA does not come back.
+    pub fn without_ca<T>(&self, work: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<T> {
+        let ca = "deployment/sluice-ca";
+        let scale = |replicas: &str| self.kubectl(["scale", ca, replicas]);
+        scale("--replicas=0")?;
+        let gone = ["wait", "--for=delete", "--timeout=120s", "pods"];
+        let done = self
+            .kubectl(gone.into_iter().chain(["--selector=app.kubernetes.io/component=ca"]))
+            .and_then(|_| work());
+        scale("--replicas=2")?;
+        self.kubectl(["rollout", "status", "--timeout=120s", ca])?;
+        done
     }
 
     /// Runs `kubectl` in the mesh's own namespace to its end, and returns what it printed.
@@ -126,9 +185,32 @@ impl Mesh {
     /// # Errors
     /// When that takes longer than two minutes.
     pub fn restart(&self) -> anyhow::Result<()> {
+        self.kubectl(["rollout", "restart", &format!("daemonset/{RELEASE}")])?;
+        self.rolled_out()
+    }
+
+    /// Waits until every agent is a new one and ready; the old ones may still drain.
+    fn rolled_out(&self) -> anyhow::Result<()> {
         let target = format!("daemonset/{RELEASE}");
-        self.kubectl(["rollout", "restart", &target])?;
         self.kubectl(["rollout", "status", "--timeout=120s", &target]).map(drop)
+    }
+
+    /// The pods of all agents, those about to end included.
+    ///
+    /// # Errors
+    /// When the API server does not tell.
+    pub fn agents(&self) -> anyhow::Result<Vec<String>> {
+        let names = self.kubectl(["get", "pods", "--output=name", "--selector", AGENTS])?;
+        Ok(names.lines().map(str::to_owned).collect())
+    }
+
+    /// Waits until these pods are gone.
+    ///
+    /// # Errors
+    /// When they are not within two minutes.
+    pub fn await_gone(&self, pods: &[String]) -> anyhow::Result<()> {
+        let wait = ["wait", "--for=delete", "--timeout=120s"];
+        self.kubectl(wait.into_iter().chain(pods.iter().map(String::as_str))).map(drop)
     }
 
     /// What the agent of a node has taken so far, by its cgroups.
@@ -152,6 +234,39 @@ impl Mesh {
         }
         let missing = || format!("no accounting of pod {uid} on {node}");
         Ok(Usage { memory: memory.with_context(missing)?, cpu: cpu.with_context(missing)? })
+    }
+}
+
+/// Values of the chart that are not the usual ones, until this is dropped.
+#[derive(Debug)]
+pub struct Changed<'a> {
+    mesh: &'a Mesh,
+    /// The release's that the usual ones are in.
+    revision: Option<u64>,
+}
+
+impl Changed<'_> {
+    /// Goes back to the usual ones, and waits until every agent and the CA are ready.
+    ///
+    /// # Errors
+    /// When they are not within two minutes.
+    pub fn undo(mut self) -> anyhow::Result<()> {
+        self.roll_back()
+    }
+
+    fn roll_back(&mut self) -> anyhow::Result<()> {
+        let Some(revision) = self.revision.take() else { return Ok(()) };
+        let mut helm = self.mesh.bed.command("helm");
+        helm.args(["rollback", RELEASE, &revision.to_string()]).args(WAITING);
+        finish(helm, "")?;
+        self.mesh.rolled_out()
+    }
+}
+
+impl Drop for Changed<'_> {
+    fn drop(&mut self) {
+        // The cluster may be gone.
+        let _ = self.roll_back();
     }
 }
 

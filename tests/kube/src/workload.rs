@@ -4,13 +4,14 @@ use serde_json::{Value, json};
 
 use crate::{NodeName, image};
 
-/// A Deployment of the sample application with one replica, its account and its Service, all of
-/// one name.
+/// A Deployment of the sample application, with one replica unless told otherwise, its account and
+/// its Service, all of one name.
 #[derive(Clone, Debug)]
 pub struct Workload {
     name: String,
     arguments: Vec<String>,
     port: u16,
+    replicas: u32,
     node: Option<NodeName>,
     labels: Value,
     pod: Value,
@@ -22,7 +23,20 @@ impl Workload {
     pub fn new(name: &str, arguments: &[&str], port: u16) -> Self {
         let arguments = arguments.iter().map(|&argument| argument.to_owned()).collect();
         let [labels, pod, container] = [(); 3].map(|()| json!({}));
-        Self { name: name.to_owned(), arguments, port, node: None, labels, pod, container }
+        let name = name.to_owned();
+        Self { name, arguments, port, replicas: 1, node: None, labels, pod, container }
+    }
+
+    /// So many, evenly on all nodes.
+    #[must_use]
+    pub fn spread(mut self, replicas: u32) -> Self {
+        self.pod["topologySpreadConstraints"] = json!([{
+            "maxSkew": 1,
+            "topologyKey": "kubernetes.io/hostname",
+            "whenUnsatisfiable": "DoNotSchedule",
+            "labelSelector": {"matchLabels": {"app": self.name}},
+        }]);
+        Self { replicas, ..self }
     }
 
     /// On this node alone.
@@ -63,7 +77,7 @@ impl Workload {
 
     /// The objects.
     pub fn objects(self) -> [Value; 3] {
-        let Self { name, arguments, port, node, mut labels, pod, container } = self;
+        let Self { name, arguments, port, replicas, node, mut labels, pod, container } = self;
         let selector = json!({"app": name});
         merge(&mut labels, selector.clone());
         let mut spec = json!({
@@ -90,6 +104,7 @@ impl Workload {
                 "kind": "Deployment",
                 "metadata": {"name": name},
                 "spec": {
+                    "replicas": replicas,
                     "selector": {"matchLabels": selector},
                     "template": {"metadata": {"labels": labels}, "spec": spec},
                 },

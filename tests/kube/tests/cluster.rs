@@ -4,49 +4,16 @@ use std::collections::BTreeSet;
 
 use anyhow::{Context, ensure};
 use serde_json::{Value, json};
-use sluice_kube::{NODES, Tenant, image};
+use sluice_kube::{NODES, Tenant, Workload};
 
 const SHOP: &str = "shop";
+const PORT: u16 = 8080;
 
 /// Two replicas of the sample's order service, a node each, and a Service in front.
 fn shop(tenant: &Tenant) -> anyhow::Result<()> {
-    let labels = json!({"app": SHOP});
-    tenant.apply(&json!({"apiVersion": "v1", "kind": "List", "items": [
-        {
-            "apiVersion": "apps/v1",
-            "kind": "Deployment",
-            "metadata": {"name": SHOP},
-            "spec": {
-                "replicas": 2,
-                "selector": {"matchLabels": labels},
-                "template": {
-                    "metadata": {"labels": labels},
-                    "spec": {
-                        "terminationGracePeriodSeconds": 1,
-                        "topologySpreadConstraints": [{
-                            "maxSkew": 1,
-                            "topologyKey": "kubernetes.io/hostname",
-                            "whenUnsatisfiable": "DoNotSchedule",
-                            "labelSelector": {"matchLabels": labels},
-                        }],
-                        "containers": [{
-                            "name": "order",
-                            "image": image("sluice-sample"),
-                            "imagePullPolicy": "Never",
-                            "args": ["order"],
-                            "readinessProbe": {"tcpSocket": {"port": 8080}, "periodSeconds": 1},
-                        }],
-                    },
-                },
-            },
-        },
-        {
-            "apiVersion": "v1",
-            "kind": "Service",
-            "metadata": {"name": SHOP},
-            "spec": {"selector": labels, "ports": [{"port": 80, "targetPort": 8080}]},
-        },
-    ]}))?;
+    let probe = json!({"readinessProbe": {"tcpSocket": {"port": PORT}, "periodSeconds": 1}});
+    let shop = Workload::new(SHOP, &["order"], PORT).spread(2).container(probe);
+    tenant.apply(&json!({"apiVersion": "v1", "kind": "List", "items": shop.objects()}))?;
     tenant.await_deployment(SHOP)
 }
 
@@ -58,7 +25,7 @@ fn pods(tenant: &Tenant) -> anyhow::Result<Vec<Value>> {
 
 /// One order, placed from inside `pod`: the answer of the replica that took it.
 fn order(tenant: &Tenant, pod: &str, host: &str) -> anyhow::Result<Value> {
-    let url = format!("http://{host}/api/order");
+    let url = format!("http://{host}:{PORT}/api/order");
     let said = tenant.kubectl(["exec", pod, "--", "/sluice-sample", "client", "--url", &url])?;
     let (_, answer) = said.split_once(": ").with_context(|| said.clone())?;
     Ok(serde_json::from_str(answer)?)

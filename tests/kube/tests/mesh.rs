@@ -14,7 +14,7 @@ use anyhow::{Context, ensure};
 use rustls_pki_types::{CertificateDer, ServerName, pem::PemObject};
 use serde_json::{Value, json};
 use shop::Shop;
-use sluice_kube::{Mesh, NODES, Wire, Workload, holds, text};
+use sluice_kube::{Mesh, NODES, Pose, Wire, Workload, health_asked_by, holds, text};
 use sluice_tests::{Kind, Netns, Span, ask_ca, expect_refusal, trace_tree};
 use socket2::{Domain, Socket, Type};
 
@@ -309,11 +309,9 @@ fn who_rules_its_own_network_namespace_speaks_as_nobody_else() -> anyhow::Result
     shop.await_captured(&mesh)?;
     let bed = shop.tenant.bed();
     let [first, _] = NODES;
-    let pods = shop.pods()?;
     let of = |name: &str| -> anyhow::Result<(IpAddr, String)> {
-        let pod = pods.values().find(|pod| pod["metadata"]["labels"]["app"] == name);
-        let pod = pod.with_context(|| format!("no pod of {name}"))?;
-        Ok((text(pod, "/status/podIP")?.parse()?, text(pod, "/metadata/uid")?.to_owned()))
+        let pod = shop.pod(name)?;
+        Ok((text(&pod, "/status/podIP")?.parse()?, text(&pod, "/metadata/uid")?.to_owned()))
     };
     let ((own, uid), (other, _), (server, _)) =
         (of("client")?, of("user-service")?, of("order-service")?);
@@ -358,6 +356,51 @@ fn who_rules_its_own_network_namespace_speaks_as_nobody_else() -> anyhow::Result
     for span in spans.iter().filter(here) {
         let source = span.attribute("mesh.source.principal");
         ensure!(!source.ends_with("/sa/user-service"), "taken for somebody else: {span:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn who_names_its_cgroup_like_another_pods_is_not_believed() -> anyhow::Result<()> {
+    let mesh = Mesh::find()?;
+    let receiver = shop::receiver()?;
+    let shop = Shop::open("pose")?;
+    shop.join()?;
+    shop.strict()?;
+    shop.await_captured(&mesh)?;
+    let bed = shop.tenant.bed();
+    let [first, second] = NODES;
+    // As root, and in the network of the order service's node, as the kubelet is.
+    let host = json!({"hostNetwork": true, "dnsPolicy": "ClusterFirstWithHostNet"});
+    let root =
+        json!({"securityContext": {"runAsUser": 0}, "args": ["echo", "--listen", "[::]:9101"]});
+    shop.deploy([Workload::new("neighbour", &[], 9101).on(second).pod(host).container(root)])?;
+    let uid = |name: &str| -> anyhow::Result<String> {
+        Ok(text(&shop.pod(name)?, "/metadata/uid")?.to_owned())
+    };
+    let to = SocketAddr::new(shop.address("order-service")?.parse()?, 8080);
+    let of = |name: &str| anyhow::Ok(format!("kubepods/besteffort/pod{}/{:064}", uid(name)?, 0));
+
+    // A pod of the mesh is known as itself.
+    let trace_id = "5ea1ab1e916cd43dd8448eb211c80319";
+    let trace = format!("00-{trace_id}-b7ad6b7169203331-01");
+    let pose = Pose::of_pod(bed, first, &uid("client")?, &of("user-service")?)?;
+    pose.health(to, &trace)?;
+    let here =
+        |span: &&Span| span.is_agents() && span.kind == Kind::Server && span.trace_id == trace_id;
+    let spans = receiver.wait_for(|spans| spans.iter().any(|span| here(&span)))?;
+    let span = spans.iter().find(here).context("it was there")?;
+    let namespace = shop.tenant.namespace();
+    let client = format!("spiffe://cluster.local/ns/{namespace}/sa/client");
+    println!("as another pod: taken for {}", span.attribute("mesh.source.principal"));
+    assert_eq!(span.attribute("mesh.source.principal"), client);
+
+    // One outside the mesh is neither a pod of it nor the node itself, which would be served.
+    health_asked_by(bed, second, to, &trace).context("the node itself is not served")?;
+    for path in [of("client")?, "system.slice/kubelet.service".to_owned()] {
+        let pose = Pose::of_pod(bed, second, &uid("neighbour")?, &path)?;
+        let error = pose.health(to, &trace).err().with_context(|| format!("served as {path}"))?;
+        println!("as {path}: {error:#}");
     }
     Ok(())
 }

@@ -3,13 +3,14 @@
 use std::{
     net::SocketAddr,
     sync::{Mutex, MutexGuard, PoisonError},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, ensure};
 use serde_json::{Value, json};
-use sluice_kube::{KINDS, Load, Mesh, NODES, PATIENCE, Tenant, Workload, text};
+use sluice_kube::{Load, Mesh, NODES, NodeName, PATIENCE, Tenant, Workload, text};
 use sluice_tests::{Netns, ask};
+use tokio::runtime::Runtime;
 
 /// Each test has the cluster to itself.
 fn alone() -> MutexGuard<'static, ()> {
@@ -17,49 +18,116 @@ fn alone() -> MutexGuard<'static, ()> {
     ALONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+fn deploy(tenant: &Tenant, name: &str, node: NodeName) -> anyhow::Result<()> {
+    let objects = Workload::new(name, &["order"], 8080).on(node).objects();
+    tenant.apply(&json!({"apiVersion": "v1", "kind": "List", "items": objects}))
+}
+
+/// An agent's metrics, as seen from the control plane. That needs no API server.
+struct Metrics {
+    netns: Netns,
+    address: SocketAddr,
+    runtime: Runtime,
+}
+
+impl Metrics {
+    fn of(mesh: &Mesh, node: NodeName) -> anyhow::Result<Self> {
+        let agent = mesh.agent(node)?;
+        let address = SocketAddr::new(text(&agent, "/status/podIP")?.parse()?, 15020);
+        let netns = Netns::of_process(mesh.bed().control());
+        Ok(Self { netns, address, runtime: Runtime::new()? })
+    }
+
+    fn read(&self) -> anyhow::Result<String> {
+        let path = "/stats/prometheus";
+        Ok(self.runtime.block_on(ask(&self.netns, self.address, path, PATIENCE))?.body)
+    }
+
+    /// Waits for a line.
+    fn await_line(&self, tenant: &Tenant, line: &str) -> anyhow::Result<()> {
+        tenant.eventually(line, || {
+            let metrics = self.read()?;
+            ensure!(metrics.lines().any(|one| one == line), "not so: {metrics}");
+            Ok(())
+        })
+    }
+
+    /// How many watches on the API server are down.
+    fn watches_down(&self) -> anyhow::Result<usize> {
+        let metrics = self.read()?;
+        let watches = metrics.lines().filter(|line| line.starts_with("sluice_watch_up{"));
+        Ok(watches.filter(|line| line.ends_with(" 0")).count())
+    }
+}
+
+/// How long the API server is away: longer than any watch lasts, so that every one of them breaks
+/// and nobody hears of anything.
+const OUTAGE: Duration = Duration::from_secs(310);
+/// How soon after that a change must be in force. A watch is tried again every 30 s at last.
+const NEWS: Duration = Duration::from_secs(60);
+
 #[test]
 fn without_the_api_server_traffic_goes_on_and_an_agent_starts_from_what_it_saved()
 -> anyhow::Result<()> {
     let _alone = alone();
     let mesh = Mesh::find()?;
     let load = Load::start("outage")?;
+    // Is to join the mesh as soon as that can be said again.
+    let later = Tenant::new("later")?;
+    deploy(&later, "later", NODES[1])?;
+    later.await_deployment("later")?;
     let bed = load.tenant.bed();
     let [first, _] = NODES;
-    let agent = mesh.agent(first)?;
-    let address = SocketAddr::new(text(&agent, "/status/podIP")?.parse()?, 15020);
-    let control = Netns::of_process(bed.control());
-    let runtime = tokio::runtime::Runtime::new()?;
-    let metrics = || -> anyhow::Result<String> {
-        let path = "/stats/prometheus";
-        Ok(runtime.block_on(ask(&control, address, path, PATIENCE))?.body)
-    };
-    let holds = |line: &'static str| {
-        load.tenant.eventually(line, || {
-            let metrics = metrics()?;
-            ensure!(metrics.lines().any(|one| one == line), "not so: {metrics}");
-            Ok(())
-        })
-    };
-    holds("sluice_snapshot_saved 0")?;
+    let metrics = Metrics::of(&mesh, first)?;
+    metrics.await_line(&load.tenant, "sluice_snapshot_saved 0")?;
 
     let away = bed.pause("kube-apiserver")?;
-    let before = load.totals()?;
-    let during = load.await_more(2000)?;
-    println!("without an API server: {}", load.difference(&before, &during)?);
-    for kind in KINDS {
-        assert_eq!(load.count(&during, kind, "failed")?, load.count(&before, kind, "failed")?);
-    }
+    let (since, before) = (Instant::now(), load.totals()?);
+    let during = load.await_until(since + OUTAGE)?;
+    println!(
+        "{:.0} s without an API server: {}",
+        since.elapsed().as_secs_f64(),
+        load.difference(&before, &during)?
+    );
+    load.none_failed(&before, &during)?;
+    let broken = metrics.watches_down()?;
+    println!("watches that broke meanwhile, of five: {broken}");
+    ensure!(broken > 0, "no watch noticed");
 
     // The kubelet starts it again by itself. The CA can judge nobody without the API server: what
     // is captured stays closed until then, and nothing passes in plaintext.
     bed.kill(first, "/sluice agent")?;
-    holds("sluice_snapshot_saved 1")?;
+    metrics.await_line(&load.tenant, "sluice_snapshot_saved 1")?;
     let back = Instant::now();
     drop(away);
-    holds("sluice_snapshot_saved 0")?;
+    let label = ["label", "namespace", later.namespace(), "istio.io/dataplane-mode=ambient"];
+    later.eventually("a namespace is labelled", || later.kubectl(label))?;
+    later.eventually("its pod is captured", || {
+        let status = mesh.status(NODES[1])?;
+        let name = format!("{}/", later.namespace());
+        let mut pods = status["pods"].as_array().context("no pods")?.iter();
+        let captured = |pod: &Value| {
+            pod["error"].is_null() && text(pod, "/name").is_ok_and(|pod| pod.starts_with(&name))
+        };
+        ensure!(pods.any(captured), "{status}");
+        Ok(())
+    })?;
+    println!("a change is in force {:.1} s after it", back.elapsed().as_secs_f64());
+    ensure!(back.elapsed() < NEWS, "a change took {:?}", back.elapsed());
+    metrics.await_line(&load.tenant, "sluice_snapshot_saved 0")?;
     load.await_calm(200)?;
     println!("whole again {:.1} s after the API server was back", back.elapsed().as_secs_f64());
-    Ok(())
+    for node in NODES {
+        load.tenant.eventually("every watch is up", || {
+            let status = mesh.status(node)?;
+            let watches = status["watches"].as_array().context("no watches")?;
+            let down: Vec<_> = watches.iter().filter(|watch| watch["connected"] != true).collect();
+            ensure!(down.is_empty(), "down on {node}: {down:?}");
+            Ok(())
+        })?;
+    }
+    // The control plane has taken the nodes for dead, and tells when it no longer does.
+    mesh.kubectl(["wait", "--for=condition=Ready", "--timeout=120s", "node", "--all"]).map(drop)
 }
 
 #[test]
@@ -85,16 +153,6 @@ fn without_the_ca_new_identities_wait_and_an_event_says_so() -> anyhow::Result<(
     let tenant = Tenant::new("no-ca")?;
     let label = ["label", "namespace", tenant.namespace(), "istio.io/dataplane-mode=ambient"];
     tenant.kubectl(label)?;
-    let scale = |replicas: u32| {
-        let replicas = format!("--replicas={replicas}");
-        mesh.kubectl(["scale", "deployment/sluice-ca", &replicas])
-    };
-    scale(0)?;
-    let gone = ["wait", "--for=delete", "--timeout=120s", "pods"];
-    let ca = "--selector=app.kubernetes.io/component=ca";
-    mesh.kubectl(gone.into_iter().chain([ca]))?;
-    let objects: Vec<_> = Workload::new("late", &["order"], 8080).objects().into();
-    tenant.apply(&json!({"apiVersion": "v1", "kind": "List", "items": objects}))?;
     let event = |reason: &str| {
         tenant.eventually(&format!("an event {reason}"), || {
             let field = format!("--field-selector=reason={reason}");
@@ -104,12 +162,12 @@ fn without_the_ca_new_identities_wait_and_an_event_says_so() -> anyhow::Result<(
             Ok(text(event, "/message")?.to_owned())
         })
     };
-    let said = event("NotCaptured");
-    scale(2)?;
-    let said = said?;
+    let said = mesh.without_ca(|| {
+        deploy(&tenant, "late", NODES[1])?;
+        event("NotCaptured")
+    })?;
     println!("{said}");
     ensure!(said.starts_with("no certificate for "), "{said}");
     event("Captured")?;
-    tenant.await_deployment("late")?;
-    mesh.kubectl(["rollout", "status", "--timeout=120s", "deployment/sluice-ca"]).map(drop)
+    tenant.await_deployment("late")
 }

@@ -62,8 +62,7 @@ pub(crate) fn make() -> anyhow::Result<PathBuf> {
     let programs = folder.join("bin");
     fs::create_dir_all(&programs)
         .with_context(|| format!("could not make {}", programs.display()))?;
-    let packages: Vec<_> = RECIPES.iter().map(|recipe| recipe.packages[0]).collect();
-    let built = cargo::static_programs(&packages)?;
+    let built = cargo::static_programs(&packages(), &[])?;
     let metadata = Metadata::read(&cargo::target())?;
     let source = Source::find();
     for recipe in &RECIPES {
@@ -73,20 +72,40 @@ pub(crate) fn make() -> anyhow::Result<PathBuf> {
         let program = programs.join(recipe.program);
         fs::copy(&from, &program)
             .with_context(|| format!("could not make {}", program.display()))?;
-        recipe.write(&folder, content, &source, &metadata)?;
+        recipe.write(&folder, env!("CARGO_PKG_VERSION"), content, &source, &metadata)?;
     }
     Ok(folder)
 }
 
+/// Makes the image of an agent with another eBPF object, tagged as a next version. Returns its
+/// archive, which is not beside the others: they are what users get.
+pub(crate) fn make_next() -> anyhow::Result<PathBuf> {
+    let folder = cargo::target_dir()?.join("image-next");
+    fs::create_dir_all(&folder).with_context(|| format!("could not make {}", folder.display()))?;
+    let [agent, ..] = &RECIPES;
+    // All of them, as for the usual images: what they depend on is compiled already, then.
+    let built = cargo::static_programs(&packages(), &["sluice/next-version"])?.join(agent.program);
+    let content = fs::read(&built);
+    let content = content.with_context(|| format!("could not read {}", built.display()))?;
+    let tag = concat!(env!("CARGO_PKG_VERSION"), "-next");
+    agent.write(&folder, tag, content, &Source::find(), &Metadata::read(&cargo::target())?)
+}
+
+/// The packages of all programs.
+fn packages() -> Vec<&'static str> {
+    RECIPES.iter().map(|recipe| recipe.packages[0]).collect()
+}
+
 impl Recipe {
+    /// Writes the archive, which is returned, and the bill of materials.
     fn write(
         &self,
         folder: &Path,
+        version: &str,
         content: Vec<u8>,
         source: &Source,
         metadata: &Metadata,
-    ) -> anyhow::Result<()> {
-        let version = env!("CARGO_PKG_VERSION");
+    ) -> anyhow::Result<PathBuf> {
         let mut labels = BTreeMap::from([
             ("org.opencontainers.image.title", self.title.to_owned()),
             ("org.opencontainers.image.description", self.description.to_owned()),
@@ -116,7 +135,7 @@ impl Recipe {
             println!("  layer {}: {:.1} MB", number + 1, *size as f64 / 1e6);
         }
         println!("  {}\n  {}", file.display(), bill.display());
-        Ok(())
+        Ok(file)
     }
 }
 

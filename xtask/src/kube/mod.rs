@@ -91,13 +91,25 @@ pub(crate) fn test(keep: bool, filter: Option<&str>) -> anyhow::Result<()> {
         install(&bed, false)?;
     }
     // The last ones disturb whoever else is there.
-    for program in ["cluster", "mesh", "restart", "outage"] {
+    for program in ["cluster", "mesh", "taint", "restart"] {
         red.extend(cargo::kube_test(program, filter, &[]).err());
     }
+    red.extend(upgrade(filter).err());
+    red.extend(cargo::kube_test("outage", filter, &[]).err());
     if ours && !keep {
         down(&bed)?;
     }
     red.into_iter().next().map_or(Ok(()), Err)
+}
+
+/// The tests that need a next version's image, which is made for them alone.
+fn upgrade(filter: Option<&str>) -> anyhow::Result<()> {
+    let program = "upgrade";
+    if !cargo::kube_test_has(program, filter)? {
+        return Ok(());
+    }
+    let image = image::make_next()?;
+    cargo::kube_test(program, filter, &[("SLUICE_KUBE_NEXT", image.as_os_str())])
 }
 
 /// What the machine lacks; then the program that makes and knows clusters.

@@ -7,6 +7,7 @@ mod batch;
 mod grpc;
 mod http;
 mod own;
+mod refusal;
 mod retry;
 #[cfg(test)]
 mod tests;

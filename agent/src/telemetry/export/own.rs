@@ -18,7 +18,7 @@ use opentelemetry_sdk::{
 };
 use tokio::runtime::Handle;
 
-use super::{grpc, http::Transport};
+use super::{grpc, http::Transport, refusal::UntilRefused};
 use crate::telemetry::{
     TelemetryOptions,
     metrics::{Dropped, Health},
@@ -48,6 +48,7 @@ pub(super) fn start(
         .with_attribute(KeyValue::new(semconv::SERVICE_VERSION, semconv::SCOPE_VERSION))
         .with_attributes(attributes)
         .build();
+    let exporter = UntilRefused::new(exporter);
     let reader = PeriodicReader::builder(exporter).with_interval(options.metrics_interval).build();
     let provider = SdkMeterProvider::builder().with_resource(resource).with_reader(reader).build();
     observe(&provider, queue, health);

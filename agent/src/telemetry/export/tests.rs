@@ -479,6 +479,64 @@ async fn the_agents_own_metrics_leave_over_http() {
     assert_own_metrics(&received.recv().await.unwrap());
 }
 
+/// Takes no metrics, and tells that it was asked to.
+struct NoMetrics(mpsc::UnboundedSender<()>);
+
+#[tonic::async_trait]
+impl MetricsService for NoMetrics {
+    async fn export(
+        &self,
+        _: Request<ExportMetricsServiceRequest>,
+    ) -> Result<tonic::Response<ExportMetricsServiceResponse>, Status> {
+        let _ = self.0.send(());
+        Err(Status::unimplemented("unknown service"))
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_grpc_receiver_that_takes_no_metrics_is_asked_once() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (sender, asked) = mpsc::unbounded_channel();
+    let service =
+        MetricsServiceServer::new(NoMetrics(sender)).accept_compressed(CompressionEncoding::Gzip);
+    tokio::spawn(
+        tonic::transport::Server::builder()
+            .add_service(service)
+            .serve_with_incoming(TcpIncoming::from(listener)),
+    );
+    is_asked_once(receiver(Protocol::Grpc, address), asked).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_http_receiver_that_takes_no_metrics_is_asked_once() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (sender, asked) = mpsc::unbounded_channel();
+    tokio::spawn(async move {
+        let (stream, _) = listener.accept().await.unwrap();
+        let service = service_fn(move |_: http::Request<Incoming>| {
+            let _ = sender.send(());
+            let mut response = Response::new(Full::<bytes::Bytes>::default());
+            *response.status_mut() = StatusCode::NOT_FOUND;
+            async move { Ok::<_, Infallible>(response) }
+        });
+        let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
+    });
+    is_asked_once(receiver(Protocol::Http, address), asked).await;
+}
+
+async fn is_asked_once(receiver: Receiver, mut asked: mpsc::UnboundedReceiver<()>) {
+    let metrics_interval = Duration::from_millis(10);
+    let metrics = Some(receiver);
+    let (_telemetry, exporter) =
+        start(TelemetryOptions { metrics, metrics_interval, ..Default::default() });
+    asked.recv().await.unwrap();
+    // The end would be another occasion.
+    exporter.shutdown(PATIENCE).await;
+    assert!(asked.try_recv().is_err(), "asked again");
+}
+
 #[tokio::test]
 async fn a_certificate_file_that_is_missing_is_an_error_that_names_it() {
     for protocol in [Protocol::Grpc, Protocol::Http] {

@@ -136,12 +136,16 @@ impl Shop {
             .collect()
     }
 
-    /// The address of the pod of a Deployment.
+    /// The pod of a Deployment.
+    pub(crate) fn pod(&self, deployment: &str) -> anyhow::Result<Value> {
+        let mut pods = self.pods()?.into_values();
+        let found = pods.find(|pod| pod["metadata"]["labels"]["app"] == deployment);
+        found.with_context(|| format!("no pod of {deployment}"))
+    }
+
+    /// Its address.
     pub(crate) fn address(&self, deployment: &str) -> anyhow::Result<String> {
-        let pods = self.pods()?;
-        let found = pods.values().find(|pod| pod["metadata"]["labels"]["app"] == deployment);
-        let pod = found.with_context(|| format!("no pod of {deployment}"))?;
-        Ok(text(pod, "/status/podIP")?.to_owned())
+        Ok(text(&self.pod(deployment)?, "/status/podIP")?.to_owned())
     }
 
     /// Has the pod of a Deployment place an order at `url`.
