@@ -54,7 +54,7 @@ pub async fn ask(
 ///
 /// # Errors
 /// As [`ask`].
-pub fn ask_and_wait(
+pub(crate) fn ask_and_wait(
     netns: &Netns,
     address: SocketAddr,
     path: &str,
