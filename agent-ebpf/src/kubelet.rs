@@ -36,7 +36,7 @@ pub fn sluice_kubelet(ctx: SkBuffContext) -> i32 {
         // SAFETY: the helper reads a clock.
         let now = unsafe { bpf_ktime_get_ns() };
         // Where there is no room the agent takes the connection and finds out whose it is.
-        let _ = PROBES.insert(&probe, &now, 0);
+        let _ = PROBES.insert(probe, now, 0);
     }
     ALLOW
 }
@@ -63,7 +63,7 @@ fn syn(ctx: &SkBuffContext) -> Option<Dial> {
         (ctx.load(8).ok()?, ctx.load(24).ok()?)
     };
     // SAFETY: nothing holds a reference into the map across an update of this element.
-    unsafe { POD_IPS.get(&app) }?;
+    unsafe { POD_IPS.get(app) }?;
     let [client_port, app_port]: [u16; 2] = ctx.load(tcp).ok()?;
     let (client_port, app_port) = (u16::from_be(client_port), u16::from_be(app_port));
     Some(Dial { client, app, client_port, app_port })
