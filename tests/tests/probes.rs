@@ -1,11 +1,11 @@
 //! The kubelet's probes, also of pods that insist on mutual TLS, and who does not pass for the
 //! kubelet.
 
-use std::{io, net::SocketAddr, process::Command, time::Duration};
+use std::{fs, io, net::SocketAddr, os::unix::fs::MetadataExt, process::Command, time::Duration};
 
 use sluice_tests::{
     Agent, AgentOptions, Footprint, HostPod, HostProcess, Mesh, Node, PATIENCE, Pod, Span, Talk,
-    agent_program, capture_events, eventually,
+    agent_program, bpftool, capture_events, eventually,
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -177,10 +177,10 @@ async fn probes_go_on_between_two_agents_and_nothing_of_it_is_left() -> anyhow::
     let mesh = strict()?;
     let kubelet = HostPod::on(&mesh.b, "kubelet", HostProcess::KUBELET)?;
     let link = mesh.b.bpffs().join("v1/links/sluice_kubelet");
+    let cgroup = fs::metadata(kubelet.cgroup())?.ino();
     let attached = || -> anyhow::Result<usize> {
-        let shown =
-            Command::new("bpftool").args(["cgroup", "show"]).arg(kubelet.cgroup()).output()?;
-        Ok(String::from_utf8(shown.stdout)?.matches("sluice_kubelet").count())
+        let links = bpftool::list(&["link", "show"])?;
+        Ok(links.iter().filter(|link| link["cgroup_id"].as_u64() == Some(cgroup)).count())
     };
     let mut agent = mesh.start_agent(&mesh.b, &[]).await?;
     is_known(&mesh.b, Some(&kubelet)).await?;
