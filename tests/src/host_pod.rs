@@ -95,10 +95,11 @@ impl HostPod {
     ///
     /// # Errors
     /// As `connect()` does, and when no socket can be had.
-    pub async fn connect_as(&self, user: u32, to: SocketAddr) -> anyhow::Result<TcpStream> {
-        let socket = self.sockets.open(Domain::for_address(to), Type::STREAM, None)?;
+    pub async fn connect_as(&self, user: u32, to: SocketAddr) -> io::Result<TcpStream> {
+        let socket = self.sockets.open(Domain::for_address(to), Type::STREAM, None);
+        let socket = socket.map_err(io::Error::other)?;
         fchown(socket.as_fd(), Some(Uid::from_raw(user)), None)?;
-        Ok(TcpSocket::from_std_stream(socket.into()).connect(to).await?)
+        TcpSocket::from_std_stream(socket.into()).connect(to).await
     }
 
     /// Connects from there.

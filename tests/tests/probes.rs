@@ -121,7 +121,7 @@ async fn nobody_else_gets_past_the_agent_with_the_kubelet() -> anyhow::Result<()
     let listener = mesh.far.listen(PORT)?;
     let to = at(&mesh.far);
     // Of another user, though in the kubelet's own cgroup.
-    is_reset(kubelet.connect_as(65534, to).await.map_err(io::Error::other), &listener).await?;
+    is_reset(kubelet.connect_as(65534, to).await, &listener).await?;
     is_said(&agent, &mesh.b, "of user 65534 of this node", "not_root").await?;
     let process = HostProcess { in_pod: true, ..HostProcess::KUBELET };
     let pod = HostPod::on(&mesh.b, "on-host", process)?;
