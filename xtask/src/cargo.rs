@@ -139,8 +139,8 @@ pub(crate) fn static_programs(packages: &[&str], features: &[&str]) -> anyhow::R
         .map(PathBuf::from)
         .or_else(|| Some(PathBuf::from(env::var_os("HOME")?).join(".cargo")));
     let mut flags = vec!["-Ctarget-feature=+crt-static".to_owned()];
-    // What a panic names is a file of the project, not of the machine that compiled it.
-    flags.push(format!("--remap-path-prefix={}=/sluice", root().display()));
+    // What a panic names is no file of the machine that compiled it. Those of the project are named
+    // from its root anyway: with that in a flag, each clone would compile everything anew.
     flags.extend(home.map(|home| format!("--remap-path-prefix={}=/cargo", home.display())));
     let mut cargo = cargo();
     cargo.args(["build", "--release", "--locked", "--bins", "--target", &target()]);
