@@ -172,20 +172,6 @@ fn under_strict_probes_pass_and_nobody_else_without_an_identity() -> anyhow::Res
     shop.await_captured(&mesh)?;
     shop.order("http://probed:8080/api/order")?;
 
-    let none = json!({"istio.io/dataplane-mode": "none"});
-    shop.deploy([Workload::new("outsider", &["echo"], 9000).on(NODES[0]).labels(none)])?;
-    // Beside the kubelet, in its network namespace and as root, and yet a pod.
-    let host = json!({"hostNetwork": true, "dnsPolicy": "ClusterFirstWithHostNet"});
-    let root =
-        json!({"securityContext": {"runAsUser": 0}, "args": ["echo", "--listen", "[::]:9100"]});
-    shop.deploy([Workload::new("neighbour", &[], 9100).on(NODES[1]).pod(host).container(root)])?;
-    for stranger in ["outsider", "neighbour"] {
-        let answer = shop.ask(stranger, "http://probed:8080/api/order")?;
-        ensure!(
-            !answer.placed && answer.said.contains("does not answer"),
-            "{stranger}: {answer:?}"
-        );
-    }
     // Nobody listens on the port that is probed: that the agent would accept must not count.
     let deaf = Workload::new("deaf", &["order"], 8080).on(NODES[1]).container(json!({
         "readinessProbe": probe(json!({"tcpSocket": {"port": 8081}})),
@@ -206,6 +192,20 @@ fn under_strict_probes_pass_and_nobody_else_without_an_identity() -> anyhow::Res
         ensure!(status["kubelet_cgroup"].is_string(), "{node}: {status}");
     }
 
+    let none = json!({"istio.io/dataplane-mode": "none"});
+    shop.deploy([Workload::new("outsider", &["echo"], 9000).on(NODES[0]).labels(none)])?;
+    // Beside the kubelet, in its network namespace and as root, and yet a pod.
+    let host = json!({"hostNetwork": true, "dnsPolicy": "ClusterFirstWithHostNet"});
+    let root =
+        json!({"securityContext": {"runAsUser": 0}, "args": ["echo", "--listen", "[::]:9100"]});
+    shop.deploy([Workload::new("neighbour", &[], 9100).on(NODES[1]).pod(host).container(root)])?;
+    for stranger in ["outsider", "neighbour"] {
+        let answer = shop.ask(stranger, "http://probed:8080/api/order")?;
+        ensure!(
+            !answer.placed && answer.said.contains("does not answer"),
+            "{stranger}: {answer:?}"
+        );
+    }
     // Minutes of probes would have been some restarts by now.
     let pods = shop.pods()?;
     let (_, pod) = pods.iter().find(|(name, _)| name.starts_with("probed")).context("no pod")?;
