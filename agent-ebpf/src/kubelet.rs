@@ -35,6 +35,8 @@ pub fn sluice_kubelet(ctx: SkBuffContext) -> i32 {
     {
         // SAFETY: the helper reads a clock.
         let now = unsafe { bpf_ktime_get_ns() };
+        #[cfg(feature = "next-version")]
+        crate::next::saw(crate::next::Event::Probe);
         // Where there is no room the agent takes the connection and finds out whose it is.
         let _ = PROBES.insert(probe, now, 0);
     }

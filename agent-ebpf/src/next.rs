@@ -5,13 +5,14 @@ use aya_ebpf::{macros::map, maps::PerCpuArray};
 
 /// What was seen of enrolled pods, by [`Event`].
 #[map]
-pub static SEEN: PerCpuArray<u64> = PerCpuArray::with_max_entries(2, 0);
+pub static SEEN: PerCpuArray<u64> = PerCpuArray::with_max_entries(3, 0);
 
 /// An index of [`SEEN`].
 #[repr(u32)]
 pub enum Event {
     Connect,
     Syn,
+    Probe,
 }
 
 /// Counts one event.

@@ -45,9 +45,9 @@ fn an_upgrade_to_another_ebpf_object_and_the_way_back_are_not_felt() -> anyhow::
             ensure!(program.tag != was.tag && program.maps.contains(NEW_MAP), "{program:?}");
             ensure!(!was.maps.contains(NEW_MAP), "{was:?}");
         }
-        // One for each family of addresses, and what steers.
-        assert_eq!(new.len(), 3, "{new:?}");
-        assert_eq!(usual.len(), 3, "{usual:?}");
+        // One for each family of addresses, what steers, and the kubelet's.
+        assert_eq!(new.len(), 4, "{new:?}");
+        assert_eq!(usual.len(), 4, "{usual:?}");
     }
 
     let (former, started) = (mesh.agents()?, Instant::now());
