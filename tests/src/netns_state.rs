@@ -3,9 +3,8 @@
 use std::{fs, os::unix::fs::MetadataExt, path::PathBuf, process::Command};
 
 use anyhow::Context;
-use serde_json::Value;
 
-use crate::{Pod, eventually, firewall_rules};
+use crate::{Pod, bpftool, eventually, firewall_rules};
 
 /// Rules, routes, addresses, settings, programs, listeners and firewall rules of a pod's
 /// namespace, line by line.
@@ -77,9 +76,7 @@ fn settings() -> anyhow::Result<Vec<String>> {
 /// The links of BPF programs that are attached to the namespace.
 fn attached(pod: &Pod) -> anyhow::Result<Vec<String>> {
     let inode = fs::metadata(pod.netns_path())?.ino();
-    let shown = Command::new("bpftool").args(["--json", "link", "show"]).output()?;
-    let links: Value = serde_json::from_slice(&shown.stdout)?;
-    let links = links.as_array().into_iter().flatten();
+    let links = bpftool::list(&["link", "show"])?.into_iter();
     let ours = links.filter(|link| link["netns_ino"].as_u64() == Some(inode));
     Ok(ours.map(|link| format!("link: {link}")).collect())
 }

@@ -238,7 +238,8 @@ impl Enrolment {
     /// Forgets what was told of pods whose objects are gone.
     fn forget_expected(&self) {
         let snapshot = self.proxy.snapshots.load();
-        let known: HashSet<_> = snapshot.workloads().iter().map(|pod| &pod.uid).collect();
+        let ours = snapshot.workloads().iter().filter(|pod| *pod.node == *self.node);
+        let known: HashSet<_> = ours.map(|pod| &pod.uid).collect();
         self.expected().forget_gone(|uid| known.contains(uid));
     }
 

@@ -4,7 +4,7 @@ use std::{fmt::Write, process::Command, time::Instant};
 
 use crate::{NODES, Tenant, Workload, text};
 use anyhow::{Context, bail, ensure};
-use serde_json::{Value, json};
+use serde_json::Value;
 
 /// Every kind of traffic that it has.
 const KINDS: [&str; 4] = ["connects", "http1", "http2", "echo"];
@@ -35,8 +35,7 @@ impl Load {
         let calling = Workload::new("load", &["load"], 9100).on(first);
         for workloads in [serving.to_vec(), vec![calling]] {
             let names: Vec<_> = workloads.iter().map(|one| one.name().to_owned()).collect();
-            let objects: Vec<_> = workloads.into_iter().flat_map(Workload::objects).collect();
-            tenant.apply(&json!({"apiVersion": "v1", "kind": "List", "items": objects}))?;
+            tenant.deploy(workloads)?;
             names.iter().try_for_each(|name| tenant.await_deployment(name))?;
         }
         let pods = ["get", "pods", "--selector=app=load", "--output=json"];

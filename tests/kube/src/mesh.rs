@@ -195,6 +195,21 @@ impl Mesh {
         self.kubectl(["rollout", "status", "--timeout=120s", &target]).map(drop)
     }
 
+    /// The pods of a namespace that the agent of `node` has captured.
+    ///
+    /// # Errors
+    /// When it does not tell.
+    pub fn captured(&self, node: NodeName, namespace: &str) -> anyhow::Result<Vec<String>> {
+        let status = self.status(node)?;
+        let Some(pods) = status["pods"].as_array() else { bail!("no pods in {status}") };
+        let mut captured = Vec::new();
+        for pod in pods.iter().filter(|pod| pod["error"].is_null()) {
+            let ours = text(pod, "/name")?.strip_prefix(namespace);
+            captured.extend(ours.and_then(|rest| rest.strip_prefix('/')).map(str::to_owned));
+        }
+        Ok(captured)
+    }
+
     /// The pods of all agents, those about to end included.
     ///
     /// # Errors

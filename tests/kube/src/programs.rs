@@ -1,11 +1,11 @@
 //! The eBPF programs at work on a node, as the kernel tells of them.
 
-use std::{collections::BTreeSet, process::Command};
+use std::collections::BTreeSet;
 
-use anyhow::{Context, ensure};
+use anyhow::Context;
 use serde_json::Value;
 
-use crate::{Mesh, NodeName, text};
+use crate::{Mesh, NodeName, tenant::finish, text};
 
 /// Where an agent's links are pinned.
 const PINS: &str = "/sys/fs/bpf/sluice/v1";
@@ -31,7 +31,8 @@ impl Mesh {
         for kind in ["links", "pods"] {
             let folder = format!("{PINS}/{kind}");
             let mut ls = self.bed().node_command(node, "ls")?;
-            for pin in said(ls.arg(&folder))?.lines() {
+            ls.arg(&folder);
+            for pin in finish(ls, "")?.lines() {
                 let link =
                     self.bpftool(node, &["link", "show", "pinned", &format!("{folder}/{pin}")])?;
                 let program =
@@ -53,19 +54,12 @@ impl Mesh {
 
     fn bpftool(&self, node: NodeName, arguments: &[&str]) -> anyhow::Result<Value> {
         let mut bpftool = self.bed().node_command(node, "bpftool")?;
-        Ok(serde_json::from_str(&said(bpftool.arg("--json").args(arguments))?)?)
+        bpftool.arg("--json").args(arguments);
+        Ok(serde_json::from_str(&finish(bpftool, "")?)?)
     }
 }
 
 fn number(object: &Value, field: &str) -> anyhow::Result<String> {
     let number = object[field].as_u64().with_context(|| format!("no {field} in {object}"))?;
     Ok(number.to_string())
-}
-
-fn said(command: &mut Command) -> anyhow::Result<String> {
-    let output = command.output().with_context(|| format!("could not run {command:?}"))?;
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    let (said, errors) = (text(&output.stdout), text(&output.stderr));
-    ensure!(output.status.success(), "{command:?} failed: {said}{errors}");
-    Ok(said)
 }

@@ -9,9 +9,9 @@ use std::{
 };
 
 use anyhow::{Context, bail};
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use crate::Bed;
+use crate::{Bed, Workload};
 
 /// How long anything may take that should take seconds.
 pub const PATIENCE: Duration = Duration::from_secs(120);
@@ -69,6 +69,15 @@ impl Tenant {
         let mut command = self.bed.command("kubectl");
         command.args(["--namespace", &self.namespace, "apply", "--filename", "-"]);
         finish(command, &object.to_string()).map(drop)
+    }
+
+    /// Makes workloads, which may never be ready.
+    ///
+    /// # Errors
+    /// When the API server refuses one.
+    pub fn deploy(&self, workloads: impl IntoIterator<Item = Workload>) -> anyhow::Result<()> {
+        let objects: Vec<_> = workloads.into_iter().flat_map(Workload::objects).collect();
+        self.apply(&json!({"apiVersion": "v1", "kind": "List", "items": objects}))
     }
 
     /// Waits until a Deployment has all its replicas ready.

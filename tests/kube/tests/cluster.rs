@@ -13,7 +13,7 @@ const PORT: u16 = 8080;
 fn shop(tenant: &Tenant) -> anyhow::Result<()> {
     let probe = json!({"readinessProbe": {"tcpSocket": {"port": PORT}, "periodSeconds": 1}});
     let shop = Workload::new(SHOP, &["order"], PORT).spread(2).container(probe);
-    tenant.apply(&json!({"apiVersion": "v1", "kind": "List", "items": shop.objects()}))?;
+    tenant.deploy([shop])?;
     tenant.await_deployment(SHOP)
 }
 

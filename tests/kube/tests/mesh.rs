@@ -183,9 +183,7 @@ fn under_strict_probes_pass_and_nobody_else_without_an_identity() -> anyhow::Res
         ensure!(events.lines().any(refused), "{events}");
         Ok(())
     })?;
-    let pods = shop.pods()?;
-    let (_, pod) = pods.iter().find(|(name, _)| name.starts_with("deaf")).context("no pod")?;
-    assert_eq!(pod["status"]["containerStatuses"][0]["ready"], false);
+    assert_eq!(shop.pod("deaf")?["status"]["containerStatuses"][0]["ready"], false);
     shop.await_captured(&mesh)?;
     for node in NODES {
         let status = mesh.status(node)?;
@@ -207,8 +205,7 @@ fn under_strict_probes_pass_and_nobody_else_without_an_identity() -> anyhow::Res
         );
     }
     // Minutes of probes would have been some restarts by now.
-    let pods = shop.pods()?;
-    let (_, pod) = pods.iter().find(|(name, _)| name.starts_with("probed")).context("no pod")?;
+    let pod = shop.pod("probed")?;
     assert_eq!(pod["status"]["containerStatuses"][0]["restartCount"], 0);
     assert_eq!(pod["status"]["containerStatuses"][0]["ready"], true);
     Ok(())

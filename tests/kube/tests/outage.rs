@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::{Context, ensure};
-use serde_json::{Value, json};
+use serde_json::Value;
 use sluice_kube::{Load, Mesh, NODES, NodeName, PATIENCE, Tenant, Workload, text};
 use sluice_tests::{Netns, ask};
 use tokio::runtime::Runtime;
@@ -18,9 +18,8 @@ fn alone() -> MutexGuard<'static, ()> {
     ALONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn deploy(tenant: &Tenant, name: &str, node: NodeName) -> anyhow::Result<()> {
-    let objects = Workload::new(name, &["order"], 8080).on(node).objects();
-    tenant.apply(&json!({"apiVersion": "v1", "kind": "List", "items": objects}))
+fn order_service(name: &str) -> Workload {
+    Workload::new(name, &["order"], 8080).on(NODES[1])
 }
 
 /// An agent's metrics, as seen from the control plane. That needs no API server.
@@ -74,7 +73,7 @@ fn without_the_api_server_traffic_goes_on_and_an_agent_starts_from_what_it_saved
     let load = Load::start("outage")?;
     // Is to join the mesh as soon as that can be said again.
     let later = Tenant::new("later")?;
-    deploy(&later, "later", NODES[1])?;
+    later.deploy([order_service("later")])?;
     later.await_deployment("later")?;
     let bed = load.tenant.bed();
     let [first, _] = NODES;
@@ -103,13 +102,7 @@ fn without_the_api_server_traffic_goes_on_and_an_agent_starts_from_what_it_saved
     let label = ["label", "namespace", later.namespace(), "istio.io/dataplane-mode=ambient"];
     later.eventually("a namespace is labelled", || later.kubectl(label))?;
     later.eventually("its pod is captured", || {
-        let status = mesh.status(NODES[1])?;
-        let name = format!("{}/", later.namespace());
-        let mut pods = status["pods"].as_array().context("no pods")?.iter();
-        let captured = |pod: &Value| {
-            pod["error"].is_null() && text(pod, "/name").is_ok_and(|pod| pod.starts_with(&name))
-        };
-        ensure!(pods.any(captured), "{status}");
+        ensure!(!mesh.captured(NODES[1], later.namespace())?.is_empty(), "it is not");
         Ok(())
     })?;
     println!("a change is in force {:.1} s after it", back.elapsed().as_secs_f64());
@@ -163,7 +156,7 @@ fn without_the_ca_new_identities_wait_and_an_event_says_so() -> anyhow::Result<(
         })
     };
     let said = mesh.without_ca(|| {
-        deploy(&tenant, "late", NODES[1])?;
+        tenant.deploy([order_service("late")])?;
         event("NotCaptured")
     })?;
     println!("{said}");

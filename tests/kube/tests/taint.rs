@@ -3,7 +3,7 @@
 use std::process::Command;
 
 use anyhow::{Context, ensure};
-use serde_json::{Value, json};
+use serde_json::Value;
 use sluice_kube::{Mesh, NODES, NodeName, Tenant, Workload, text};
 
 /// What the chart's documentation calls it.
@@ -42,11 +42,6 @@ fn has_taint(tenant: &Tenant, node: NodeName, key: &str) -> anyhow::Result<bool>
     Ok(node["spec"]["taints"].as_array().into_iter().flatten().any(|taint| taint["key"] == key))
 }
 
-fn deploy(tenant: &Tenant, name: &str, node: NodeName) -> anyhow::Result<()> {
-    let objects = Workload::new(name, &["order"], 8080).on(node).objects();
-    tenant.apply(&json!({"apiVersion": "v1", "kind": "List", "items": objects}))
-}
-
 #[test]
 fn pods_stay_away_until_the_agent_is_ready_and_it_may_change_nothing_else_of_its_node()
 -> anyhow::Result<()> {
@@ -60,10 +55,11 @@ fn pods_stay_away_until_the_agent_is_ready_and_it_may_change_nothing_else_of_its
 
 fn keeps_pods_away(mesh: &Mesh, tenant: &Tenant) -> anyhow::Result<()> {
     let [_, node] = NODES;
+    let order_service = |name: &str| Workload::new(name, &["order"], 8080).on(node);
     let label = ["label", "namespace", tenant.namespace(), "istio.io/dataplane-mode=ambient"];
     tenant.kubectl(label)?;
     // An agent that is to have pods and no certificates for them is not ready.
-    deploy(tenant, "earlier", node)?;
+    tenant.deploy([order_service("earlier")])?;
     tenant.await_deployment("earlier")?;
     let _tainted = Tainted::new(tenant, node, TAINT)?;
     mesh.without_ca(|| {
@@ -75,7 +71,7 @@ fn keeps_pods_away(mesh: &Mesh, tenant: &Tenant) -> anyhow::Result<()> {
             ensure!(waits, "it waits for {pending}");
             Ok(())
         })?;
-        deploy(tenant, "late", node)?;
+        tenant.deploy([order_service("late")])?;
         let why = tenant.eventually("the pod is nowhere", || {
             let pods = ["get", "pods", "--selector=app=late", "--output=json"];
             let pods: Value = serde_json::from_str(&tenant.kubectl(pods)?)?;
@@ -94,13 +90,8 @@ fn keeps_pods_away(mesh: &Mesh, tenant: &Tenant) -> anyhow::Result<()> {
     tenant.await_deployment("late")?;
     ensure!(!has_taint(tenant, node, TAINT)?, "the taint is still there");
     tenant.eventually("the pod is captured", || {
-        let status = mesh.status(node)?;
-        let name = format!("{}/late-", tenant.namespace());
-        let mut pods = status["pods"].as_array().context("no pods")?.iter();
-        let captured = pods.any(|pod| {
-            pod["error"].is_null() && text(pod, "/name").is_ok_and(|pod| pod.starts_with(&name))
-        });
-        ensure!(captured, "{status}");
+        let captured = mesh.captured(node, tenant.namespace())?;
+        ensure!(captured.iter().any(|pod| pod.starts_with("late-")), "{captured:?} are");
         Ok(())
     })
 }

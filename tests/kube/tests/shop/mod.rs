@@ -7,7 +7,7 @@ use std::{
     sync::{LazyLock, OnceLock},
 };
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, ensure};
 use serde_json::{Value, json};
 use sluice_kube::{Bed, CONTROL, Mesh, NODES, PATIENCE, Tenant, Workload, text};
 use sluice_tests::{Netns, OtlpReceiver, Span};
@@ -96,8 +96,7 @@ impl Shop {
         }]);
         let workloads: Vec<_> = workloads.into_iter().map(|workload| workload.env(&env)).collect();
         let names: Vec<_> = workloads.iter().map(|workload| workload.name().to_owned()).collect();
-        let objects: Vec<_> = workloads.into_iter().flat_map(Workload::objects).collect();
-        self.tenant.apply(&json!({"apiVersion": "v1", "kind": "List", "items": objects}))?;
+        self.tenant.deploy(workloads)?;
         Ok(names)
     }
 
@@ -194,13 +193,7 @@ impl Shop {
     fn captured(&self, mesh: &Mesh) -> anyhow::Result<Vec<String>> {
         let mut captured = Vec::new();
         for node in NODES {
-            let status = mesh.status(node)?;
-            let Some(pods) = status["pods"].as_array() else { bail!("no pods in {status}") };
-            for pod in pods.iter().filter(|pod| pod["error"].is_null()) {
-                let name = text(pod, "/name")?;
-                let ours = name.strip_prefix(self.tenant.namespace());
-                captured.extend(ours.and_then(|rest| rest.strip_prefix('/')).map(str::to_owned));
-            }
+            captured.extend(mesh.captured(node, self.tenant.namespace())?);
         }
         Ok(captured)
     }
