@@ -94,12 +94,17 @@ impl CgroupProgram {
 
 impl Drop for CgroupProgram {
     fn drop(&mut self) {
-        if self.link.is_none() {
-            let (target, source) = (self.cgroup.as_raw_fd(), self.program.as_raw_fd());
-            let (target, source) = (target as u32, source as u32);
-            // A cgroup that is gone has no programs either.
-            let _ = bpf(BPF_PROG_DETACH, &Attach { target, source, hook: self.hook, flags: 0 });
-        }
+        // A cgroup that is gone has no programs either.
+        let _ = match &self.link {
+            // Closed, it would live on in whatever program another test is about to start, until
+            // that has come from fork() to exec().
+            Some(link) => bpf(BPF_LINK_DETACH, &link.as_raw_fd()),
+            None => {
+                let (target, source) = (self.cgroup.as_raw_fd(), self.program.as_raw_fd());
+                let (target, source) = (target as u32, source as u32);
+                bpf(BPF_PROG_DETACH, &Attach { target, source, hook: self.hook, flags: 0 })
+            }
+        };
     }
 }
 
@@ -189,6 +194,7 @@ const BPF_PROG_LOAD: libc::c_int = 5;
 const BPF_PROG_ATTACH: libc::c_int = 8;
 const BPF_PROG_DETACH: libc::c_int = 9;
 const BPF_LINK_CREATE: libc::c_int = 28;
+const BPF_LINK_DETACH: libc::c_int = 34;
 const BPF_PROG_TYPE_CGROUP_SOCK_ADDR: u32 = 18;
 const BPF_CGROUP_INET4_CONNECT: u32 = 10;
 const BPF_CGROUP_INET6_CONNECT: u32 = 11;

@@ -326,7 +326,10 @@ fn who_rules_its_own_network_namespace_speaks_as_nobody_else() -> anyhow::Result
 
     // With its neighbour's address it is nobody: not served, or as who it is.
     ip(&format!("address add {other}/32 dev lo"))?;
-    println!("with another pod's address: {:?}", health(&netns, other, to));
+    match health(&netns, other, to) {
+        Ok(_) => println!("with another pod's address: served"),
+        Err(error) => println!("with another pod's address: {error:#}"),
+    }
     ip(&format!("address delete {other}/32 dev lo"))?;
 
     // Without capture's routes it is outside the mesh, and whoever is STRICT lets nobody in from
