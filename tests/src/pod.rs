@@ -175,6 +175,14 @@ impl Pod {
         self.sockets.open(domain, kind, protocol)
     }
 
+    /// Many TCP sockets that belong to this pod, all of one family. Blocking.
+    ///
+    /// # Errors
+    /// When the kernel refuses one.
+    pub fn tcp_sockets(&self, count: usize, domain: Domain) -> anyhow::Result<Vec<Socket>> {
+        self.sockets.open_many(count, domain, Type::STREAM, None)
+    }
+
     /// Connects from this pod.
     ///
     /// # Errors

@@ -34,10 +34,12 @@ use crate::{
 /// How soon a port is tried again: nothing tells when it is free.
 const AGAIN: Duration = Duration::from_millis(5);
 
-/// Domain, type and protocol, as the kernel numbers them.
-type Request = [u8; 12];
-/// An errno; 0 comes with a socket.
+/// Domain, type and protocol, as the kernel numbers them, and how many.
+type Request = [u8; 16];
+/// An errno; 0 comes with the sockets.
 type Reply = [u8; 4];
+/// How many sockets one message passes on. The kernel allows 253.
+const AT_ONCE: usize = 128;
 
 /// The sockets of one place. The process that makes them starts with the first.
 #[derive(Debug)]
@@ -83,9 +85,30 @@ impl Sockets {
         kind: Type,
         protocol: Option<Protocol>,
     ) -> anyhow::Result<Socket> {
-        self.start()?
-            .open(domain, kind, protocol)
-            .with_context(|| format!("could not open a socket in {}", self.name))
+        let mut sockets = self.open_many(1, domain, kind, protocol)?;
+        let socket = sockets.pop().context("no socket came")?;
+        socket.set_nonblocking(true)?;
+        Ok(socket)
+    }
+
+    /// Sockets of that place, blocking.
+    pub(crate) fn open_many(
+        &self,
+        count: usize,
+        domain: Domain,
+        kind: Type,
+        protocol: Option<Protocol>,
+    ) -> anyhow::Result<Vec<Socket>> {
+        let opener = self.start()?;
+        let mut sockets = Vec::with_capacity(count);
+        while sockets.len() < count {
+            let next = AT_ONCE.min(count - sockets.len());
+            let opened = opener.open(next, domain, kind, protocol);
+            sockets.extend(
+                opened.with_context(|| format!("could not open a socket in {}", self.name))?,
+            );
+        }
+        Ok(sockets)
     }
 
     /// Connects from there.
@@ -154,22 +177,25 @@ impl Opener {
         Ok(Self { channel: Mutex::new(ours), _process: process })
     }
 
+    /// As many as one message passes on.
     fn open(
         &self,
+        count: usize,
         domain: Domain,
         kind: Type,
         protocol: Option<Protocol>,
-    ) -> anyhow::Result<Socket> {
+    ) -> anyhow::Result<impl Iterator<Item = Socket> + use<>> {
         let channel = self.channel.lock().unwrap_or_else(PoisonError::into_inner);
         let mut request = Request::default();
-        let numbers = [domain.into(), kind.into(), protocol.map_or(0, i32::from)];
+        let count = i32::try_from(count)?;
+        let numbers = [domain.into(), kind.into(), protocol.map_or(0, i32::from), count];
         for (field, number) in request.chunks_exact_mut(4).zip(numbers) {
             field.copy_from_slice(&i32::to_ne_bytes(number));
         }
         let fd = channel.as_raw_fd();
         sendmsg::<()>(fd, &[IoSlice::new(&request)], &[], MsgFlags::empty(), None)?;
         let mut reply = Reply::default();
-        let mut space = nix::cmsg_space!(RawFd);
+        let mut space = nix::cmsg_space!([RawFd; AT_ONCE]);
         let mut parts = [IoSliceMut::new(&mut reply)];
         let flags = MsgFlags::MSG_CMSG_CLOEXEC;
         let message = recvmsg::<()>(fd, &mut parts, Some(&mut space), flags)?;
@@ -177,16 +203,15 @@ impl Opener {
             bail!("the process that opens sockets is gone");
         }
         let passed = message.cmsgs()?.find_map(|part| match part {
-            ControlMessageOwned::ScmRights(fds) => fds.first().copied(),
+            ControlMessageOwned::ScmRights(fds) => Some(fds),
             _ => None,
         });
         let Some(passed) = passed else {
             return Err(std::io::Error::from_raw_os_error(i32::from_ne_bytes(reply)).into());
         };
-        // SAFETY: the kernel has just made this descriptor for this message; nothing else has it.
-        let socket = Socket::from(unsafe { OwnedFd::from_raw_fd(passed) });
-        socket.set_nonblocking(true)?;
-        Ok(socket)
+        // SAFETY: the kernel has just made each descriptor for this message; nothing else has it.
+        let own = |fd| Socket::from(unsafe { OwnedFd::from_raw_fd(fd) });
+        Ok(passed.into_iter().map(own))
     }
 }
 
@@ -207,12 +232,13 @@ pub fn serve() -> anyhow::Result<()> {
         if received < size_of::<Request>() {
             return Ok(());
         }
-        let [domain, kind, protocol] = [0, 4, 8].map(|at| {
+        let [domain, kind, protocol, count] = [0, 4, 8, 12].map(|at| {
             i32::from_ne_bytes(request[at..at + 4].try_into().expect("each is four bytes"))
         });
-        let opened = Socket::new(domain.into(), kind.into(), Some(protocol.into()));
+        let open = |_| Socket::new(domain.into(), kind.into(), Some(protocol.into()));
+        let opened = (0..count).map(open).collect::<io::Result<Vec<_>>>();
         let (reply, passed) = match &opened {
-            Ok(socket) => (0, Some([socket.as_raw_fd()])),
+            Ok(sockets) => (0, Some(sockets.iter().map(AsRawFd::as_raw_fd).collect::<Vec<_>>())),
             Err(error) => (error.raw_os_error().unwrap_or(nix::libc::EIO), None),
         };
         let rights = passed.as_ref().map(|fds| ControlMessage::ScmRights(fds));

@@ -1,71 +1,89 @@
 //! Many dials in one client's name within the minute that the kernel keeps their ports.
 
-use std::{net::SocketAddr, sync::Arc, time::Instant};
-
-use anyhow::{Context, ensure};
-use sluice_tests::{Mesh, PATIENCE, Pod, within};
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpListener, TcpStream},
-    task::JoinSet,
+use std::{
+    io::{self, Read, Write},
+    net::{SocketAddr, TcpListener, TcpStream},
+    thread,
+    time::Instant,
 };
 
-const CONNECTIONS: u16 = 10_000;
-const WORKERS: u16 = 16;
+use anyhow::{Context, ensure};
+use sluice_tests::{Mesh, PATIENCE, Pod};
+use socket2::{Domain, Socket};
+
+const CONNECTIONS: usize = 10_000;
+/// Threads at either end that wait for one connection at a time. An emulated processor is spared
+/// everything but the connections themselves: no event loop, no task for each.
+const WORKERS: usize = 16;
+/// How many sockets a worker has in hand: a process may often have no more than 1,024 files.
+const SOCKETS: usize = 25;
 
 /// Answers one byte with another. Whichever end the byte names closes first and keeps the port.
-async fn answer(mut stream: TcpStream) -> std::io::Result<()> {
-    let server_closes = stream.read_u8().await? == 1;
-    stream.write_u8(0).await?;
-    if !server_closes && stream.read(&mut [0]).await? > 0 {
-        return Err(std::io::Error::other("the client said more than it should"));
+fn answer(mut stream: TcpStream) -> io::Result<()> {
+    let mut byte = [0];
+    stream.read_exact(&mut byte)?;
+    let server_closes = byte == [1];
+    stream.write_all(&[0])?;
+    if !server_closes && stream.read(&mut byte)? > 0 {
+        return Err(io::Error::other("the client said more than it should"));
     }
     Ok(())
 }
 
-async fn serve(listener: TcpListener) {
-    let mut connections = JoinSet::new();
-    while let Ok((stream, _)) = listener.accept().await {
+fn serve(listener: &TcpListener) {
+    while let Ok((stream, _)) = listener.accept() {
         // The client notices whatever goes wrong.
-        connections.spawn(async { drop(answer(stream).await) });
-        while connections.try_join_next().is_some() {}
+        drop(answer(stream));
     }
 }
 
-async fn ask(client: &Pod, to: SocketAddr, server_closes: bool) -> anyhow::Result<()> {
-    let mut stream = client.connect(to).await.context("connect")?;
-    stream.write_u8(server_closes.into()).await?;
-    stream.read_u8().await.context("the answer")?;
+fn ask(socket: Socket, to: SocketAddr, server_closes: bool) -> anyhow::Result<()> {
+    // connect() keeps to the one, read() to the other.
+    socket.set_write_timeout(Some(PATIENCE))?;
+    socket.set_read_timeout(Some(PATIENCE))?;
+    socket.connect(&to.into()).context("connect")?;
+    let mut stream = TcpStream::from(socket);
+    stream.write_all(&[server_closes.into()])?;
+    let mut byte = [0];
+    stream.read_exact(&mut byte).context("the answer")?;
     if server_closes {
-        ensure!(stream.read(&mut [0]).await? == 0, "the server said more than it should");
+        ensure!(stream.read(&mut byte)? == 0, "the server said more than it should");
     }
     Ok(())
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+/// What one of the [`WORKERS`] does.
+fn dial(client: &Pod, to: SocketAddr) -> anyhow::Result<()> {
+    let began = Instant::now();
+    let mut sockets = Vec::new();
+    for number in 0..CONNECTIONS / WORKERS {
+        if sockets.is_empty() {
+            sockets = client.tcp_sockets(SOCKETS, Domain::for_address(to))?;
+        }
+        let asked = ask(sockets.pop().expect("there are some"), to, number % 2 == 0);
+        asked.with_context(|| format!("connection {number}, {:?}", began.elapsed()))?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
 async fn ten_thousand_dials_from_one_client_to_one_port_are_all_answered() -> anyhow::Result<()> {
-    let mesh = Arc::new(Mesh::new()?);
+    let mesh = Mesh::new()?;
     // Capture is the matter here, so without spans and within the node.
     let _agent = mesh.start_agent(&mesh.a, &["--trace-sampling", "0"]).await?;
-    let mut serving = JoinSet::new();
-    serving.spawn(serve(mesh.near.listen(Mesh::TCP_TARGET)?));
+    let listener = mesh.near.listen(Mesh::TCP_TARGET)?.into_std()?;
+    listener.set_nonblocking(false)?;
     let to = SocketAddr::new(mesh.near.ip(), Mesh::TCP_TARGET);
+    for _ in 0..WORKERS {
+        // It waits for connections until this process ends.
+        let listener = listener.try_clone()?;
+        thread::spawn(move || serve(&listener));
+    }
     let began = Instant::now();
-    let mut workers = JoinSet::new();
-    for worker in 0..WORKERS {
-        let mesh = mesh.clone();
-        workers.spawn(async move {
-            for number in (worker..CONNECTIONS).step_by(WORKERS.into()) {
-                let asked = ask(&mesh.client, to, number % 2 == 0);
-                let asked = within(PATIENCE, "one connection", asked).await.flatten();
-                asked.with_context(|| format!("connection {number}, {:?}", began.elapsed()))?;
-            }
-            anyhow::Ok(())
-        });
-    }
-    while let Some(worker) = workers.join_next().await {
-        worker??;
-    }
+    thread::scope(|scope| {
+        let workers = [(); WORKERS].map(|()| scope.spawn(|| dial(&mesh.client, to)));
+        workers.into_iter().try_for_each(|worker| worker.join().expect("it does not panic"))
+    })?;
     println!("{CONNECTIONS} connections in {:?}", began.elapsed());
     Ok(())
 }

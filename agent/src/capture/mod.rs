@@ -14,6 +14,7 @@ mod enrol;
 mod error;
 mod host;
 mod inventory;
+mod kernel_types;
 mod kubelet;
 mod log;
 mod maps;

@@ -14,6 +14,7 @@ use aya::{
 
 use super::{
     error::{CaptureError, Step},
+    kernel_types,
     log::{self, Forwarding},
     maps::MAPS,
     netns::Netns,
@@ -40,16 +41,15 @@ static SLOTS: [u32; MAX_PODS as usize] = {
     slots
 };
 
-/// Makes the programs, as often as there are pods. One a process: making it reads what the
-/// kernel tells about its types, which takes longer than all the rest.
+/// Makes the programs, as often as there are pods.
 pub(super) struct Loader(EbpfLoader<'static>);
 
 impl Loader {
     /// With the maps of `pins`; without pins the maps are new ones for every object, nobody
     /// else's, and go with the last program.
     pub(super) fn new(pins: Option<&Pins>) -> Self {
-        let mut loader = EbpfLoader::new();
-        // The programs use no type of the kernel's own: nothing is to be kept in memory.
+        let mut loader = kernel_types::unseen(EbpfLoader::new);
+        // Nor are they to be kept in memory where they were seen.
         loader.btf(None);
         loader.override_global(aya_log::LEVEL, log::level(), false);
         if let Some(pins) = pins {

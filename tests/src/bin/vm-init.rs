@@ -183,7 +183,7 @@ fn environment(program: &mut Command) {
     program.env_clear().current_dir("/root");
     program.env("PATH", "/usr/sbin:/usr/bin").env("HOME", "/root").env("TERM", "linux");
     // More than there are processors: some tests do little but wait.
-    program.env("RUST_TEST_THREADS", "4");
+    program.env("RUST_TEST_THREADS", "6");
     program.env("SLUICE_BIN", "/sluice/sluice").env("SLUICE_SAMPLE_BIN", "/sluice/sluice-sample");
 }
 

@@ -58,13 +58,17 @@ impl Accelerator {
     }
 
     /// QEMU keeps what it translated by address: programs that are always at the same one are
-    /// translated once, which saves a third of the time of all tests. Memory is copied and cleared
-    /// by loops (112 is `rep_good`), for QEMU goes through a repeated instruction step by step, and
-    /// it is not cleared before it is given out.
+    /// translated once, which saves a third of the time of all tests. The time is read from the
+    /// processor's counter, which Linux would distrust here: every other clock is a device. Memory
+    /// is copied and cleared by loops (112 is `rep_good`), for QEMU goes through a repeated
+    /// instruction step by step, and it is not cleared before it is given out. Nor does the kernel
+    /// wait for its readers longer than it must (RCU): networks that are removed wait for them.
     fn parameters(self) -> &'static str {
         match self {
             Self::Kvm => "",
-            Self::Tcg => " norandmaps clearcpuid=112 init_on_alloc=0",
+            Self::Tcg => {
+                " norandmaps tsc=reliable clearcpuid=112 init_on_alloc=0 rcupdate.rcu_expedited=1"
+            }
         }
     }
 }
