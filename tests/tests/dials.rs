@@ -38,6 +38,7 @@ fn serve(listener: &TcpListener) {
 }
 
 fn ask(socket: Socket, to: SocketAddr, server_closes: bool) -> anyhow::Result<()> {
+    let began = Instant::now();
     // connect() keeps to the one, read() to the other.
     socket.set_write_timeout(Some(PATIENCE))?;
     socket.set_read_timeout(Some(PATIENCE))?;
@@ -49,6 +50,7 @@ fn ask(socket: Socket, to: SocketAddr, server_closes: bool) -> anyhow::Result<()
     if server_closes {
         ensure!(stream.read(&mut byte)? == 0, "the server said more than it should");
     }
+    ensure!(began.elapsed() < PATIENCE, "one connection took {:?}", began.elapsed());
     Ok(())
 }
 
