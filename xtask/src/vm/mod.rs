@@ -3,12 +3,13 @@
 //! Enters: which kernels, which tests. Leaves: a table, and an error unless every kernel passed.
 //! A machine has a kernel of Debian's archive (`archive.rs`), a root file system in memory made
 //! of this machine's tools and our programs (`initramfs.rs`), and as its init program
-//! `tests/src/bin/vm-init.rs`.
+//! `tests/src/bin/vm-init`.
 
 mod archive;
 mod initramfs;
 mod kernel;
 mod machine;
+mod qemu;
 mod report;
 
 use std::{
@@ -24,6 +25,8 @@ use self::{
     archive::Unpacked,
     initramfs::Root,
     kernel::{Kernel, Kernels},
+    machine::Machine,
+    qemu::Qemu,
     report::{Matrix, Report},
 };
 use crate::{
@@ -95,6 +98,7 @@ impl Vm {
 
     pub(crate) fn run(&self) -> anyhow::Result<()> {
         setup::run(&[Purpose::Build, Purpose::Lab, Purpose::Test, Purpose::Vm])?;
+        let qemu = Qemu::find()?;
         let programs = cargo::programs_with(Arch::HERE, Profile::Release, self.broken_steer)?;
         let folder = Folder::make()?;
         let common = folder.0.join("programs.cpio");
@@ -104,7 +108,7 @@ impl Vm {
             pack_programs(&programs, &cargo::demo_programs()?, &common)?;
             let archive = folder.archive(&kernel);
             initramfs::for_kernel(&kernel, &common, &archive)?;
-            return machine::shell(&kernel, &archive);
+            return Machine { qemu: &qemu, kernel: &kernel, archive: &archive }.shell();
         }
         let tests = cargo::test_programs(Arch::HERE)?;
         let concerning = |(name, _): &&(String, PathBuf)| match &self.test {
@@ -117,7 +121,7 @@ impl Vm {
 
         let mut reports = Vec::new();
         for &kernel in kernels {
-            reports.push((kernel, self.run_on(kernel, &common, &folder)?));
+            reports.push((kernel, self.run_on(kernel, &qemu, &common, &folder)?));
         }
         let matrix = Matrix(&reports);
         println!("\n{}\n", matrix.table());
@@ -129,7 +133,13 @@ impl Vm {
         if self.record { record(&matrix) } else { Ok(()) }
     }
 
-    fn run_on(&self, kernel: Kernel, common: &Path, folder: &Folder) -> anyhow::Result<Report> {
+    fn run_on(
+        &self,
+        kernel: Kernel,
+        qemu: &Qemu,
+        common: &Path,
+        folder: &Folder,
+    ) -> anyhow::Result<Report> {
         let unpacked = archive::fetch(kernel)?;
         let archive = folder.archive(&unpacked);
         initramfs::for_kernel(&unpacked, common, &archive)?;
@@ -142,16 +152,21 @@ impl Vm {
         }
         let began = Instant::now();
         let mut report = Report::default();
-        machine::run(&unpacked, &archive, &arguments, &console, |line| {
+        let machine = Machine { qemu, kernel: &unpacked, archive: &archive };
+        let ran = machine.run(&arguments, &console, |line| {
             if report.line(line) {
                 println!("[{kernel}] {line}");
             }
-        })?;
+        });
+        // The other kernels still have something to say.
+        if let Err(error) = ran {
+            println!("[{kernel}] error: {error:#}");
+        }
         report.seconds = began.elapsed().as_secs();
         fs::remove_file(&archive).context("could not remove an initramfs")?;
         if report.verdict.is_none() {
             let said = fs::read_to_string(&console).unwrap_or_default();
-            let last: Vec<_> = said.lines().rev().take(30).collect();
+            let last: Vec<_> = said.lines().rev().take(80).collect();
             for line in last.iter().rev() {
                 println!("[{kernel} console] {line}");
             }

@@ -1,6 +1,6 @@
 //! What the machines say of their tests, line by line, and the table made of it.
 //!
-//! The init program (`tests/src/bin/vm-init.rs`) begins its own lines with [`SIGN`]; between
+//! The init program (`tests/src/bin/vm-init`) begins its own lines with [`SIGN`]; between
 //! them is what the test programs print.
 
 use std::{collections::BTreeMap, fmt::Write};

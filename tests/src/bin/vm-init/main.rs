@@ -4,6 +4,8 @@
 //! and turns the machine off. Its own lines begin with `@@`, for the caller at the other end of
 //! the serial line: `kernel RELEASE`, `program NAME` before each program, and `verdict` at last.
 
+mod watch;
+
 use std::{
     fs::{self, File, OpenOptions},
     io::{BufRead, BufReader},
@@ -22,6 +24,8 @@ use nix::{
     },
     unistd::{Pid, dup2_stderr, dup2_stdout, getpid, setsid, sync},
 };
+
+use self::watch::Watch;
 
 const PROGRAMS: &str = "/sluice/run";
 /// The serial line for whoever reads results; the kernel's messages go to the first.
@@ -169,6 +173,7 @@ fn run(program: &mut Command) -> anyhow::Result<bool> {
     let child = program.stdin(Stdio::null()).spawn();
     let child = child.with_context(|| format!("could not run {program:?}"))?;
     let id = Pid::from_raw(child.id().cast_signed());
+    let _watch = Watch::over(id);
     loop {
         // Orphans come to the first process, which has to see their end as well.
         match waitpid(None, None)? {
