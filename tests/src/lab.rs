@@ -16,6 +16,7 @@ use crate::{
     cgroup::Cgroup,
     link::{self, Addresses},
     mesh::MeshConfig,
+    netlink::Netlink,
     netns::Netns,
     node::Node,
     record::{self, Record},
@@ -58,11 +59,14 @@ impl Lab {
     pub fn new() -> anyhow::Result<Self> {
         let record = Record::take()?;
         let ground = Ground::lay(record).context("could not make a lab")?;
-        let Addresses { v4, v6 } = FABRIC;
         link::forward(&ground.fabric)?;
-        ground.fabric.ip(&format!(
-            "link set lo up\naddress add {v4}/32 dev lo\naddress add {v6}/128 dev lo nodad\n"
-        ))?;
+        ground.fabric.run(|| {
+            let netlink = Netlink::open()?;
+            let lo = netlink.interface("lo")?;
+            netlink.up(lo)?;
+            let mut addresses = FABRIC.host_routes().into_iter();
+            addresses.try_for_each(|(ip, bits)| netlink.add_address(lo, ip, bits))
+        })??;
         Ok(Self { ground: Arc::new(ground) })
     }
 
@@ -89,7 +93,7 @@ impl Lab {
 
     /// The router's addresses.
     pub fn fabric_ips(&self) -> [IpAddr; 2] {
-        [FABRIC.v4.into(), FABRIC.v6.into()]
+        FABRIC.ips()
     }
 
     /// Adds a node.

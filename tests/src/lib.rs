@@ -27,6 +27,7 @@ mod lab;
 mod link;
 mod mesh;
 mod mesh_fixture;
+mod netlink;
 mod netns;
 mod netns_state;
 mod node;

@@ -2,14 +2,13 @@
 
 use std::{
     fs::{self, File},
-    io::{self, Write},
+    io,
     panic::resume_unwind,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
     thread,
 };
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use nix::{
     errno::Errno,
     mount::{MntFlags, MsFlags, mount, umount2},
@@ -89,11 +88,6 @@ impl Netns {
         })
     }
 
-    /// Runs lines of `ip` commands, all in one process.
-    pub(crate) fn ip(&self, commands: &str) -> anyhow::Result<()> {
-        ip(&self.name, commands)
-    }
-
     /// Sets kernel parameters of this namespace, by their paths below `/proc/sys`.
     pub(crate) fn sysctl(&self, settings: &[(&str, &str)]) -> anyhow::Result<()> {
         self.run(|| {
@@ -145,24 +139,4 @@ fn share_folder() -> io::Result<()> {
 
 fn bind(from: &Path, to: &Path) -> io::Result<()> {
     Ok(mount(Some(from), to, None::<&str>, MsFlags::MS_BIND, None::<&str>)?)
-}
-
-fn ip(netns: &str, commands: &str) -> anyhow::Result<()> {
-    let mut child = Command::new("ip")
-        .args(["-n", netns, "-batch", "-"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .context("could not run ip (hint: cargo xtask setup installs iproute2)")?;
-    let mut stdin = child.stdin.take().expect("stdin is piped");
-    // A batch that fails early stops reading; what `ip` says about it is the better error.
-    let _ = stdin.write_all(commands.as_bytes());
-    drop(stdin);
-    let output = child.wait_with_output().context("could not wait for ip")?;
-    if !output.status.success() {
-        let why = String::from_utf8_lossy(&output.stderr);
-        bail!("ip -n {netns} refused: {}\n{commands}", why.trim());
-    }
-    Ok(())
 }

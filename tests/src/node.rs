@@ -18,6 +18,7 @@ use crate::{
     cgroup::Cgroup,
     lab::{FABRIC, Ground},
     link::{self, Addresses},
+    netlink::{Netlink, Route},
     netns::Netns,
     pod::{self, Pod, PodOptions},
     process::{Finished, Place, Process},
@@ -59,11 +60,17 @@ impl Node {
             &interface,
             (&netns, addresses),
         )?;
-        let Addresses { v4, v6 } = addresses;
-        ground.fabric.ip(&format!(
-            "route add 10.244.{number}.0/24 via {v4} dev {interface}\n\
-             route add fd00:10:244:{number:x}::/64 via {v6} dev {interface}\n"
-        ))?;
+        let pods: [(IpAddr, u8); 2] = [
+            (Ipv4Addr::new(10, 244, number, 0).into(), 24),
+            (Ipv6Addr::new(0xfd00, 0x10, 0x244, number.into(), 0, 0, 0, 0).into(), 64),
+        ];
+        ground.fabric.run(|| {
+            let netlink = Netlink::open()?;
+            let interface = netlink.interface(&interface)?;
+            pods.into_iter().zip(addresses.ips()).try_for_each(|(to, node)| {
+                netlink.add_route(Route { to, via: Some(node), interface, from: None })
+            })
+        })??;
         let place = Place::new(ground.clone(), &netns, &own)?;
         let sockets = Sockets::of(place.clone(), name);
         let name = name.to_owned();
@@ -83,7 +90,7 @@ impl Node {
 
     /// Its addresses, IPv4 first.
     pub fn ips(&self) -> [IpAddr; 2] {
-        [self.addresses.v4.into(), self.addresses.v6.into()]
+        self.addresses.ips()
     }
 
     /// The cgroup that holds every process of the node and its pods.
@@ -157,7 +164,10 @@ impl Node {
     pub fn remove_pod(&self, pod: &Pod) -> anyhow::Result<()> {
         let remove = || {
             pod.cgroup().delete()?;
-            self.netns.ip(&format!("link delete {}\n", interface(pod.addresses())))?;
+            self.netns.run(|| {
+                let netlink = Netlink::open()?;
+                netlink.remove(netlink.interface(&interface(pod.addresses()))?)
+            })??;
             pod.netns().delete()
         };
         remove().with_context(|| format!("could not remove pod {}", pod.name()))

@@ -117,7 +117,7 @@ impl Pod {
 
     /// Its addresses, IPv4 first.
     pub fn ips(&self) -> [IpAddr; 2] {
-        [self.addresses.v4.into(), self.addresses.v6.into()]
+        self.addresses.ips()
     }
 
     /// Its IPv4 address.
