@@ -30,7 +30,7 @@ async fn warm_up(mesh: &Mesh) -> anyhow::Result<()> {
 
 #[tokio::test]
 async fn pods_that_die_with_connections_open_leave_nothing_behind() -> anyhow::Result<()> {
-    const ROUNDS: usize = 5;
+    const ROUNDS: usize = 3;
     const PODS: usize = 4;
     let mesh = Mesh::new()?;
     let [agent, _other] = mesh.start_agents(&[]).await?;

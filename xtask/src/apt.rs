@@ -47,6 +47,60 @@ impl Suites {
     }
 }
 
+/// Packages that are unpacked below the cache, and looked for again once a day.
+pub(crate) struct Unpacked {
+    /// What they hold.
+    pub(crate) folder: PathBuf,
+    pub(crate) packages: Vec<Package>,
+}
+
+impl Unpacked {
+    /// Those that `choose` finds, one at least; `name` makes of the first what their folder in
+    /// `cache` is called, and `title` is what is fetched. `state` is where apt has its own.
+    ///
+    /// To ask apt takes seconds, so what it found is remembered for as long as its index is.
+    pub(crate) fn find(
+        title: &str,
+        state: PathBuf,
+        cache: &Path,
+        suites: impl FnOnce() -> anyhow::Result<Suites>,
+        choose: impl FnOnce(&Apt) -> anyhow::Result<Vec<Package>>,
+        name: impl Fn(&Package) -> String,
+    ) -> anyhow::Result<Self> {
+        let record = state.join("chosen");
+        if is_fresh(&record) {
+            let lines = fs::read_to_string(&record).unwrap_or_default();
+            let package = |line: &str| line.split_once(' ').map(|(n, v)| (n.into(), v.into()));
+            let packages: Vec<_> = lines.lines().filter_map(package).collect();
+            if let Some(folder) = packages.first().map(|first| cache.join(name(first)))
+                && folder.is_dir()
+            {
+                return Ok(Self { folder, packages });
+            }
+        }
+        let apt = Apt::new(state, suites()?, Arch::HERE)?;
+        apt.refresh(&format!("Looking for {title}"))?;
+        let packages = choose(&apt)?;
+        let folder = cache.join(name(packages.first().context("no package was chosen")?));
+        if !folder.is_dir() {
+            let step = Step::start(&format!("Fetching {title}"));
+            apt.unpack(&packages, &folder, &step)?;
+            step.done();
+        }
+        let lines: String = packages.iter().map(|(n, v)| format!("{n} {v}\n")).collect();
+        fs::write(&record, lines)
+            .with_context(|| format!("could not write {}", record.display()))?;
+        Ok(Self { folder, packages })
+    }
+}
+
+/// Whether a file was written less than a day ago.
+fn is_fresh(file: &Path) -> bool {
+    let written = fs::metadata(file).and_then(|file| file.modified());
+    let age = written.ok().and_then(|then| SystemTime::now().duration_since(then).ok());
+    age.is_some_and(|age| age < FRESH)
+}
+
 /// apt that knows some suites for one architecture, and nothing else.
 pub(crate) struct Apt {
     suites: Suites,
@@ -101,9 +155,7 @@ impl Apt {
     /// Asks for the index again once a day. Where that fails, yesterday's does.
     pub(crate) fn refresh(&self, title: &str) -> anyhow::Result<()> {
         let stamp = self.folder.join("refreshed");
-        let age = fs::metadata(&stamp).and_then(|stamp| stamp.modified());
-        let age = age.ok().and_then(|then| SystemTime::now().duration_since(then).ok());
-        if age.is_some_and(|age| age < FRESH) {
+        if is_fresh(&stamp) {
             return Ok(());
         }
         let step = Step::start(title);
@@ -113,7 +165,7 @@ impl Apt {
         update.arg("update");
         // A mirror that is just being renewed answers with half an index; the next try has all.
         match step.run(&mut update).or_else(|_| step.run(&mut update)) {
-            Err(error) if age.is_some() => {
+            Err(error) if stamp.exists() => {
                 eprintln!("▲ going on with the packages known since the last time: {error:#}");
                 return Ok(());
             }

@@ -6,16 +6,14 @@ use anyhow::Context;
 
 use super::kernel::Kernel;
 use crate::{
-    apt::{Apt, Package},
+    apt::{self, Apt, Package},
     arch::Arch,
     needs,
-    step::Step,
 };
 
 /// A kernel on this machine's disk.
 #[derive(Clone, Debug)]
 pub(crate) struct Unpacked {
-    pub(crate) kernel: Kernel,
     /// As `uname -r` will say.
     pub(crate) release: String,
     /// What QEMU boots.
@@ -26,23 +24,24 @@ pub(crate) struct Unpacked {
 
 /// The newest `kernel`, from the cache or from Debian.
 pub(crate) fn fetch(kernel: Kernel) -> anyhow::Result<Unpacked> {
-    let folder = needs::cache().join("vm/apt").join(kernel.name());
-    let apt = Apt::new(folder, kernel.suites(), Arch::HERE)?;
-    apt.refresh(&format!("Looking for Debian's newest kernel {kernel}"))?;
-    let packages = packages(&apt)?;
-    let (first, version) = &packages[0];
-    let release = first.trim_start_matches("linux-image-").trim_start_matches("linux-binary-");
-    let folder = needs::cache().join("vm/kernels").join(format!("{release}_{version}"));
-    if !folder.is_dir() {
-        let step = Step::start(&format!("Fetching Debian's kernel {release}"));
-        apt.unpack(&packages, &folder, &step)?;
-        step.done();
-    }
-    Unpacked::find(kernel, release, &folder)
+    let found = apt::Unpacked::find(
+        &format!("Debian's newest kernel {kernel}"),
+        needs::cache().join("vm/apt").join(kernel.name()),
+        &needs::cache().join("vm/kernels"),
+        || Ok(kernel.suites()),
+        packages,
+        |first| format!("{}_{}", release(first), first.1),
+    )?;
+    Unpacked::find(release(&found.packages[0]), &found.folder)
+}
+
+/// As `uname -r` will say it of the kernel in a package.
+fn release((name, _): &Package) -> &str {
+    name.trim_start_matches("linux-image-").trim_start_matches("linux-binary-")
 }
 
 impl Unpacked {
-    fn find(kernel: Kernel, release: &str, folder: &Path) -> anyhow::Result<Self> {
+    fn find(release: &str, folder: &Path) -> anyhow::Result<Self> {
         let first = |places: [PathBuf; 2]| places.into_iter().find(|place| place.exists());
         // Newer packages follow the merged /usr, and keep the image beside the modules.
         let modules = first(["usr/lib", "lib"].map(|lib| folder.join(lib).join("modules")));
@@ -51,7 +50,7 @@ impl Unpacked {
         let boot = folder.join("boot").join(format!("vmlinuz-{release}"));
         let image = first([boot, modules.join("vmlinuz")]);
         let image = image.with_context(|| format!("no vmlinuz in {}", folder.display()))?;
-        Ok(Self { kernel, release: release.to_owned(), image, modules })
+        Ok(Self { release: release.to_owned(), image, modules })
     }
 }
 

@@ -8,7 +8,7 @@ use std::{
     collections::{BTreeSet, HashMap},
     fs,
     fs::File,
-    io,
+    io::{self, Seek, SeekFrom},
     os::unix::fs::symlink,
     path::{Path, PathBuf},
     process::{Command, Stdio},
@@ -113,11 +113,11 @@ impl Root {
         Ok(root)
     }
 
-    /// Adds a program of ours, without what only a debugger reads.
+    /// Adds a program of ours, without what only a debugger reads: unpacking is slow there.
     pub(crate) fn program(&self, from: &Path, to: &str) -> anyhow::Result<()> {
         let place = self.place(Path::new(to))?;
         let mut strip = Command::new("strip");
-        strip.arg("--strip-debug").arg("-o").arg(&place).arg(from);
+        strip.arg("--strip-all").arg("-o").arg(&place).arg(from);
         let status = strip.status().context("could not run strip (hint: it is in binutils)")?;
         if !status.success() {
             bail!("could not copy {} without its debug information", from.display());
@@ -125,9 +125,12 @@ impl Root {
         self.libraries(from)
     }
 
-    /// Writes it as an archive for the kernel.
-    pub(crate) fn pack(&self, archive: &Path) -> anyhow::Result<()> {
-        pack(&self.folder, archive)
+    /// Packs it.
+    pub(crate) fn pack(&self, path: PathBuf) -> anyhow::Result<Archive> {
+        let file = File::create(&path);
+        pack(&self.folder, file.with_context(|| format!("could not make {}", path.display()))?)?;
+        let programs = fs::metadata(&path).context("could not see what was packed")?.len();
+        Ok(Archive { path, programs })
     }
 
     /// A file of this machine and what it is linked with.
@@ -178,10 +181,30 @@ impl Drop for Root {
     }
 }
 
-/// Makes the archive a kernel boots with: `programs`, then its modules.
-pub(crate) fn for_kernel(kernel: &Unpacked, programs: &Path, archive: &Path) -> anyhow::Result<()> {
-    let folder = archive.with_extension("modules");
-    let _ = fs::remove_dir_all(&folder);
+/// What kernels boot with, one at a time: the programs, and then the modules of one of them.
+pub(crate) struct Archive {
+    pub(crate) path: PathBuf,
+    /// How many bytes the programs are.
+    programs: u64,
+}
+
+impl Archive {
+    /// Puts the modules of `kernel` in place of another's.
+    pub(crate) fn serve(&self, kernel: &Unpacked) -> anyhow::Result<()> {
+        let mut file = File::options().write(true).open(&self.path)?;
+        file.set_len(self.programs)?;
+        file.seek(SeekFrom::End(0))?;
+        let folder = self.path.with_extension("modules");
+        lay_modules(kernel, &folder)?;
+        let packed = pack(&folder, file);
+        let _ = fs::remove_dir_all(&folder);
+        packed
+    }
+}
+
+/// Makes `folder` a root with the modules that machines need, and nothing else.
+fn lay_modules(kernel: &Unpacked, folder: &Path) -> anyhow::Result<()> {
+    let _ = fs::remove_dir_all(folder);
     let to = folder.join("usr/lib/modules").join(&kernel.release);
     for module in modules(kernel)? {
         let (from, to) = (kernel.modules.join(&module), to.join(&module));
@@ -196,12 +219,8 @@ pub(crate) fn for_kernel(kernel: &Unpacked, programs: &Path, archive: &Path) -> 
     }
     // depmod looks where modules were before /usr was merged.
     symlink("usr/lib", folder.join("lib"))?;
-    depmod(&folder, &kernel.release)?;
-    fs::remove_file(folder.join("lib"))?;
-    fs::copy(programs, archive)?;
-    let packed = pack_onto(&folder, File::options().append(true).open(archive)?);
-    let _ = fs::remove_dir_all(&folder);
-    packed
+    depmod(folder, &kernel.release)?;
+    fs::remove_file(folder.join("lib")).context("could not remove a link")
 }
 
 /// The wanted modules and all they need, as paths below the kernel's folder of modules.
@@ -245,13 +264,8 @@ fn depmod(base: &Path, release: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn pack(folder: &Path, archive: &Path) -> anyhow::Result<()> {
-    let file =
-        File::create(archive).with_context(|| format!("could not make {}", archive.display()))?;
-    pack_onto(folder, file)
-}
-
-fn pack_onto(folder: &Path, archive: File) -> anyhow::Result<()> {
+/// Writes all that is in `folder` to an archive of the kind that the kernel unpacks.
+fn pack(folder: &Path, archive: File) -> anyhow::Result<()> {
     let mut cpio = Command::new("cpio");
     cpio.args(["--create", "--null", "--format", "newc", "--owner", "0:0", "--quiet"]);
     cpio.current_dir(folder).stdin(Stdio::piped()).stdout(archive);

@@ -11,7 +11,7 @@ use std::{
 
 use anyhow::{Context, bail};
 
-use super::{archive::Unpacked, qemu::Qemu};
+use super::{archive::Unpacked, initramfs::Archive, qemu::Qemu};
 
 /// How long a machine may run before it counts as stuck.
 const AT_MOST: Duration = Duration::from_secs(20 * 60);
@@ -24,14 +24,14 @@ pub(crate) struct Machine<'a> {
     pub(crate) qemu: &'a Qemu,
     pub(crate) kernel: &'a Unpacked,
     /// Its root file system.
-    pub(crate) archive: &'a Path,
+    pub(crate) archive: &'a Archive,
 }
 
 impl Machine<'_> {
     fn command(&self, init: &[&str]) -> Command {
         let mut command = self.qemu.command();
         command.args(["-smp", PROCESSORS, "-m", MEMORY]);
-        command.arg("-kernel").arg(&self.kernel.image).arg("-initrd").arg(self.archive);
+        command.arg("-kernel").arg(&self.kernel.image).arg("-initrd").arg(&self.archive.path);
         // A kernel in trouble says so and ends the machine at once: a bug of its own (`oops`), or
         // a processor that comes back from nowhere for two minutes (twice `watchdog_thresh`).
         // What follows the dashes is for the init program.

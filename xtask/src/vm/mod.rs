@@ -12,18 +12,13 @@ mod machine;
 mod qemu;
 mod report;
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    time::Instant,
-};
+use std::{fs, path::PathBuf, time::Instant};
 
 use anyhow::{Context, bail};
 use clap::Args;
 
 use self::{
-    archive::Unpacked,
-    initramfs::Root,
+    initramfs::{Archive, Root},
     kernel::{Kernel, Kernels},
     machine::Machine,
     qemu::Qemu,
@@ -101,13 +96,12 @@ impl Vm {
         let qemu = Qemu::find()?;
         let programs = cargo::programs_with(Arch::HERE, Profile::Release, self.broken_steer)?;
         let folder = Folder::make()?;
-        let common = folder.0.join("programs.cpio");
+        let path = folder.0.join("root.cpio");
         let Kernels(kernels) = &self.kernel;
         if self.shell {
             let kernel = archive::fetch(kernels[0])?;
-            pack_programs(&programs, &cargo::demo_programs()?, &common)?;
-            let archive = folder.archive(&kernel);
-            initramfs::for_kernel(&kernel, &common, &archive)?;
+            let archive = pack_programs(&programs, &cargo::demo_programs()?, path)?;
+            archive.serve(&kernel)?;
             return Machine { qemu: &qemu, kernel: &kernel, archive: &archive }.shell();
         }
         let tests = cargo::test_programs(Arch::HERE)?;
@@ -117,11 +111,11 @@ impl Vm {
             None => !ELSEWHERE.iter().any(|(elsewhere, _)| elsewhere == name),
         };
         let tests: Vec<_> = tests.iter().filter(concerning).cloned().collect();
-        pack_programs(&programs, &tests, &common)?;
+        let archive = pack_programs(&programs, &tests, path)?;
 
         let mut reports = Vec::new();
         for &kernel in kernels {
-            reports.push((kernel, self.run_on(kernel, &qemu, &common, &folder)?));
+            reports.push((kernel, self.run_on(kernel, &qemu, &archive)?));
         }
         let matrix = Matrix(&reports);
         println!("\n{}\n", matrix.table());
@@ -133,16 +127,9 @@ impl Vm {
         if self.record { record(&matrix) } else { Ok(()) }
     }
 
-    fn run_on(
-        &self,
-        kernel: Kernel,
-        qemu: &Qemu,
-        common: &Path,
-        folder: &Folder,
-    ) -> anyhow::Result<Report> {
+    fn run_on(&self, kernel: Kernel, qemu: &Qemu, archive: &Archive) -> anyhow::Result<Report> {
         let unpacked = archive::fetch(kernel)?;
-        let archive = folder.archive(&unpacked);
-        initramfs::for_kernel(&unpacked, common, &archive)?;
+        archive.serve(&unpacked)?;
         println!("== kernel {}", unpacked.release);
         let console = cargo::target_dir()?.join(format!("vm-console-{kernel}.log"));
         let mut arguments = vec!["test", "--cgroups", kernel.cgroups()];
@@ -152,7 +139,7 @@ impl Vm {
         }
         let began = Instant::now();
         let mut report = Report::default();
-        let machine = Machine { qemu, kernel: &unpacked, archive: &archive };
+        let machine = Machine { qemu, kernel: &unpacked, archive };
         let ran = machine.run(&arguments, &console, |line| {
             if report.line(line) {
                 println!("[{kernel}] {line}");
@@ -163,7 +150,6 @@ impl Vm {
             println!("[{kernel}] error: {error:#}");
         }
         report.seconds = began.elapsed().as_secs();
-        fs::remove_file(&archive).context("could not remove an initramfs")?;
         if report.verdict.is_none() {
             let said = fs::read_to_string(&console).unwrap_or_default();
             let last: Vec<_> = said.lines().rev().take(80).collect();
@@ -180,8 +166,8 @@ impl Vm {
 fn pack_programs(
     programs: &Programs,
     others: &[(String, PathBuf)],
-    archive: &Path,
-) -> anyhow::Result<()> {
+    archive: PathBuf,
+) -> anyhow::Result<Archive> {
     let step = Step::start("Packing the virtual machines' programs");
     let root = Root::lay(archive.with_extension("root"))?;
     root.program(&programs.agent, "/sluice/sluice")?;
@@ -192,12 +178,12 @@ fn pack_programs(
     for (name, path) in others {
         root.program(path, &format!("/sluice/run/{name}"))?;
     }
-    root.pack(archive)?;
+    let archive = root.pack(archive)?;
     step.done();
-    Ok(())
+    Ok(archive)
 }
 
-/// Where archives are made; gone afterwards, for they are large.
+/// Where the archive is made; gone afterwards, for it is large.
 struct Folder(PathBuf);
 
 impl Folder {
@@ -205,10 +191,6 @@ impl Folder {
         let path = cargo::target_dir()?.join(format!("vm-{}", std::process::id()));
         fs::create_dir_all(&path).with_context(|| format!("could not make {}", path.display()))?;
         Ok(Self(path))
-    }
-
-    fn archive(&self, kernel: &Unpacked) -> PathBuf {
-        self.0.join(format!("{}.cpio", kernel.kernel.name()))
     }
 }
 

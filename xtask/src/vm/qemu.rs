@@ -10,10 +10,8 @@ use std::{
 use anyhow::{Context, bail};
 
 use crate::{
-    apt::{Apt, Suites},
-    arch::Arch,
+    apt::{self, Suites},
     needs,
-    step::Step,
 };
 
 /// Before it, QEMU's translation is not to be trusted with a Linux of two processors: one may
@@ -90,18 +88,15 @@ impl Qemu {
     /// The newest that Debian has made for this machine's release. The libraries it is linked
     /// with are those of the release's own.
     fn backported(accelerator: Accelerator) -> anyhow::Result<Self> {
-        let folder = needs::cache().join("vm/apt/qemu");
-        let apt = Apt::new(folder, Suites::backports_here()?, Arch::HERE)?;
-        apt.refresh("Looking for a newer QEMU")?;
         let names = [needs::QEMU_PACKAGE, "qemu-system-common", "qemu-system-data", "seabios"];
-        let packages = names.map(|name| apt.show(name).map(|shown| shown.package));
-        let packages = packages.into_iter().collect::<Result<Vec<_>, _>>()?;
-        let folder = needs::cache().join("vm/qemu").join(&packages[0].1);
-        if !folder.is_dir() {
-            let step = Step::start("Fetching a newer QEMU");
-            apt.unpack(&packages, &folder, &step)?;
-            step.done();
-        }
+        let apt::Unpacked { folder, .. } = apt::Unpacked::find(
+            "a newer QEMU",
+            needs::cache().join("vm/apt/qemu"),
+            &needs::cache().join("vm/qemu"),
+            Suites::backports_here,
+            |apt| names.into_iter().map(|name| Ok(apt.show(name)?.package)).collect(),
+            |(_, version)| version.clone(),
+        )?;
         let firmware = ["usr/share/qemu", "usr/share/seabios"].map(|place| folder.join(place));
         let program = folder.join("usr/bin").join(needs::QEMU);
         Ok(Self { accelerator, program, firmware: firmware.into() })
