@@ -33,7 +33,7 @@ impl Machine<'_> {
         command.args(["-smp", PROCESSORS, "-m", MEMORY]);
         command.arg("-kernel").arg(&self.kernel.image).arg("-initrd").arg(&self.archive.path);
         // A kernel in trouble says so and ends the machine at once: a bug of its own (`oops`), or
-        // a processor that comes back from nowhere for two minutes (twice `watchdog_thresh`).
+        // a processor that goes on with one thing for two minutes (twice `watchdog_thresh`).
         // What follows the dashes is for the init program.
         let line = format!(
             "console=ttyS0 quiet panic=-1 oops=panic softlockup_panic=1 watchdog_thresh=60 \

@@ -1,9 +1,9 @@
 //! `vm`: the end-to-end tests on Debian's kernels, each in a virtual machine.
 //!
 //! Enters: which kernels, which tests. Leaves: a table, and an error unless every kernel passed.
-//! A machine has a kernel of Debian's archive (`archive.rs`), a root file system in memory made
-//! of this machine's tools and our programs (`initramfs.rs`), and as its init program
-//! `tests/src/bin/vm-init`.
+//! A machine is run by QEMU (`qemu.rs`). It has a kernel of Debian's archive (`archive.rs`), a
+//! root file system in memory made of this machine's tools and our programs (`initramfs.rs`),
+//! and as its init program `tests/src/bin/vm-init`.
 
 mod archive;
 mod initramfs;
