@@ -39,12 +39,6 @@ impl Suites {
     pub(crate) fn here() -> anyhow::Result<Self> {
         Ok(Self::of(&Mirrors::find()?.codename))
     }
-
-    /// Newer packages than this machine's own, made for its release.
-    pub(crate) fn backports_here() -> anyhow::Result<Self> {
-        let release = format!("{}-backports", Mirrors::find()?.codename);
-        Ok(Self { release, security: None })
-    }
 }
 
 /// Packages that are unpacked below the cache, and looked for again once a day.

@@ -23,7 +23,7 @@ const GO_MINOR: u32 = 26;
 /// The QEMU for machines like this one, and its package.
 pub(crate) const QEMU: &str =
     if cfg!(target_arch = "aarch64") { "qemu-system-aarch64" } else { "qemu-system-x86_64" };
-pub(crate) const QEMU_PACKAGE: &str =
+const QEMU_PACKAGE: &str =
     if cfg!(target_arch = "aarch64") { "qemu-system-arm" } else { "qemu-system-x86" };
 /// Where Debian puts the CNI plugins.
 const CNI: &str = "/usr/lib/cni";

@@ -21,7 +21,7 @@ const MEMORY: &str = "2G";
 
 /// A machine that can be started.
 pub(crate) struct Machine<'a> {
-    pub(crate) qemu: &'a Qemu,
+    pub(crate) qemu: Qemu,
     pub(crate) kernel: &'a Unpacked,
     /// Its root file system.
     pub(crate) archive: &'a Archive,

@@ -1,24 +1,8 @@
-//! Which QEMU runs the machines, and how it executes their instructions.
+//! How QEMU executes the machines' instructions.
 
-use std::{
-    env, fs,
-    fs::File,
-    path::{Path, PathBuf},
-    process::Command,
-};
+use std::{env, fs, fs::File, process::Command};
 
-use anyhow::{Context, bail};
-
-use crate::{
-    apt::{self, Suites},
-    needs,
-};
-
-/// Before it, QEMU's translation is not to be trusted with a Linux of two processors: one may
-/// translate code while the other changes it, and keep what it made of the old. Linux changes
-/// its code when, say, a first program is attached to a cgroup, with a breakpoint in between, and
-/// now and then a processor ran into one that was long gone, for ever.
-const TRANSLATES_SAFELY: Version = Version(8, 1);
+use crate::needs;
 
 /// How instructions are executed.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -57,65 +41,21 @@ impl Accelerator {
 }
 
 /// QEMU on this machine.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Qemu {
     accelerator: Accelerator,
-    program: PathBuf,
-    /// Where its firmware is, if not where it looks by itself.
-    firmware: Vec<PathBuf>,
 }
 
 impl Qemu {
-    /// The one on the path; or where that cannot be trusted, a newer one that Debian has made for
-    /// the same release, fetched into the cache.
-    pub(crate) fn find() -> anyhow::Result<Self> {
-        let accelerator = Accelerator::find();
-        let installed = Self { accelerator, program: needs::QEMU.into(), firmware: Vec::new() };
-        let version = installed.version()?;
-        if accelerator == Accelerator::Kvm || version >= TRANSLATES_SAFELY {
-            return Ok(installed);
-        }
-        let Version(major, minor) = TRANSLATES_SAFELY;
-        let newer = Self::backported(accelerator).and_then(|newer| match newer.version()? {
-            version if version >= TRANSLATES_SAFELY => Ok(newer),
-            Version(major, minor) => bail!("Debian's backports have {major}.{minor}"),
-        });
-        newer.with_context(|| {
-            format!("QEMU is too old (hint: without KVM, this needs {major}.{minor} or newer)")
-        })
-    }
-
-    /// The newest that Debian has made for this machine's release. The libraries it is linked
-    /// with are those of the release's own.
-    fn backported(accelerator: Accelerator) -> anyhow::Result<Self> {
-        let names = [needs::QEMU_PACKAGE, "qemu-system-common", "qemu-system-data", "seabios"];
-        let apt::Unpacked { folder, .. } = apt::Unpacked::find(
-            "a newer QEMU",
-            needs::cache().join("vm/apt/qemu"),
-            &needs::cache().join("vm/qemu"),
-            Suites::backports_here,
-            |apt| names.into_iter().map(|name| Ok(apt.show(name)?.package)).collect(),
-            |(_, version)| version.clone(),
-        )?;
-        let firmware = ["usr/share/qemu", "usr/share/seabios"].map(|place| folder.join(place));
-        let program = folder.join("usr/bin").join(needs::QEMU);
-        Ok(Self { accelerator, program, firmware: firmware.into() })
-    }
-
-    fn version(&self) -> anyhow::Result<Version> {
-        let said = Command::new(&self.program).arg("--version").output();
-        let said = said.with_context(|| format!("could not run {}", self.program.display()))?;
-        let text = String::from_utf8_lossy(&said.stdout);
-        Version::parse(&text)
-            .with_context(|| format!("{} says no version: {text}", self.program.display()))
+    /// With what works here.
+    pub(crate) fn find() -> Self {
+        Self { accelerator: Accelerator::find() }
     }
 
     /// Runs it, with no machine yet.
-    pub(crate) fn command(&self) -> Command {
-        let mut command = Command::new(&self.program);
+    pub(crate) fn command(self) -> Command {
+        let mut command = Command::new(needs::QEMU);
         command.args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"]);
-        let with_option = |place: &PathBuf| [Path::new("-L").to_owned(), place.clone()];
-        command.args(self.firmware.iter().flat_map(with_option));
         command.args(self.accelerator.arguments());
         command
     }
@@ -128,39 +68,12 @@ impl Qemu {
     /// is copied and cleared by loops (112 is `rep_good`), for QEMU goes through a repeated
     /// instruction step by step, and it is not cleared before it is given out. Nor does the kernel
     /// wait for its readers longer than it must (RCU): networks that are removed wait for them.
-    pub(crate) fn parameters(&self) -> &'static str {
+    pub(crate) fn parameters(self) -> &'static str {
         match self.accelerator {
             Accelerator::Kvm => "",
             Accelerator::Tcg => {
                 " norandmaps tsc=reliable clearcpuid=112 init_on_alloc=0 rcupdate.rcu_expedited=1"
             }
         }
-    }
-}
-
-/// Major and minor.
-#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
-struct Version(u32, u32);
-
-impl Version {
-    /// From `QEMU emulator version 7.2.22 (…)`.
-    fn parse(said: &str) -> Option<Self> {
-        let (_, version) = said.split_once(" version ")?;
-        let mut numbers = version.split(|c: char| !c.is_ascii_digit()).map(str::parse);
-        Some(Self(numbers.next()?.ok()?, numbers.next()?.ok()?))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_version_is_found_in_what_qemu_says_and_compares_by_number() {
-        let debian = "QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7+deb12u18+b3)\nCopyright";
-        assert_eq!(Version::parse(debian), Some(Version(7, 2)));
-        assert_eq!(Version::parse("QEMU emulator version 11.1\n"), Some(Version(11, 1)));
-        assert_eq!(Version::parse("command not found"), None);
-        assert!(Version(7, 2) < TRANSLATES_SAFELY && TRANSLATES_SAFELY < Version(10, 0));
     }
 }

@@ -11,7 +11,7 @@ use std::{
     fs::{self, File, OpenOptions},
     io::{BufRead, BufReader},
     os::{fd::AsFd, unix::process::CommandExt},
-    path::Path,
+    path::{Path, PathBuf},
     process::{Command, ExitCode, Stdio},
 };
 
@@ -19,9 +19,14 @@ use anyhow::{Context, bail};
 use clap::{Parser, Subcommand, ValueEnum};
 use nix::{
     mount::{MsFlags, mount},
-    sys::reboot::{RebootMode, reboot},
+    sys::{
+        reboot::{RebootMode, reboot},
+        resource::{Resource, getrlimit, setrlimit},
+    },
     unistd::{Pid, dup2_stderr, dup2_stdout, getpid, setsid, sync},
 };
+
+use sluice_tests::{Attachment, CgroupProgram, OnConnect};
 
 const PROGRAMS: &str = "/sluice/run";
 /// The serial line for whoever reads results; the kernel's messages go to the first.
@@ -86,7 +91,8 @@ fn work() -> anyhow::Result<()> {
     done(Command::new("ip").args(["link", "set", "lo", "up"]))?;
     match options.work {
         Work::Test { cgroups, skip, filter } => {
-            mount_cgroups(cgroups)?;
+            let cgroup2 = mount_cgroups(cgroups)?;
+            let _kept = keep_programs_below(&cgroup2)?;
             test(filter.as_deref(), &skip)
         }
         Work::Shell => {
@@ -109,10 +115,12 @@ fn mount_at(kind: &str, place: &str, options: Option<&str>) -> anyhow::Result<()
         .with_context(|| format!("could not mount {kind} at {place}"))
 }
 
-fn mount_cgroups(layout: Cgroups) -> anyhow::Result<()> {
+/// Mounts cgroups, and returns where those of version 2 are.
+fn mount_cgroups(layout: Cgroups) -> anyhow::Result<PathBuf> {
     const ROOT: &str = "/sys/fs/cgroup";
     if layout == Cgroups::Unified {
-        return mount_at("cgroup2", ROOT, None);
+        mount_at("cgroup2", ROOT, None)?;
+        return Ok(ROOT.into());
     }
     mount_at("tmpfs", ROOT, None)?;
     // As systemd has it: some controllers with version 1, and version 2 for keeping track.
@@ -125,7 +133,25 @@ fn mount_cgroups(layout: Cgroups) -> anyhow::Result<()> {
     }
     let unified = format!("{ROOT}/unified");
     fs::create_dir(&unified)?;
-    mount_at("cgroup2", &unified, None)
+    mount_at("cgroup2", &unified, None)?;
+    Ok(unified.into())
+}
+
+/// Keeps programs attached to a cgroup where nothing runs.
+///
+/// Linux changes its code when a first such program is attached and when the last is gone, with a
+/// breakpoint in between. QEMU before 8.1 may translate code in the moment in which another
+/// processor changes it and keep what it made of the old: a processor then ran into a breakpoint
+/// that was long gone, for ever.
+fn keep_programs_below(cgroup2: &Path) -> anyhow::Result<[CgroupProgram; 2]> {
+    let cgroup = cgroup2.join("kept");
+    fs::create_dir(&cgroup)?;
+    let attach = |ipv6| CgroupProgram::attach(&cgroup, Attachment::Link, ipv6, OnConnect::Allow);
+    // Loading lifts the limit on old kernels, and tests are to find it as it was.
+    let (soft, hard) = getrlimit(Resource::RLIMIT_MEMLOCK)?;
+    let kept = [attach(false)?, attach(true)?];
+    setrlimit(Resource::RLIMIT_MEMLOCK, soft, hard)?;
+    Ok(kept)
 }
 
 /// Sends what this process and its children print to another terminal.
