@@ -1,7 +1,4 @@
-//! Test programs one after the other, and what they print in that order.
-//!
-//! While the last test of a program goes on alone, the next program begins: a test waits for its
-//! processes now and then, and an emulated processor is too slow to stand still.
+//! Test programs, one after the other.
 
 use std::{
     fs::File,
@@ -37,7 +34,7 @@ pub(crate) fn run(programs: Vec<(String, Command)>) -> anyhow::Result<Vec<String
     let mut running: Vec<Program> = Vec::new();
     let mut red = Vec::new();
     loop {
-        let room = running.len() < 2 && running.iter().all(Program::is_nearly_over);
+        let room = running.is_empty();
         if let Some((name, command)) = room.then(|| programs.next()).flatten() {
             running.push(Program::start(name, command)?);
         }
@@ -72,8 +69,6 @@ struct Program {
     rest: Vec<u8>,
     /// What it printed before and was not passed on yet.
     lines: String,
-    /// How many tests it has, and how many of them are over.
-    tests: [usize; 2],
     /// Known once it has ended.
     succeeded: Option<bool>,
 }
@@ -90,16 +85,9 @@ impl Program {
             output: File::open(path)?,
             rest: Vec::new(),
             lines: format!("@@ program {name}\n"),
-            tests: [0, 0],
             succeeded: None,
             name,
         })
-    }
-
-    /// Whether one test is left at most.
-    fn is_nearly_over(&self) -> bool {
-        let [all, over] = self.tests;
-        self.succeeded.is_some() || (all > 0 && over + 1 >= all)
     }
 
     /// Takes in what it has printed meanwhile.
@@ -108,12 +96,6 @@ impl Program {
         while let Some(end) = self.rest.iter().position(|byte| *byte == b'\n') {
             let line: Vec<u8> = self.rest.drain(..=end).collect();
             let line = String::from_utf8_lossy(&line);
-            if let Some(number) = line.strip_prefix("running ") {
-                let number = number.split(' ').next().and_then(|number| number.parse().ok());
-                self.tests[0] = number.unwrap_or(0);
-            } else if line.starts_with("test ") && line.contains(" ... ") {
-                self.tests[1] += 1;
-            }
             self.lines.push_str(&line);
         }
         Ok(())
