@@ -11,7 +11,7 @@ use std::{
 
 use anyhow::{Context, bail};
 
-use super::{archive::Unpacked, initramfs::Archive, qemu::Qemu};
+use super::{archive::Unpacked, initramfs::Archive, qemu::Accelerator};
 
 /// How long a machine may run before it counts as stuck.
 const AT_MOST: Duration = Duration::from_secs(20 * 60);
@@ -21,7 +21,7 @@ const MEMORY: &str = "2G";
 
 /// A machine that can be started.
 pub(crate) struct Machine<'a> {
-    pub(crate) qemu: Qemu,
+    pub(crate) accelerator: Accelerator,
     pub(crate) kernel: &'a Unpacked,
     /// Its root file system.
     pub(crate) archive: &'a Archive,
@@ -29,7 +29,7 @@ pub(crate) struct Machine<'a> {
 
 impl Machine<'_> {
     fn command(&self, init: &[&str]) -> Command {
-        let mut command = self.qemu.command();
+        let mut command = self.accelerator.command();
         command.args(["-smp", PROCESSORS, "-m", MEMORY]);
         command.arg("-kernel").arg(&self.kernel.image).arg("-initrd").arg(&self.archive.path);
         // A kernel in trouble says so and ends the machine at once: a bug of its own (`oops`), or
@@ -38,7 +38,7 @@ impl Machine<'_> {
         let line = format!(
             "console=ttyS0 quiet panic=-1 oops=panic softlockup_panic=1 watchdog_thresh=60 \
              mitigations=off{} rdinit=/sluice/init -- {}",
-            self.qemu.parameters(),
+            self.accelerator.parameters(),
             init.join(" ")
         );
         command.args(["-append", &line]);

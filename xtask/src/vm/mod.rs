@@ -21,7 +21,7 @@ use self::{
     initramfs::{Archive, Root},
     kernel::{Kernel, Kernels},
     machine::Machine,
-    qemu::Qemu,
+    qemu::Accelerator,
     report::{Matrix, Report},
 };
 use crate::{
@@ -93,7 +93,7 @@ impl Vm {
 
     pub(crate) fn run(&self) -> anyhow::Result<()> {
         setup::run(&[Purpose::Build, Purpose::Lab, Purpose::Test, Purpose::Vm])?;
-        let qemu = Qemu::find();
+        let accelerator = Accelerator::find();
         let programs = cargo::programs_with(Arch::HERE, Profile::Release, self.broken_steer)?;
         let folder = Folder::make()?;
         let path = folder.0.join("root.cpio");
@@ -102,7 +102,7 @@ impl Vm {
             let kernel = archive::fetch(kernels[0])?;
             let archive = pack_programs(&programs, &cargo::demo_programs()?, path)?;
             archive.serve(&kernel)?;
-            return Machine { qemu, kernel: &kernel, archive: &archive }.shell();
+            return Machine { accelerator, kernel: &kernel, archive: &archive }.shell();
         }
         let tests = cargo::test_programs(Arch::HERE)?;
         let concerning = |(name, _): &&(String, PathBuf)| match &self.test {
@@ -115,7 +115,7 @@ impl Vm {
 
         let mut reports = Vec::new();
         for &kernel in kernels {
-            reports.push((kernel, self.run_on(kernel, qemu, &archive)?));
+            reports.push((kernel, self.run_on(kernel, accelerator, &archive)?));
         }
         let matrix = Matrix(&reports);
         println!("\n{}\n", matrix.table());
@@ -127,7 +127,12 @@ impl Vm {
         if self.record { record(&matrix) } else { Ok(()) }
     }
 
-    fn run_on(&self, kernel: Kernel, qemu: Qemu, archive: &Archive) -> anyhow::Result<Report> {
+    fn run_on(
+        &self,
+        kernel: Kernel,
+        accelerator: Accelerator,
+        archive: &Archive,
+    ) -> anyhow::Result<Report> {
         let unpacked = archive::fetch(kernel)?;
         archive.serve(&unpacked)?;
         println!("== kernel {}", unpacked.release);
@@ -139,7 +144,7 @@ impl Vm {
         }
         let began = Instant::now();
         let mut report = Report::default();
-        let machine = Machine { qemu, kernel: &unpacked, archive };
+        let machine = Machine { accelerator, kernel: &unpacked, archive };
         let ran = machine.run(&arguments, &console, |line| {
             if report.line(line) {
                 println!("[{kernel}] {line}");

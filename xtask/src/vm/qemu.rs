@@ -5,8 +5,8 @@ use std::{env, fs, fs::File, process::Command};
 use crate::needs;
 
 /// How instructions are executed.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-enum Accelerator {
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Accelerator {
     /// By the processor.
     Kvm,
     /// Translated by QEMU, about ten times slower.
@@ -16,7 +16,7 @@ enum Accelerator {
 impl Accelerator {
     /// What works here. A machine that is itself virtual often has `/dev/kvm` and yet cannot
     /// run a kernel with it; the processor's own flags tell.
-    fn find() -> Self {
+    pub(crate) fn find() -> Self {
         let cpu = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
         let virtualises = cpu.split_whitespace().any(|flag| matches!(flag, "vmx" | "svm"));
         let arm = env::consts::ARCH == "aarch64";
@@ -38,25 +38,12 @@ impl Accelerator {
             ],
         }
     }
-}
 
-/// QEMU on this machine.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Qemu {
-    accelerator: Accelerator,
-}
-
-impl Qemu {
-    /// With what works here.
-    pub(crate) fn find() -> Self {
-        Self { accelerator: Accelerator::find() }
-    }
-
-    /// Runs it, with no machine yet.
+    /// QEMU, with no machine yet.
     pub(crate) fn command(self) -> Command {
         let mut command = Command::new(needs::QEMU);
         command.args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"]);
-        command.args(self.accelerator.arguments());
+        command.args(self.arguments());
         command
     }
 
@@ -69,9 +56,9 @@ impl Qemu {
     /// instruction step by step, and it is not cleared before it is given out. Nor does the kernel
     /// wait for its readers longer than it must (RCU): networks that are removed wait for them.
     pub(crate) fn parameters(self) -> &'static str {
-        match self.accelerator {
-            Accelerator::Kvm => "",
-            Accelerator::Tcg => {
+        match self {
+            Self::Kvm => "",
+            Self::Tcg => {
                 " norandmaps tsc=reliable clearcpuid=112 init_on_alloc=0 rcupdate.rcu_expedited=1"
             }
         }

@@ -4,8 +4,7 @@
 //! and turns the machine off. Its own lines begin with `@@`, for the caller at the other end of
 //! the serial line: `kernel RELEASE`, `program NAME` before each program, and `verdict` at last.
 
-mod programs;
-mod threads;
+mod watch;
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -22,11 +21,13 @@ use nix::{
     sys::{
         reboot::{RebootMode, reboot},
         resource::{Resource, getrlimit, setrlimit},
+        wait::{WaitStatus, waitpid},
     },
     unistd::{Pid, dup2_stderr, dup2_stdout, getpid, setsid, sync},
 };
-
 use sluice_tests::{Attachment, CgroupProgram, OnConnect};
+
+use self::watch::Watch;
 
 const PROGRAMS: &str = "/sluice/run";
 /// The serial line for whoever reads results; the kernel's messages go to the first.
@@ -165,25 +166,45 @@ fn say_to(terminal: &str) -> anyhow::Result<()> {
 fn test(filter: Option<&str>, skip: &[String]) -> anyhow::Result<()> {
     let release = fs::read_to_string("/proc/sys/kernel/osrelease")?;
     println!("@@ kernel {}", release.trim());
-    let mut programs = Vec::new();
+    let mut names = Vec::new();
     for entry in fs::read_dir(PROGRAMS).with_context(|| format!("could not list {PROGRAMS}"))? {
-        let path = entry?.path();
-        let mut program = Command::new(&path);
-        environment(&mut program);
+        names.push(entry?.file_name());
+    }
+    names.sort();
+    let mut red = Vec::new();
+    for name in names {
+        println!("@@ program {}", name.display());
+        let mut program = Command::new(Path::new(PROGRAMS).join(&name));
         // So that the reader learns what a test found to be impossible here.
         program.arg("--show-output").args(filter);
         program.args(skip.iter().flat_map(|name| ["--skip", name]));
-        let name = path.file_name().context("a program has a name")?;
-        programs.push((name.display().to_string(), program));
+        if !run(&mut program)? {
+            red.push(name.display().to_string());
+        }
     }
-    programs.sort_by(|(one, _), (other, _)| one.cmp(other));
-    let red = programs::run(programs)?;
     if red.is_empty() {
         println!("@@ verdict passed");
     } else {
         println!("@@ verdict failed: {}", red.join(", "));
     }
     Ok(())
+}
+
+/// Runs a program of ours to its end, and tells whether it succeeded.
+fn run(program: &mut Command) -> anyhow::Result<bool> {
+    environment(program);
+    let child = program.stdin(Stdio::null()).spawn();
+    let child = child.with_context(|| format!("could not run {program:?}"))?;
+    let id = Pid::from_raw(child.id().cast_signed());
+    let _watch = Watch::over(id);
+    loop {
+        // Orphans come to the first process, which has to see their end as well.
+        match waitpid(None, None)? {
+            WaitStatus::Exited(ended, status) if ended == id => return Ok(status == 0),
+            WaitStatus::Signaled(ended, _, _) if ended == id => return Ok(false),
+            _ => {}
+        }
+    }
 }
 
 fn environment(program: &mut Command) {

@@ -1,11 +1,46 @@
-//! What the threads of a machine wait for, when a program does not end.
+//! An eye on a test program: one that does not end is killed, and it is said what it waited for.
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    path::Path,
+    sync::mpsc::{self, RecvTimeoutError},
+    thread,
+    time::Duration,
+};
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+
+/// How long a test program may run. The longest takes a minute when the machine is not shared.
+const AT_MOST: Duration = Duration::from_secs(5 * 60);
+
+/// Watches a program until dropped.
+pub(crate) struct Watch {
+    _ends: mpsc::Sender<()>,
+}
+
+impl Watch {
+    pub(crate) fn over(program: Pid) -> Self {
+        let (ends, ended) = mpsc::channel::<()>();
+        thread::spawn(move || {
+            if ended.recv_timeout(AT_MOST) == Err(RecvTimeoutError::Timeout) {
+                println!(
+                    "error: not over after {} minutes; killed. Threads:",
+                    AT_MOST.as_secs() / 60
+                );
+                tell_of_threads();
+                let _ = kill(program, Signal::SIGKILL);
+            }
+        });
+        Self { _ends: ends }
+    }
+}
 
 /// Where every thread waits in the kernel: of programs all, of the kernel's own those that cannot
 /// be interrupted, for one of them may hold up the others.
-pub(crate) fn list() -> String {
-    let mut text = "Threads:\n".to_owned();
+fn tell_of_threads() {
     for process in numbered("/proc") {
         let of_kernel = fs::read(format!("{process}/cmdline")).is_ok_and(|line| line.is_empty());
         for thread in numbered(&format!("{process}/task")) {
@@ -20,13 +55,12 @@ pub(crate) fn list() -> String {
             if of_kernel && state != 'D' {
                 continue;
             }
-            text += &format!("{thread} {} {state} syscall {}\n", read("comm"), read("syscall"));
+            println!("{thread} {} {state} syscall {}", read("comm"), read("syscall"));
             for line in read("stack").lines().take(8) {
-                text += &format!("    {line}\n");
+                println!("    {line}");
             }
         }
     }
-    text
 }
 
 /// The entries of a folder that are named by a number.
