@@ -71,6 +71,7 @@ pub use output::Output;
 pub use pod::{Pod, PodOptions};
 pub use process::{Finished, Process};
 pub use programs::{PublicProgram, agent_program, sample_program};
+pub use record::Registry;
 pub use socket_option::{fast_open_connect, fast_open_listener};
 pub use sockets::serve as serve_sockets;
 pub use span::{Kind, Span};

@@ -19,6 +19,26 @@ use crate::{bpffs, cgroup, netns};
 /// Records and working directories of labs.
 pub(crate) const FOLDER: &str = "/run/sluice-lab";
 const RECORD: &str = "lock";
+const REGISTRY: &str = "registry";
+
+/// While this is held, no record is made, taken for an orphan or removed, by any process.
+#[derive(Debug)]
+pub struct Registry {
+    _held: Flock<File>,
+}
+
+impl Registry {
+    /// Waits until nobody else has it.
+    ///
+    /// # Errors
+    /// Without root.
+    pub fn hold() -> anyhow::Result<Self> {
+        fs::create_dir_all(FOLDER)
+            .with_context(|| format!("could not make {FOLDER} (hint: labs need root)"))?;
+        let _held = lock(&Path::new(FOLDER).join(REGISTRY), FlockArg::LockExclusive)?;
+        Ok(Self { _held })
+    }
+}
 
 /// A lab's name, held for as long as this lives.
 #[derive(Debug)]
@@ -30,11 +50,8 @@ pub(crate) struct Record {
 impl Record {
     /// Removes what dead labs left, then takes a name that nobody has.
     pub(crate) fn take() -> anyhow::Result<Self> {
-        fs::create_dir_all(FOLDER)
-            .with_context(|| format!("could not make {FOLDER} (hint: labs need root)"))?;
-        // Held while names are given and taken, so that no record is seen before it is locked.
-        let _registry = lock(&Path::new(FOLDER).join("registry"), FlockArg::LockExclusive)?;
-        sweep()?;
+        let registry = Registry::hold()?;
+        sweep(&registry)?;
         loop {
             // Never a name again, so that nobody takes a lab for one that is gone.
             static NEXT: AtomicU32 = AtomicU32::new(0);
@@ -77,23 +94,34 @@ fn lock(path: &Path, how: FlockArg) -> anyhow::Result<Flock<File>> {
 }
 
 /// Removes everything of the labs nobody holds.
-fn sweep() -> anyhow::Result<()> {
+fn sweep(registry: &Registry) -> anyhow::Result<()> {
     for entry in fs::read_dir(FOLDER).context("could not list labs")?.flatten() {
         let record = entry.path().join(RECORD);
         if record.is_file() && lock(&record, FlockArg::LockExclusiveNonblock).is_ok() {
             let name = entry.file_name();
-            remove_all(&name.to_string_lossy())?;
+            let name = name.to_string_lossy();
+            remove_belongings(&name)?;
+            remove_record(&name, registry)?;
         }
     }
     Ok(())
 }
 
-/// Removes everything that belongs to a lab, whatever of it there is. Processes go first, for
-/// they hold the rest; the directory with the record goes last, so that a failure is retried.
+/// Removes everything that belongs to a lab, whatever of it there is. The directory with the
+/// record goes last, so that a failure is retried.
 pub(crate) fn remove_all(lab: &str) -> anyhow::Result<()> {
+    remove_belongings(lab)?;
+    remove_record(lab, &Registry::hold()?)
+}
+
+/// Processes go first, for they hold the rest.
+fn remove_belongings(lab: &str) -> anyhow::Result<()> {
     cgroup::delete(lab)?;
     bpffs::delete(lab)?;
-    netns::delete_all(&format!("{lab}-"))?;
+    netns::delete_all(&format!("{lab}-"))
+}
+
+fn remove_record(lab: &str, _: &Registry) -> anyhow::Result<()> {
     let folder = directory(lab);
     fs::remove_dir_all(&folder).with_context(|| format!("could not remove {}", folder.display()))
 }

@@ -8,7 +8,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-use sluice_tests::{Lab, Netns, PATIENCE, Pod, Tcpdump, firewall_rules};
+use sluice_tests::{Lab, Netns, PATIENCE, Pod, Registry, Tcpdump, firewall_rules};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// Set for a copy of this program that makes a lab and waits to be killed.
@@ -158,11 +158,14 @@ fn what_a_killed_run_left_is_removed_by_the_next_lab() -> anyhow::Result<()> {
         line.unwrap_or_else(|| panic!("no {key} in {printed}")).to_owned()
     };
     let (name, directory, orphan) = (value("lab="), value("directory="), value("orphan="));
+    // Or the lab of another test is the next.
+    let registry = Registry::hold()?;
     child.kill()?;
     child.wait()?;
     let orphan = orphan.parse()?;
     assert!(is_running(orphan), "nothing is left to remove");
     assert_ne!(traces_of(&name, Path::new(&directory)), Vec::<String>::new());
+    drop(registry);
 
     let _next = Lab::new()?;
     assert!(!is_running(orphan));
