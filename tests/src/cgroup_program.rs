@@ -21,12 +21,13 @@ use std::{
     net::{IpAddr, SocketAddr},
     os::fd::{AsRawFd, FromRawFd, OwnedFd},
     path::Path,
+    sync::{Mutex, PoisonError},
 };
 
 use anyhow::Context;
 use nix::{
     libc,
-    sys::resource::{RLIM_INFINITY, Resource, setrlimit},
+    sys::resource::{RLIM_INFINITY, Resource, getrlimit, setrlimit},
 };
 
 /// What the program does.
@@ -237,11 +238,22 @@ fn load(hook: u32, program: &[Instruction]) -> io::Result<OwnedFd> {
         expected_attachment: hook,
         ..Load::default()
     };
-    // Kernels before 5.11 charge programs to this limit; others refuse nothing for it.
-    let _ = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY);
-    let loaded = bpf(BPF_PROG_LOAD, &attributes)?;
+    let loaded = without_memory_limit(|| bpf(BPF_PROG_LOAD, &attributes))?;
     // SAFETY: the kernel has just made this descriptor; nothing else has it.
     Ok(unsafe { OwnedFd::from_raw_fd(loaded) })
+}
+
+/// Kernels before 5.11 charge programs to this limit; others refuse nothing for it. It is put
+/// back: what is started later is to find it as the machine has it.
+fn without_memory_limit<T>(work: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let (soft, hard) = getrlimit(Resource::RLIMIT_MEMLOCK)?;
+    // Who may not lift it may lack nothing all the same.
+    let _ = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY);
+    let done = work();
+    setrlimit(Resource::RLIMIT_MEMLOCK, soft, hard)?;
+    done
 }
 
 /// One call of bpf(2); `attributes` has the layout that `command` asks for.

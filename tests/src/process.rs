@@ -18,6 +18,7 @@ use nix::{
     sched::{CloneFlags, setns},
     sys::{
         prctl::set_pdeathsig,
+        resource::{Resource, getrlimit, setrlimit},
         signal::{Signal, killpg},
     },
     unistd::{Pid, write},
@@ -94,15 +95,18 @@ impl Place {
                 .with_context(|| format!("could not open {}", procs.display()))?,
         );
         let netns = self.netns.clone();
+        let (_, open_files) = getrlimit(Resource::RLIMIT_NOFILE)?;
         command.process_group(0);
         let enter = move || {
             // First, so that whatever the process does from here on is accounted to the pod.
             write(procs.as_fd(), b"0")?;
             setns(netns.as_fd(), CloneFlags::CLONE_NEWNET)?;
             set_pdeathsig(Signal::SIGKILL)?;
+            // What a service manager gives a program, unless told otherwise.
+            setrlimit(Resource::RLIMIT_NOFILE, open_files.min(1024), open_files)?;
             Ok(())
         };
-        // SAFETY: between fork and exec, `enter` makes three system calls on descriptors opened
+        // SAFETY: between fork and exec, `enter` makes four system calls, on descriptors opened
         // before; it allocates nothing and takes no lock.
         unsafe { command.pre_exec(enter) };
         on_lasting_thread(move || command.spawn().map_err(Into::into))

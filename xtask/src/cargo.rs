@@ -187,8 +187,8 @@ pub(crate) fn kube_test(
     run(cargo.envs(environment.iter().copied()), "a test of the Kubernetes cluster")
 }
 
-/// Builds the end-to-end tests and what they start, and returns each test program by its name.
-pub(crate) fn test_programs(arch: Arch) -> anyhow::Result<Vec<(String, PathBuf)>> {
+/// Builds the end-to-end tests and what they start, and returns the tests' program.
+pub(crate) fn test_program(arch: Arch) -> anyhow::Result<PathBuf> {
     let mut helpers = cargo();
     helpers.args(["build", "--package", TESTS, "--bins"]);
     arch.apply(&mut helpers)?;
@@ -206,16 +206,15 @@ pub(crate) fn test_programs(arch: Arch) -> anyhow::Result<Vec<(String, PathBuf)>
     let program = |line: &str| {
         let message: serde_json::Value = serde_json::from_str(line).ok()?;
         let is_test = message["target"]["kind"][0] == "test";
-        let name = message["target"]["name"].as_str().filter(|_| is_test)?;
-        Some((name.to_owned(), PathBuf::from(message["executable"].as_str()?)))
+        is_test.then_some(PathBuf::from(message["executable"].as_str()?))
     };
-    Ok(messages.lines().filter_map(program).collect())
+    messages.lines().find_map(program).context("cargo named no test program")
 }
 
 /// Builds the demo and what it starts.
-pub(crate) fn demo_programs() -> anyhow::Result<Vec<(String, PathBuf)>> {
+pub(crate) fn demo_program() -> anyhow::Result<PathBuf> {
     run(cargo().args(["build", "--package", TESTS, "--bins"]), "the build of the demo")?;
-    Ok(vec![("demo".to_owned(), target_dir()?.join("debug/demo"))])
+    Ok(target_dir()?.join("debug/demo"))
 }
 
 impl Programs {
@@ -226,8 +225,7 @@ impl Programs {
     }
 
     pub(crate) fn demo(&self, keep: bool) -> anyhow::Result<()> {
-        run(cargo().args(["build", "--package", TESTS, "--bins"]), "the build of the demo")?;
-        let mut demo = self.named_to(Command::new(target_dir()?.join("debug/demo")));
+        let mut demo = self.named_to(Command::new(demo_program()?));
         demo.args(keep.then_some("--keep"));
         // In place of this process: Ctrl-C then reaches nothing but the demo, which cleans up.
         Err(demo.exec()).with_context(|| format!("could not run {demo:?}"))

@@ -144,11 +144,9 @@ impl Build {
         }
         setup::run(&[Purpose::Build, Purpose::Cross])?;
         let programs = cargo::programs_with(self.arch, profile, false)?;
-        let tests = cargo::test_programs(self.arch)?;
-        println!("{}", programs.agent.display());
-        println!("{}", programs.sample.display());
-        for (_, test) in tests {
-            println!("{}", test.display());
+        let tests = cargo::test_program(self.arch)?;
+        for program in [programs.agent, programs.sample, tests] {
+            println!("{}", program.display());
         }
         Ok(())
     }

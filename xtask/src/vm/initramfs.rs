@@ -8,7 +8,7 @@ use std::{
     collections::{BTreeSet, HashMap},
     fs,
     fs::File,
-    io::{self, Seek, SeekFrom},
+    io,
     os::unix::fs::symlink,
     path::{Path, PathBuf},
     process::{Command, Stdio},
@@ -129,8 +129,7 @@ impl Root {
     pub(crate) fn pack(&self, path: PathBuf) -> anyhow::Result<Archive> {
         let file = File::create(&path);
         pack(&self.folder, file.with_context(|| format!("could not make {}", path.display()))?)?;
-        let programs = fs::metadata(&path).context("could not see what was packed")?.len();
-        Ok(Archive { path, programs })
+        Ok(Archive { path })
     }
 
     /// A file of this machine and what it is linked with.
@@ -181,24 +180,23 @@ impl Drop for Root {
     }
 }
 
-/// What kernels boot with, one at a time: the programs, and then the modules of one of them.
+/// The programs, packed.
 pub(crate) struct Archive {
-    pub(crate) path: PathBuf,
-    /// How many bytes the programs are.
-    programs: u64,
+    path: PathBuf,
 }
 
 impl Archive {
-    /// Puts the modules of `kernel` in place of another's.
-    pub(crate) fn serve(&self, kernel: &Unpacked) -> anyhow::Result<()> {
-        let mut file = File::options().write(true).open(&self.path)?;
-        file.set_len(self.programs)?;
-        file.seek(SeekFrom::End(0))?;
-        let folder = self.path.with_extension("modules");
+    /// What `kernel` boots with: the programs, and then its modules. Beside the programs' own file.
+    pub(crate) fn with_modules(&self, kernel: &Unpacked) -> anyhow::Result<PathBuf> {
+        // Its own name may have dots in it.
+        let path = self.path.with_file_name(format!("{}.cpio", kernel.release));
+        fs::copy(&self.path, &path)
+            .with_context(|| format!("could not make {}", path.display()))?;
+        let folder = self.path.with_file_name(format!("{}.modules", kernel.release));
         lay_modules(kernel, &folder)?;
-        let packed = pack(&folder, file);
+        let packed = pack(&folder, File::options().append(true).open(&path)?);
         let _ = fs::remove_dir_all(&folder);
-        packed
+        packed.map(|()| path)
     }
 }
 

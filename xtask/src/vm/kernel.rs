@@ -1,11 +1,11 @@
 //! The kernels of the matrix, and where each comes from.
 
-use std::{fmt, str::FromStr};
+use std::{collections::BTreeSet, fmt, str::FromStr};
 
 use crate::apt::Suites;
 
 /// A kernel of the matrix: the newest of its line that Debian has.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub(crate) enum Kernel {
     /// 5.10, of Debian 11: the oldest that capture works on.
     V5_10,
@@ -56,7 +56,7 @@ impl fmt::Display for Kernel {
     }
 }
 
-/// What `--kernel` chooses.
+/// What `--kernel` chooses: each once, the oldest first.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) struct Kernels(pub(crate) Vec<Kernel>);
 
@@ -75,7 +75,8 @@ impl FromStr for Kernels {
                 format!("no kernel `{name}` in the matrix (hint: {names}, or all)")
             })
         };
-        text.split(',').map(of).collect::<Result<_, _>>().map(Self)
+        let chosen = text.split(',').map(of).collect::<Result<BTreeSet<_>, _>>()?;
+        Ok(Self(chosen.into_iter().collect()))
     }
 }
 
@@ -87,7 +88,7 @@ mod tests {
     fn kernels_are_chosen_by_name_or_all_at_once() {
         let chosen = |text: &str| text.parse::<Kernels>().map(|Kernels(kernels)| kernels);
         assert_eq!(chosen("all"), Ok(Kernel::ALL.to_vec()));
-        assert_eq!(chosen("6.1,latest"), Ok(vec![Kernel::V6_1, Kernel::Latest]));
+        assert_eq!(chosen("latest,6.1,latest"), Ok(vec![Kernel::V6_1, Kernel::Latest]));
         assert!(chosen("6.2").unwrap_err().contains("hint: 5.10, 6.1, 6.12, latest"));
     }
 }

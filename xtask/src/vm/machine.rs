@@ -11,27 +11,25 @@ use std::{
 
 use anyhow::{Context, bail};
 
-use super::{archive::Unpacked, initramfs::Archive, qemu::Accelerator};
+use super::{archive::Unpacked, qemu::Accelerator};
 
 /// How long a machine may run before it counts as stuck.
 const AT_MOST: Duration = Duration::from_secs(20 * 60);
-/// Processors a machine has.
-const PROCESSORS: &str = "2";
 const MEMORY: &str = "2G";
 
 /// A machine that can be started.
 pub(crate) struct Machine<'a> {
     pub(crate) accelerator: Accelerator,
     pub(crate) kernel: &'a Unpacked,
-    /// Its root file system.
-    pub(crate) archive: &'a Archive,
+    /// Its root file system, as an archive.
+    pub(crate) root: &'a Path,
 }
 
 impl Machine<'_> {
     fn command(&self, init: &[&str]) -> Command {
         let mut command = self.accelerator.command();
-        command.args(["-smp", PROCESSORS, "-m", MEMORY]);
-        command.arg("-kernel").arg(&self.kernel.image).arg("-initrd").arg(&self.archive.path);
+        command.args(["-smp", &self.accelerator.processors().to_string(), "-m", MEMORY]);
+        command.arg("-kernel").arg(&self.kernel.image).arg("-initrd").arg(self.root);
         // A kernel in trouble says so and ends the machine at once: a bug of its own (`oops`), or
         // a processor that goes on with one thing for two minutes (twice `watchdog_thresh`).
         // What follows the dashes is for the init program.

@@ -12,12 +12,19 @@ mod machine;
 mod qemu;
 mod report;
 
-use std::{fs, path::PathBuf, time::Instant};
+use std::{
+    fs, iter,
+    path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
+    thread,
+    time::Instant,
+};
 
 use anyhow::{Context, bail};
 use clap::Args;
 
 use self::{
+    archive::Unpacked,
     initramfs::{Archive, Root},
     kernel::{Kernel, Kernels},
     machine::Machine,
@@ -32,7 +39,7 @@ use crate::{
     step::Step,
 };
 
-/// Test programs that say nothing about a kernel, and why.
+/// Subjects that say nothing about a kernel, and why.
 const ELSEWHERE: &[(&str, &str)] = &[
     ("bad_input", "what is said of mistakes"),
     ("bugreport", "what is collected"),
@@ -40,17 +47,20 @@ const ELSEWHERE: &[(&str, &str)] = &[
     ("grpc", "what HTTP/2 frames mean"),
     ("http", "what HTTP messages mean"),
     ("identity", "certificates and who may use them"),
-    ("kube_source", "what an API server says"),
+    KUBE_SOURCE,
     ("load", "sizes and rates for a real processor; `dials` has those that concern the kernel"),
     ("observing", "status, metrics and health"),
     ("otlp", "the encoding of spans"),
     ("peer_authentication", "what policy means"),
-    ("rotel", "a receiver that comes as a Python package"),
+    ROTEL,
     ("server_first", "how protocols are told apart"),
     ("spans", "what is recorded"),
     ("tunnel", "HBONE between agents"),
 ];
-/// Single tests that run elsewhere, of programs that do not, and why.
+/// And these two cannot run in a machine, whoever asks for them.
+const KUBE_SOURCE: (&str, &str) = ("kube_source", "what an API server says, to root certificates");
+const ROTEL: (&str, &str) = ("rotel", "a receiver that comes as a Python package");
+/// Single tests that run elsewhere, of subjects that do not, and why.
 const TESTS_ELSEWHERE: &[(&str, &str)] = &[(
     "an_upgrade_on_both_nodes_fails_no_connect_and_no_request",
     "a load for a real processor; beside it each kernel sees agents take over from one another",
@@ -71,7 +81,7 @@ pub(crate) struct Vm {
     #[arg(long, value_name = "FILTER")]
     test: Option<String>,
 
-    /// Drop into a shell of the first kernel: two nodes, their pods and agents are ready there
+    /// Drop into a shell of the oldest of them: two nodes, their pods and agents are ready there
     #[arg(long, conflicts_with_all = ["test", "record", "broken_steer"])]
     shell: bool,
 
@@ -100,23 +110,16 @@ impl Vm {
         let Kernels(kernels) = &self.kernel;
         if self.shell {
             let kernel = archive::fetch(kernels[0])?;
-            let archive = pack_programs(&programs, &cargo::demo_programs()?, path)?;
-            archive.serve(&kernel)?;
-            return Machine { accelerator, kernel: &kernel, archive: &archive }.shell();
+            let archive = pack_programs(&programs, &cargo::demo_program()?, "/sluice/demo", path)?;
+            let root = archive.with_modules(&kernel)?;
+            return Machine { accelerator, kernel: &kernel, root: &root }.shell();
         }
-        let tests = cargo::test_programs(Arch::HERE)?;
-        let concerning = |(name, _): &&(String, PathBuf)| match &self.test {
-            // It cannot run there at all.
-            Some(_) => name != "rotel",
-            None => !ELSEWHERE.iter().any(|(elsewhere, _)| elsewhere == name),
-        };
-        let tests: Vec<_> = tests.iter().filter(concerning).cloned().collect();
-        let archive = pack_programs(&programs, &tests, path)?;
+        let tests = cargo::test_program(Arch::HERE)?;
+        let archive = pack_programs(&programs, &tests, "/sluice/tests", path)?;
 
-        let mut reports = Vec::new();
-        for &kernel in kernels {
-            reports.push((kernel, self.run_on(kernel, accelerator, &archive)?));
-        }
+        let unpacked = |&kernel| Ok((kernel, archive::fetch(kernel)?));
+        let kernels = kernels.iter().map(unpacked).collect::<anyhow::Result<Vec<_>>>()?;
+        let reports = self.run_on_all(&kernels, accelerator, &archive)?;
         let matrix = Matrix(&reports);
         println!("\n{}\n", matrix.table());
         let red: Vec<_> = reports.iter().filter(|(_, report)| !report.passed()).collect();
@@ -127,24 +130,61 @@ impl Vm {
         if self.record { record(&matrix) } else { Ok(()) }
     }
 
+    /// Which tests are left out, by parts of their names with commas between.
+    fn elsewhere(&self) -> String {
+        let subjects = if self.test.is_some() { &[KUBE_SOURCE, ROTEL] } else { ELSEWHERE };
+        let subjects = subjects.iter().map(|(subject, _)| format!("{subject}::"));
+        let tests = TESTS_ELSEWHERE.iter().filter(|_| self.test.is_none());
+        subjects.chain(tests.map(|(test, _)| (*test).to_owned())).collect::<Vec<_>>().join(",")
+    }
+
+    /// Runs as many machines at once as there are processors for. The newest kernels go first: they
+    /// take longest.
+    fn run_on_all(
+        &self,
+        kernels: &[(Kernel, Unpacked)],
+        accelerator: Accelerator,
+        archive: &Archive,
+    ) -> anyhow::Result<Vec<(Kernel, Report)>> {
+        let here = thread::available_parallelism().context("could not count processors")?;
+        let at_once = (here.get() / accelerator.processors()).clamp(1, kernels.len());
+        let waiting = Mutex::new(kernels.iter());
+        let next = || waiting.lock().unwrap_or_else(PoisonError::into_inner).next_back();
+        let one_after_the_other = || {
+            let run = |(kernel, unpacked): &(Kernel, Unpacked)| {
+                Ok((*kernel, self.run_on(*kernel, unpacked, accelerator, archive)?))
+            };
+            iter::from_fn(next).map(run).collect::<anyhow::Result<Vec<_>>>()
+        };
+        let mut reports = Vec::new();
+        thread::scope(|scope| {
+            let lanes: Vec<_> = (0..at_once).map(|_| scope.spawn(one_after_the_other)).collect();
+            for lane in lanes {
+                reports.extend(lane.join().expect("it does not panic")?);
+            }
+            anyhow::Ok(())
+        })?;
+        reports.sort_by_key(|(kernel, _)| *kernel);
+        Ok(reports)
+    }
+
     fn run_on(
         &self,
         kernel: Kernel,
+        unpacked: &Unpacked,
         accelerator: Accelerator,
         archive: &Archive,
     ) -> anyhow::Result<Report> {
-        let unpacked = archive::fetch(kernel)?;
-        archive.serve(&unpacked)?;
+        let root = archive.with_modules(unpacked)?;
         println!("== kernel {}", unpacked.release);
         let console = cargo::target_dir()?.join(format!("vm-console-{kernel}.log"));
         let mut arguments = vec!["test", "--cgroups", kernel.cgroups()];
-        match &self.test {
-            Some(filter) => arguments.push(filter),
-            None => arguments.extend(TESTS_ELSEWHERE.iter().flat_map(|(test, _)| ["--skip", test])),
-        }
+        let elsewhere = self.elsewhere();
+        arguments.extend(["--skip", &elsewhere]);
+        arguments.extend(self.test.as_deref());
         let began = Instant::now();
         let mut report = Report::default();
-        let machine = Machine { accelerator, kernel: &unpacked, archive };
+        let machine = Machine { accelerator, kernel: unpacked, root: &root };
         let ran = machine.run(&arguments, &console, |line| {
             if report.line(line) {
                 println!("[{kernel}] {line}");
@@ -166,11 +206,12 @@ impl Vm {
     }
 }
 
-/// Lays the root file system and packs it: the agent, the sample application, and `others`
-/// where the init program looks for them.
+/// Lays the root file system and packs it: the agent, the sample application, and `what` the init
+/// program is to run, at the place where it looks for that.
 fn pack_programs(
     programs: &Programs,
-    others: &[(String, PathBuf)],
+    what: &Path,
+    place: &str,
     archive: PathBuf,
 ) -> anyhow::Result<Archive> {
     let step = Step::start("Packing the virtual machines' programs");
@@ -180,9 +221,7 @@ fn pack_programs(
     let helpers = cargo::target_dir()?.join("debug");
     root.program(&helpers.join("vm-init"), "/sluice/init")?;
     root.program(&helpers.join("pod-sockets"), "/sluice/pod-sockets")?;
-    for (name, path) in others {
-        root.program(path, &format!("/sluice/run/{name}"))?;
-    }
+    root.program(what, place)?;
     let archive = root.pack(archive)?;
     step.done();
     Ok(archive)

@@ -32,10 +32,23 @@ impl Accelerator {
             // kernel's to a program's memory (SMAP).
             Self::Tcg => [
                 "-accel",
-                "tcg,thread=multi",
+                "tcg",
                 "-cpu",
                 "max,avx=off,avx2=off,fma=off,f16c=off,erms=off,fsrm=off,la57=off,smap=off",
             ],
+        }
+    }
+
+    /// How many processors a machine has.
+    ///
+    /// QEMU before 8.1 may translate code in the moment in which another processor of the machine
+    /// changes it, and keep what it made of the old: Linux patches itself with breakpoints, and a
+    /// processor then runs into one that is long gone, for ever. Two machines at once are also
+    /// quicker than one with two processors that interrupt each other.
+    pub(crate) fn processors(self) -> usize {
+        match self {
+            Self::Kvm => 2,
+            Self::Tcg => 1,
         }
     }
 

@@ -1,7 +1,7 @@
 //! What the machines say of their tests, line by line, and the table made of it.
 //!
 //! The init program (`tests/src/bin/vm-init`) begins its own lines with [`SIGN`]; between
-//! them is what the test programs print.
+//! them is what the tests' program prints.
 
 use std::{collections::BTreeMap, fmt::Write};
 
@@ -24,16 +24,15 @@ pub(crate) enum Outcome {
 pub(crate) struct Report {
     /// As `uname -r` says.
     pub(crate) release: String,
-    /// By test program, then by test.
-    programs: BTreeMap<String, BTreeMap<String, Outcome>>,
+    /// By subject, then by test.
+    subjects: BTreeMap<String, BTreeMap<String, Outcome>>,
     /// What tests found the kernel to lack.
     pub(crate) lacks: Vec<String>,
     /// What the machine said last of all; `None` when it never got that far.
     pub(crate) verdict: Option<String>,
     /// How long it took, in seconds.
     pub(crate) seconds: u64,
-    program: String,
-    /// Whether the program has come to where libtest tells of successes once more.
+    /// Whether it has come to where libtest tells of successes once more.
     repeating: bool,
 }
 
@@ -58,12 +57,11 @@ impl Report {
         if let Some(said) = line.strip_prefix(SIGN) {
             match said.split_once(' ') {
                 Some(("kernel", release)) => self.release = release.to_owned(),
-                Some(("program", name)) => self.program = name.to_owned(),
                 Some(("verdict", verdict)) => self.verdict = Some(verdict.to_owned()),
                 _ => {}
             }
-        } else if let Some((name, outcome)) = test(line) {
-            let tests = self.programs.entry(self.program.clone()).or_default();
+        } else if let Some((subject, name, outcome)) = test(line) {
+            let tests = self.subjects.entry(subject.to_owned()).or_default();
             tests.insert(name.to_owned(), outcome);
         } else if let Some((_, lack)) = line.split_once(LACKS)
             && !self.lacks.iter().any(|known| known == lack)
@@ -78,13 +76,13 @@ impl Report {
     }
 
     fn count(&self, outcome: Outcome) -> usize {
-        let all = self.programs.values().flat_map(BTreeMap::values);
+        let all = self.subjects.values().flat_map(BTreeMap::values);
         all.filter(|found| **found == outcome).count()
     }
 
-    /// One line about one program: how many passed, and how many did not.
-    fn cell(&self, program: &str) -> String {
-        let Some(tests) = self.programs.get(program) else { return "–".to_owned() };
+    /// One line about one subject: how many passed, and how many did not.
+    fn cell(&self, subject: &str) -> String {
+        let Some(tests) = self.subjects.get(subject) else { return "–".to_owned() };
         let failed = tests.values().filter(|outcome| **outcome == Outcome::Failed).count();
         match failed {
             0 => format!("✔ {}", tests.len()),
@@ -93,26 +91,27 @@ impl Report {
     }
 }
 
-/// `test NAME ... ok`, as libtest prints it.
-fn test(line: &str) -> Option<(&str, Outcome)> {
-    let (name, result) = line.strip_prefix("test ")?.split_once(" ... ")?;
+/// `test SUBJECT::NAME ... ok`, as libtest prints it.
+fn test(line: &str) -> Option<(&str, &str, Outcome)> {
+    let (path, result) = line.strip_prefix("test ")?.split_once(" ... ")?;
+    let (subject, name) = path.split_once("::")?;
     let outcome = match result.split_whitespace().next()? {
         "ok" => Outcome::Passed,
         "FAILED" => Outcome::Failed,
         _ => return None,
     };
-    Some((name, outcome))
+    Some((subject, name, outcome))
 }
 
 /// What all kernels of a run did.
 pub(crate) struct Matrix<'a>(pub(crate) &'a [(Kernel, Report)]);
 
 impl Matrix<'_> {
-    /// A row for each test program, for the terminal.
+    /// A row for each subject, for the terminal.
     pub(crate) fn table(&self) -> String {
         let mut rows = vec![self.row("", |kernel, _| kernel.name().to_owned())];
-        for program in self.programs() {
-            rows.push(self.row(program, |_, report| report.cell(program)));
+        for subject in self.subjects() {
+            rows.push(self.row(subject, |_, report| report.cell(subject)));
         }
         rows.push(self.row("time", |_, report| format!("{} s", report.seconds)));
         rows.push(self.row("verdict", |_, report| {
@@ -142,13 +141,13 @@ impl Matrix<'_> {
         text.push_str("|---|");
         text.push_str(&"---|".repeat(self.0.len()));
         text.push('\n');
-        for program in self.programs() {
-            let _ = write!(text, "| **{program}** |");
-            line(&mut text, &|report| report.cell(program));
-            for test in self.tests(program) {
+        for subject in self.subjects() {
+            let _ = write!(text, "| **{subject}** |");
+            line(&mut text, &|report| report.cell(subject));
+            for test in self.tests(subject) {
                 let _ = write!(text, "| {} |", test.replace('_', " "));
                 line(&mut text, &|report| {
-                    let outcome = report.programs.get(program).and_then(|tests| tests.get(test));
+                    let outcome = report.subjects.get(subject).and_then(|tests| tests.get(test));
                     match outcome {
                         Some(Outcome::Passed) => "✔",
                         Some(Outcome::Failed) => "✘",
@@ -170,11 +169,11 @@ impl Matrix<'_> {
         text
     }
 
-    fn programs(&self) -> Vec<&str> {
+    fn subjects(&self) -> Vec<&str> {
         let mut names: Vec<_> = self
             .0
             .iter()
-            .flat_map(|(_, report)| report.programs.keys())
+            .flat_map(|(_, report)| report.subjects.keys())
             .map(String::as_str)
             .collect();
         names.sort_unstable();
@@ -182,9 +181,9 @@ impl Matrix<'_> {
         names
     }
 
-    fn tests(&self, program: &str) -> Vec<&str> {
-        let programs = self.0.iter().filter_map(|(_, report)| report.programs.get(program));
-        let mut names: Vec<_> = programs.flat_map(BTreeMap::keys).map(String::as_str).collect();
+    fn tests(&self, subject: &str) -> Vec<&str> {
+        let subjects = self.0.iter().filter_map(|(_, report)| report.subjects.get(subject));
+        let mut names: Vec<_> = subjects.flat_map(BTreeMap::keys).map(String::as_str).collect();
         names.sort_unstable();
         names.dedup();
         names
@@ -195,17 +194,17 @@ impl Matrix<'_> {
 mod tests {
     use super::*;
 
-    const OUTPUT: &str = "@@ kernel 6.1.0-50-cloud-amd64\n@@ program capture\n\
-        test loopback_is_left_alone ... ok\ntest datagrams_are_left_alone ... FAILED\n\
-        successes:\n---- some_test stdout ----\nnot possible here: MPTCP is off\n\
-        successes:\n    loopback_is_left_alone\n\
-        test result: FAILED. 1 passed; 1 failed\n@@ verdict failed: capture\n";
+    const OUTPUT: &str = "@@ kernel 6.1.0-50-cloud-amd64\n\
+        test capture::loopback_is_left_alone ... ok\ntest capture::datagrams_are_left_alone ... FAILED\n\
+        successes:\n---- capture::some_test stdout ----\nnot possible here: MPTCP is off\n\
+        successes:\n    capture::loopback_is_left_alone\n\
+        test result: FAILED. 1 passed; 1 failed\n@@ verdict failed\n";
 
     #[test]
     fn the_output_of_a_machine_becomes_a_report() {
         let mut report = Report::default();
         let shown: Vec<_> = OUTPUT.lines().filter(|line| report.line(line)).collect();
-        assert!(!shown.contains(&"    loopback_is_left_alone"), "{shown:#?}");
+        assert!(!shown.contains(&"    capture::loopback_is_left_alone"), "{shown:#?}");
         assert!(shown.contains(&"not possible here: MPTCP is off"), "{shown:#?}");
         assert_eq!(report.release, "6.1.0-50-cloud-amd64");
         assert_eq!((report.count(Outcome::Passed), report.count(Outcome::Failed)), (1, 1));
@@ -224,8 +223,7 @@ mod tests {
         report.line("@@ verdict passed");
         assert!(!report.passed());
         let mut report = Report::default();
-        report.line("@@ program capture");
-        report.line("test loopback_is_left_alone ... ok");
+        report.line("test capture::loopback_is_left_alone ... ok");
         assert!(!report.passed());
         report.line("@@ verdict passed");
         assert!(report.passed());

@@ -142,7 +142,7 @@ fn what_a_killed_run_left_is_removed_by_the_next_lab() -> anyhow::Result<()> {
         return hold_a_lab();
     }
     let mut child = Command::new(std::env::current_exe()?)
-        .args(["--exact", "--nocapture", "what_a_killed_run_left_is_removed_by_the_next_lab"])
+        .args(["--exact", "--nocapture", "lab::what_a_killed_run_left_is_removed_by_the_next_lab"])
         .env(HOLD, "1")
         .stdout(Stdio::piped())
         .spawn()?;

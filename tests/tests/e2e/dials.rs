@@ -1,7 +1,6 @@
 //! Many dials in one client's name within the minute that the kernel keeps their ports.
 
 use std::{
-    fs,
     io::{self, Read, Write},
     net::{SocketAddr, TcpListener, TcpStream},
     thread,
@@ -9,11 +8,7 @@ use std::{
 };
 
 use anyhow::{Context, ensure};
-use nix::{
-    sched::{CpuSet, sched_getaffinity, sched_setaffinity},
-    unistd::Pid,
-};
-use sluice_tests::{Agent, Mesh, PATIENCE, Pod};
+use sluice_tests::{Mesh, PATIENCE, Pod};
 use socket2::{Domain, Socket};
 
 const CONNECTIONS: usize = 10_000;
@@ -70,28 +65,11 @@ fn dial(client: &Pod, to: SocketAddr) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Gives this process and the agent a processor each, where there are two: an emulated one is
-/// slowest just after it went from one process to another.
-fn part_from(agent: &Agent) -> anyhow::Result<()> {
-    let allowed = sched_getaffinity(Pid::this())?;
-    let mut processors = (0..CpuSet::count()).filter(|one| allowed.is_set(*one) == Ok(true));
-    let (Some(ours), Some(its)) = (processors.next(), processors.next()) else { return Ok(()) };
-    for (process, processor) in [(std::process::id(), ours), (agent.process().id(), its)] {
-        let mut only = CpuSet::new();
-        only.set(processor)?;
-        for thread in fs::read_dir(format!("/proc/{process}/task"))? {
-            let thread = thread?.file_name().to_string_lossy().parse()?;
-            sched_setaffinity(Pid::from_raw(thread), &only)?;
-        }
-    }
-    Ok(())
-}
-
 #[tokio::test]
 async fn ten_thousand_dials_from_one_client_to_one_port_are_all_answered() -> anyhow::Result<()> {
     let mesh = Mesh::new()?;
     // Capture is the matter here, so without spans and within the node.
-    let agent = mesh.start_agent(&mesh.a, &["--trace-sampling", "0"]).await?;
+    let _agent = mesh.start_agent(&mesh.a, &["--trace-sampling", "0"]).await?;
     let listener = mesh.near.listen(Mesh::TCP_TARGET)?.into_std()?;
     listener.set_nonblocking(false)?;
     // Of a port that is declared: the agent waits for nothing to be said before it dials.
@@ -102,7 +80,6 @@ async fn ten_thousand_dials_from_one_client_to_one_port_are_all_answered() -> an
         let listener = listener.try_clone()?;
         thread::spawn(move || serve(&listener));
     }
-    part_from(&agent)?;
     let began = Instant::now();
     thread::scope(|scope| {
         let workers = [(); WORKERS].map(|()| scope.spawn(|| dial(&mesh.client, to)));
