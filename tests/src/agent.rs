@@ -139,6 +139,9 @@ impl Agent {
         if let Some((receiver, protocol)) = options.otlp {
             command.env("OTEL_EXPORTER_OTLP_ENDPOINT", receiver.endpoint(protocol));
             command.env("OTEL_EXPORTER_OTLP_PROTOCOL", protocol.name());
+            // The receiver takes none, and the connection for them, made a minute after the start,
+            // would pass for one that is left of what a test did.
+            command.env("OTEL_METRICS_EXPORTER", "none");
         }
         command.args(options.flags).envs(options.environment);
         Ok(command)

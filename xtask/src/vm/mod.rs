@@ -119,9 +119,10 @@ impl Vm {
 
         let unpacked = |&kernel| Ok((kernel, archive::fetch(kernel)?));
         let kernels = kernels.iter().map(unpacked).collect::<anyhow::Result<Vec<_>>>()?;
+        let began = Instant::now();
         let reports = self.run_on_all(&kernels, accelerator, &archive)?;
         let matrix = Matrix(&reports);
-        println!("\n{}\n", matrix.table());
+        println!("\n{}\n\ntogether: {} s\n", matrix.table(), began.elapsed().as_secs());
         let red: Vec<_> = reports.iter().filter(|(_, report)| !report.passed()).collect();
         if !red.is_empty() {
             let names: Vec<_> = red.iter().map(|(kernel, _)| kernel.name()).collect();
