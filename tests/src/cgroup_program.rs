@@ -244,7 +244,8 @@ fn load(hook: u32, program: &[Instruction]) -> io::Result<OwnedFd> {
 }
 
 /// Kernels before 5.11 charge programs to this limit; others refuse nothing for it. It is put
-/// back: what is started later is to find it as the machine has it.
+/// back: what is started later is to find it as the machine has it. Only what is started in the
+/// very moment, by another test, has no limit either.
 fn without_memory_limit<T>(work: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
     let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);

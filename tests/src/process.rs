@@ -95,7 +95,7 @@ impl Place {
                 .with_context(|| format!("could not open {}", procs.display()))?,
         );
         let netns = self.netns.clone();
-        let (_, open_files) = getrlimit(Resource::RLIMIT_NOFILE)?;
+        let (_, most_files) = getrlimit(Resource::RLIMIT_NOFILE)?;
         command.process_group(0);
         let enter = move || {
             // First, so that whatever the process does from here on is accounted to the pod.
@@ -103,11 +103,11 @@ impl Place {
             setns(netns.as_fd(), CloneFlags::CLONE_NEWNET)?;
             set_pdeathsig(Signal::SIGKILL)?;
             // What a service manager gives a program, unless told otherwise.
-            setrlimit(Resource::RLIMIT_NOFILE, open_files.min(1024), open_files)?;
+            setrlimit(Resource::RLIMIT_NOFILE, most_files.min(1024), most_files)?;
             Ok(())
         };
-        // SAFETY: between fork and exec, `enter` makes four system calls, on descriptors opened
-        // before; it allocates nothing and takes no lock.
+        // SAFETY: between fork and exec, `enter` makes four system calls, with descriptors and numbers
+        // from before; it allocates nothing and takes no lock.
         unsafe { command.pre_exec(enter) };
         on_lasting_thread(move || command.spawn().map_err(Into::into))
     }

@@ -1,15 +1,16 @@
-//! Many dials in one client's name within the minute that the kernel keeps their ports.
+//! Many dials in one client's name, quicker than the kernel gives back what it keeps of each: for a
+//! minute it keeps the ports.
 
 use std::{
     io::{self, Read, Write},
-    net::{SocketAddr, TcpListener, TcpStream},
+    net::{Shutdown, SocketAddr, TcpListener, TcpStream},
     thread,
     time::Instant,
 };
 
 use anyhow::{Context, ensure};
 use sluice_tests::{Mesh, PATIENCE, Pod};
-use socket2::{Domain, Socket};
+use socket2::{Domain, SockRef, Socket};
 
 const CONNECTIONS: usize = 10_000;
 /// Threads at either end that wait for one connection at a time. An emulated processor is spared
@@ -75,15 +76,16 @@ async fn ten_thousand_dials_from_one_client_to_one_port_are_all_answered() -> an
     // Of a port that is declared: the agent waits for nothing to be said before it dials.
     let [service, _] = mesh.service_ips(&mesh.near);
     let to = SocketAddr::new(service, Mesh::TCP);
-    for _ in 0..WORKERS {
-        // It waits for connections until this process ends.
-        let listener = listener.try_clone()?;
-        thread::spawn(move || serve(&listener));
-    }
     let began = Instant::now();
     thread::scope(|scope| {
+        for _ in 0..WORKERS {
+            scope.spawn(|| serve(&listener));
+        }
         let workers = [(); WORKERS].map(|()| scope.spawn(|| dial(&mesh.client, to)));
-        workers.into_iter().try_for_each(|worker| worker.join().expect("it does not panic"))
+        let dialled = workers.into_iter().try_for_each(|it| it.join().expect("it does not panic"));
+        // Whoever waits for another connection is told that there will be none.
+        SockRef::from(&listener).shutdown(Shutdown::Both)?;
+        dialled
     })?;
     println!("{CONNECTIONS} connections in {:?}", began.elapsed());
     Ok(())

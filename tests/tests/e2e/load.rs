@@ -8,6 +8,7 @@ use std::{
 };
 
 use anyhow::{Context, ensure};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use sha2::{Digest, Sha256};
 use sluice_tests::{Agent, OPAQUE, PATIENCE, Pod, TunnelLab, within};
 use tokio::{
@@ -24,7 +25,7 @@ const MEGABYTE: usize = 1 << 20;
 /// How soon `/proc` is looked at again: it reports no changes.
 const AGAIN: Duration = Duration::from_millis(50);
 
-/// These tests measure processes and use up the machine; one at a time is enough.
+/// Each of these tests uses up the machine; one of them at a time is enough.
 fn alone() -> MutexGuard<'static, ()> {
     static ALONE: Mutex<()> = Mutex::new(());
     ALONE.lock().unwrap_or_else(PoisonError::into_inner)
@@ -152,7 +153,10 @@ async fn a_thousand_connections_are_open_at_once_and_none_gets_anothers_bytes() 
     const CONNECTIONS: u64 = 1000;
     let _alone = alone();
     let lab = Arc::new(TunnelLab::new()?);
-    // More than a process of the lab may have files open, unless it asks for more.
+    // Both ends of every connection are this process's.
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
+    // Agents start with a limit of 1,024, as every process of a lab, and have to ask for more.
     let agents = lab.start_agents(&[]).await?;
     let _echo = serve_echo(lab.far.listen(OPAQUE[0])?);
     echo(&lab.client, &lab.far, OPAQUE[0], 0).await?;

@@ -161,7 +161,7 @@ async fn a_kubelet_that_is_started_anew_is_known_again() -> anyhow::Result<()> {
     let start = || HostPod::on(&mesh.b, "kubelet", HostProcess::KUBELET);
     let mut kubelet = start()?;
     until_refused(&kubelet, at(&mesh.far)).await?;
-    // It is at work before its pin is there.
+    // The program that lets the kubelet pass is at work before its link is pinned.
     is_known(&mesh.b, Some(&kubelet)).await?;
     let before = Footprint::of(&mesh.b, &agent)?;
     for _ in 0..2 {

@@ -188,7 +188,7 @@ pub(crate) struct Archive {
 impl Archive {
     /// What `kernel` boots with: the programs, and then its modules. Beside the programs' own file.
     pub(crate) fn with_modules(&self, kernel: &Unpacked) -> anyhow::Result<PathBuf> {
-        // Its own name may have dots in it.
+        // Not `with_extension`: a release has dots in it.
         let path = self.path.with_file_name(format!("{}.cpio", kernel.release));
         fs::copy(&self.path, &path)
             .with_context(|| format!("could not make {}", path.display()))?;

@@ -13,7 +13,7 @@ use anyhow::{Context, bail};
 
 use super::{archive::Unpacked, qemu::Accelerator};
 
-/// How long a machine may run before it counts as stuck.
+/// How long a machine may run before it counts as stuck: longer than its tests may.
 const AT_MOST: Duration = Duration::from_secs(20 * 60);
 const MEMORY: &str = "2G";
 

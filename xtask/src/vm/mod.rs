@@ -13,9 +13,9 @@ mod qemu;
 mod report;
 
 use std::{
-    fs, iter,
+    fs,
     path::{Path, PathBuf},
-    sync::{Mutex, PoisonError},
+    sync::{Mutex, PoisonError, mpsc},
     thread,
     time::Instant,
 };
@@ -57,8 +57,9 @@ const ELSEWHERE: &[(&str, &str)] = &[
     ("spans", "what is recorded"),
     ("tunnel", "HBONE between agents"),
 ];
-/// And these two cannot run in a machine, whoever asks for them.
-const KUBE_SOURCE: (&str, &str) = ("kube_source", "what an API server says, to root certificates");
+// These two cannot run in a virtual machine, whoever asks for them.
+const KUBE_SOURCE: (&str, &str) =
+    ("kube_source", "what an API server says; it takes the machine's root certificates");
 const ROTEL: (&str, &str) = ("rotel", "a receiver that comes as a Python package");
 /// Single tests that run elsewhere, of subjects that do not, and why.
 const TESTS_ELSEWHERE: &[(&str, &str)] = &[(
@@ -77,11 +78,12 @@ pub(crate) struct Vm {
     #[arg(long, default_value = "all", value_name = "KERNELS")]
     kernel: Kernels,
 
-    /// Only tests whose name contains this, those that do not concern the kernel included
+    /// Only tests whose name contains this, those that do not concern the kernel included, except
+    /// `kube_source` and `rotel`, which cannot run there
     #[arg(long, value_name = "FILTER")]
     test: Option<String>,
 
-    /// Drop into a shell of the oldest of them: two nodes, their pods and agents are ready there
+    /// Drop into a shell on the oldest kernel chosen: two nodes, their pods and agents are ready there
     #[arg(long, conflicts_with_all = ["test", "record", "broken_steer"])]
     shell: bool,
 
@@ -151,20 +153,20 @@ impl Vm {
         let at_once = (here.get() / accelerator.processors()).clamp(1, kernels.len());
         let waiting = Mutex::new(kernels.iter());
         let next = || waiting.lock().unwrap_or_else(PoisonError::into_inner).next_back();
+        let (sender, reports) = mpsc::channel();
         let one_after_the_other = || {
-            let run = |(kernel, unpacked): &(Kernel, Unpacked)| {
-                Ok((*kernel, self.run_on(*kernel, unpacked, accelerator, archive)?))
-            };
-            iter::from_fn(next).map(run).collect::<anyhow::Result<Vec<_>>>()
-        };
-        let mut reports = Vec::new();
-        thread::scope(|scope| {
-            let lanes: Vec<_> = (0..at_once).map(|_| scope.spawn(one_after_the_other)).collect();
-            for lane in lanes {
-                reports.extend(lane.join().expect("it does not panic")?);
+            while let Some((kernel, unpacked)) = next() {
+                let report = self.run_on(*kernel, unpacked, accelerator, archive);
+                sender.send((*kernel, report)).expect("the receiver is below");
             }
-            anyhow::Ok(())
-        })?;
+        };
+        thread::scope(|scope| {
+            for _ in 0..at_once {
+                scope.spawn(one_after_the_other);
+            }
+        });
+        drop(sender);
+        let mut reports: Vec<_> = reports.into_iter().collect();
         reports.sort_by_key(|(kernel, _)| *kernel);
         Ok(reports)
     }
@@ -175,27 +177,40 @@ impl Vm {
         unpacked: &Unpacked,
         accelerator: Accelerator,
         archive: &Archive,
-    ) -> anyhow::Result<Report> {
-        let root = archive.with_modules(unpacked)?;
-        println!("== kernel {}", unpacked.release);
-        let console = cargo::target_dir()?.join(format!("vm-console-{kernel}.log"));
-        let mut arguments = vec!["test", "--cgroups", kernel.cgroups()];
-        let elsewhere = self.elsewhere();
-        arguments.extend(["--skip", &elsewhere]);
-        arguments.extend(self.test.as_deref());
+    ) -> Report {
+        println!("[{kernel}] {}", unpacked.release);
         let began = Instant::now();
         let mut report = Report::default();
-        let machine = Machine { accelerator, kernel: unpacked, root: &root };
-        let ran = machine.run(&arguments, &console, |line| {
-            if report.line(line) {
-                println!("[{kernel}] {line}");
-            }
+        let ran = archive.with_modules(unpacked).and_then(|root| {
+            let machine = Machine { accelerator, kernel: unpacked, root: &root };
+            let ran = self.run_in(&machine, kernel, &mut report);
+            // It is large.
+            let _ = fs::remove_file(&root);
+            ran
         });
         // The other kernels still have something to say.
         if let Err(error) = ran {
             println!("[{kernel}] error: {error:#}");
         }
         report.seconds = began.elapsed().as_secs();
+        report
+    }
+
+    fn run_in(
+        &self,
+        machine: &Machine<'_>,
+        kernel: Kernel,
+        report: &mut Report,
+    ) -> anyhow::Result<()> {
+        let console = cargo::target_dir()?.join(format!("vm-console-{kernel}.log"));
+        let elsewhere = self.elsewhere();
+        let mut arguments = vec!["test", "--cgroups", kernel.cgroups(), "--skip", &elsewhere];
+        arguments.extend(self.test.as_deref());
+        let ran = machine.run(&arguments, &console, |line| {
+            if report.line(line) {
+                println!("[{kernel}] {line}");
+            }
+        });
         if report.verdict.is_none() {
             let said = fs::read_to_string(&console).unwrap_or_default();
             let last: Vec<_> = said.lines().rev().take(80).collect();
@@ -203,7 +218,7 @@ impl Vm {
                 println!("[{kernel} console] {line}");
             }
         }
-        Ok(report)
+        ran
     }
 }
 
@@ -228,7 +243,7 @@ fn pack_programs(
     Ok(archive)
 }
 
-/// Where the archive is made; gone afterwards, for it is large.
+/// Where archives are made; gone afterwards, for they are large.
 struct Folder(PathBuf);
 
 impl Folder {

@@ -13,22 +13,19 @@ use nix::{
     unistd::Pid,
 };
 
-/// How long the tests may run. They take three minutes where the machine is not shared.
-const AT_MOST: Duration = Duration::from_secs(12 * 60);
-
 /// Watches a program until dropped.
 pub(crate) struct Watch {
     _ends: mpsc::Sender<()>,
 }
 
 impl Watch {
-    pub(crate) fn over(program: Pid) -> Self {
+    pub(crate) fn over(program: Pid, at_most: Duration) -> Self {
         let (ends, ended) = mpsc::channel::<()>();
         thread::spawn(move || {
-            if ended.recv_timeout(AT_MOST) == Err(RecvTimeoutError::Timeout) {
+            if ended.recv_timeout(at_most) == Err(RecvTimeoutError::Timeout) {
                 println!(
                     "error: not over after {} minutes; killed. Threads:",
-                    AT_MOST.as_secs() / 60
+                    at_most.as_secs() / 60
                 );
                 tell_of_threads();
                 let _ = kill(program, Signal::SIGKILL);
