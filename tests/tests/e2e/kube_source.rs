@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     net::{IpAddr, SocketAddr},
+    path::PathBuf,
 };
 
 use serde_json::{Value, json};
@@ -47,6 +48,28 @@ impl Cluster {
 
     async fn agent(&self, node: &Node) -> anyhow::Result<Agent> {
         Agent::start(node, &self.mesh.config, self.options()).await
+    }
+}
+
+/// What an agent of node `a` leaves that captured pods, saved what it knew, and was killed.
+struct Killed {
+    cluster: Cluster,
+    /// The namespace of `near` as it was before.
+    before: NetnsState,
+    /// The file with what it knew.
+    saved: PathBuf,
+}
+
+impl Killed {
+    async fn agent() -> anyhow::Result<Self> {
+        let cluster = Cluster::started()?;
+        let saved = cluster.mesh.lab.directory().join("node-a-state/snapshot.json");
+        let before = NetnsState::of(&cluster.mesh.near)?;
+        let mut agent = cluster.agent(&cluster.mesh.a).await?;
+        wait_until_captured(&cluster.mesh.a, &cluster.mesh.near, true).await?;
+        eventually("it is saved", || async { Ok(saved.exists().then_some(())) }).await?;
+        agent.kill9();
+        Ok(Self { cluster, before, saved })
     }
 }
 
@@ -254,13 +277,7 @@ async fn an_outage_of_the_api_server_changes_nothing_and_the_watches_go_on_behin
 #[tokio::test]
 async fn an_agent_that_starts_without_the_api_server_goes_on_from_what_it_saved()
 -> anyhow::Result<()> {
-    let mut cluster = Cluster::started()?;
-    let saved = cluster.mesh.lab.directory().join("node-a-state/snapshot.json");
-    let before = NetnsState::of(&cluster.mesh.near)?;
-    let mut agent = cluster.agent(&cluster.mesh.a).await?;
-    wait_until_captured(&cluster.mesh.a, &cluster.mesh.near, true).await?;
-    eventually("it is saved", || async { Ok(saved.exists().then_some(())) }).await?;
-    agent.kill9();
+    let Killed { mut cluster, before, .. } = Killed::agent().await?;
     cluster.api.stop().await;
 
     let agent = cluster.agent(&cluster.mesh.a).await?;
@@ -285,13 +302,7 @@ async fn an_agent_that_starts_without_the_api_server_goes_on_from_what_it_saved(
 #[tokio::test]
 async fn an_agent_that_comes_before_the_api_server_waits_and_lets_nobody_go() -> anyhow::Result<()>
 {
-    let mut cluster = Cluster::started()?;
-    let saved = cluster.mesh.lab.directory().join("node-a-state/snapshot.json");
-    let before = NetnsState::of(&cluster.mesh.near)?;
-    let mut agent = cluster.agent(&cluster.mesh.a).await?;
-    wait_until_captured(&cluster.mesh.a, &cluster.mesh.near, true).await?;
-    eventually("it is saved", || async { Ok(saved.exists().then_some(())) }).await?;
-    agent.kill9();
+    let Killed { mut cluster, before, saved } = Killed::agent().await?;
     std::fs::remove_file(&saved)?;
     cluster.api.stop().await;
 
