@@ -56,19 +56,8 @@ impl Output {
         at_most: Duration,
         wanted: impl Fn(&str) -> bool,
     ) -> anyhow::Result<String> {
-        self.nth_line(at_most, 1, wanted).await
-    }
-
-    /// Waits for the `nth` line that `wanted` accepts; the first is 1.
-    pub(crate) async fn nth_line(
-        &self,
-        at_most: Duration,
-        nth: usize,
-        wanted: impl Fn(&str) -> bool,
-    ) -> anyhow::Result<String> {
         let mut state = self.state.clone();
-        let find =
-            |state: &State| state.lines.iter().filter(|line| wanted(line)).nth(nth - 1).cloned();
+        let find = |state: &State| state.lines.iter().find(|line| wanted(line)).cloned();
         let state = timeout(at_most, state.wait_for(|s| s.ended || find(s).is_some())).await;
         let found = match &state {
             Ok(Ok(state)) => find(state),

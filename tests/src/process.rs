@@ -1,7 +1,7 @@
 //! Processes in a namespace and a cgroup, which never outlive the test.
 
 use std::{
-    fs::{File, OpenOptions},
+    fs::{self, File, OpenOptions},
     os::{
         fd::{AsFd, OwnedFd},
         unix::process::{CommandExt, ExitStatusExt},
@@ -161,6 +161,14 @@ impl Process {
         }
         nix::sys::signal::kill(Pid::from_raw(self.child.id().cast_signed()), signal)
             .with_context(|| format!("could not signal {}", self.name))
+    }
+
+    /// Whether it waits for something to happen: state S of proc_pid_stat(5).
+    pub(crate) fn sleeps(&self) -> anyhow::Result<bool> {
+        let stat = format!("/proc/{}/stat", self.id());
+        let stat = fs::read_to_string(&stat).with_context(|| format!("could not read {stat}"))?;
+        // The field before it, the program's name in parentheses, may hold anything.
+        Ok(stat.rsplit_once(") ").is_some_and(|(_, fields)| fields.starts_with('S')))
     }
 
     /// Waits until it has ended by itself.

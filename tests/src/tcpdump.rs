@@ -1,19 +1,20 @@
 //! What really crosses a link.
 
-use std::{fs, path::PathBuf, process::Command, time::Instant};
+use std::{fs, path::PathBuf, process::Command};
 
 use anyhow::{Context, bail};
 use nix::sys::signal::Signal;
 
-use crate::{PATIENCE, link::CHILD_INTERFACE, node::Node, pod::Pod, process::Process};
+use crate::{
+    PATIENCE, link::CHILD_INTERFACE, mesh_fixture::eventually, node::Node, pod::Pod,
+    process::Process,
+};
 
 /// A recording of packets, from the moment `start` returns.
 #[derive(Debug)]
 pub struct Tcpdump {
     process: Process,
     file: PathBuf,
-    /// How often the kernel shows it each packet; of two, it leaves one out.
-    sightings: u64,
 }
 
 impl Tcpdump {
@@ -25,7 +26,7 @@ impl Tcpdump {
     pub async fn on_node(node: &Node, name: &str, filter: &str) -> anyhow::Result<Self> {
         let file = node.lab_directory().join(format!("{}-{name}.pcap", node.name()));
         let command = command(CHILD_INTERFACE, &file, filter);
-        Self::start(node.spawn(&format!("tcpdump-{name}"), command)?, file, 1).await
+        Self::start(node.spawn(&format!("tcpdump-{name}"), command)?, file).await
     }
 
     /// Records what crosses an interface of a pod, `lo` or `eth0`, and matches `filter`.
@@ -35,14 +36,12 @@ impl Tcpdump {
     pub async fn in_pod(pod: &Pod, interface: &str, filter: &str) -> anyhow::Result<Self> {
         let file = pod.lab_directory().join(format!("{}-{interface}.pcap", pod.name()));
         let command = command(interface, &file, filter);
-        let process = pod.spawn(&format!("tcpdump-{interface}"), command)?;
-        // What leaves through `lo` comes back through it.
-        Self::start(process, file, if interface == "lo" { 2 } else { 1 }).await
+        Self::start(pod.spawn(&format!("tcpdump-{interface}"), command)?, file).await
     }
 
-    async fn start(process: Process, file: PathBuf, sightings: u64) -> anyhow::Result<Self> {
+    async fn start(process: Process, file: PathBuf) -> anyhow::Result<Self> {
         process.output().line(PATIENCE, |line| line.contains("listening on")).await?;
-        Ok(Self { process, file, sightings })
+        Ok(Self { process, file })
     }
 
     /// Ends the recording and reads it.
@@ -55,9 +54,8 @@ impl Tcpdump {
         self.process.signal(Signal::SIGINT)?;
         self.process.exit(PATIENCE).await?;
         let lines = self.process.output().lines();
-        // At the end there is one line for each count; before it, all are in one.
         let count = |what: &str| {
-            let line = lines.iter().rev().find(|line| line.ends_with(what))?;
+            let line = lines.iter().find(|line| line.ends_with(what))?;
             line.split(' ').next()?.parse::<u64>().ok()
         };
         let packets = count("packets captured").or_else(|| count("packet captured"));
@@ -70,24 +68,11 @@ impl Tcpdump {
     }
 
     /// Waits until tcpdump has written down what the kernel has for it: asked to end, it ends.
+    /// It sleeps only when nothing is left; what it and the kernel have counted need never agree,
+    /// since the kernel counts packets from before tcpdump gave it the filter.
     async fn catch_up(&self) -> anyhow::Result<()> {
-        let output = self.process.output();
-        let deadline = Instant::now() + PATIENCE;
-        let mut asked = 0;
-        while Instant::now() < deadline {
-            self.process.signal(Signal::SIGUSR1)?;
-            asked += 1;
-            let report = output.nth_line(PATIENCE, asked, |line| line.contains(" captured, "));
-            let report = report.await?;
-            let counts = report.trim_start_matches("tcpdump: ").split(", ");
-            let counts = counts.filter_map(|count| count.split(' ').next()?.parse::<u64>().ok());
-            if let [captured, received, _] = counts.collect::<Vec<_>>()[..]
-                && captured * self.sightings == received
-            {
-                return Ok(());
-            }
-        }
-        bail!("tcpdump does not keep up: {}", output.tail(3))
+        let what = "tcpdump has caught up";
+        eventually(what, || async { Ok(self.process.sleeps()?.then_some(())) }).await
     }
 }
 

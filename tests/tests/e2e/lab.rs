@@ -75,6 +75,23 @@ async fn a_recording_between_nodes_shows_what_crossed_in_plaintext() -> anyhow::
     Ok(())
 }
 
+#[tokio::test]
+async fn a_recording_that_begins_amid_other_traffic_comes_to_its_end() -> anyhow::Result<()> {
+    let lab = Lab::new()?;
+    let pod = lab.node("a")?.pod("pod")?;
+    let mut flood = Command::new("bash");
+    let script = "exec 3>/dev/udp/127.0.0.1/9; echo begun; while :; do echo noise >&3; done";
+    flood.args(["-c", &format!("{script} 2>/dev/null")]);
+    let flood = pod.spawn("flood", flood)?;
+    flood.output().line(PATIENCE, |line| line == "begun").await?;
+    let recording = Tcpdump::in_pod(&pod, "lo", "tcp").await?;
+    send(&pod, &pod, pod.ip(), "wanted").await?;
+    let recording = recording.stop().await?;
+    assert!(recording.contains("wanted"));
+    assert!(!recording.contains("noise"));
+    Ok(())
+}
+
 #[test]
 fn firewall_rules_of_a_pod_are_seen() -> anyhow::Result<()> {
     let lab = Lab::new()?;
