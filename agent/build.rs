@@ -17,9 +17,6 @@ fn main() {
     for dir in ["agent-ebpf", "agent-common"] {
         println!("cargo::rerun-if-changed={}", root.join(dir).display());
     }
-    for variable in ["PATH", "RUSTUP_HOME"] {
-        println!("cargo::rerun-if-env-changed={variable}");
-    }
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets it"));
     if let Err(error) = build(&root, &out.join("ebpf")) {
         eprintln!("error: could not build the eBPF programs: {error}");
