@@ -26,6 +26,7 @@ const TOOLS: &[&str] = &[
     "bpftool",
     "cat",
     "cp",
+    "curl",
     "cut",
     "dmesg",
     "grep",
@@ -59,7 +60,7 @@ const TOOLS: &[&str] = &[
     "unshare",
 ];
 /// Those a prompt can do without.
-const OPTIONAL: &[&str] = &["ping", "ps"];
+const OPTIONAL: &[&str] = &["curl", "ping", "ps"];
 /// Modules that are there for whoever asks the kernel for what they do, with what they need.
 const MODULES: &[&str] = &[
     "kernel/drivers/net/veth",

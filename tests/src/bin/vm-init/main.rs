@@ -208,7 +208,7 @@ fn succeeds(program: &mut Command, at_most: Duration) -> anyhow::Result<bool> {
 
 fn environment(program: &mut Command) {
     program.env_clear().current_dir("/root");
-    program.env("PATH", "/usr/sbin:/usr/bin").env("HOME", "/root").env("TERM", "linux");
+    program.env("PATH", "/usr/sbin:/usr/bin:/sluice").env("HOME", "/root").env("TERM", "linux");
     // More than there are processors: some tests do little but wait.
     program.env("RUST_TEST_THREADS", "6");
     program.env("SLUICE_BIN", "/sluice/sluice").env("SLUICE_SAMPLE_BIN", "/sluice/sluice-sample");
@@ -237,7 +237,8 @@ fn shell() -> anyhow::Result<()> {
         bail!("the demo ended: {}", demo.wait()?);
     }
     println!(
-        "\nsluice {{status,check}} work on a node: ip netns exec …; `exit` ends the machine.\n"
+        "\nThis is that terminal. `sluice check` tells what this kernel has; `exit` ends the \
+         machine.\n"
     );
     let terminal: File = OpenOptions::new().read(true).write(true).open(TERMINAL)?;
     let mut bash = Command::new("bash");
