@@ -12,6 +12,7 @@ use anyhow::Context;
 use clap::Args;
 use flate2::{Compression, write::GzEncoder};
 
+use super::output::print;
 use crate::{admin, capture};
 
 /// Collect versions, the check, status, metrics, the newest log lines, the saved snapshot and
@@ -57,14 +58,14 @@ impl Bugreport {
         written.with_context(|| {
             format!("could not write {path} (hint: --output names another file, or `-`)")
         })?;
-        println!("{path}");
+        let mut contents = format!("{path}\n");
         for (name, part) in parts {
-            match part {
-                Ok(text) => println!("  {name}: {} bytes", text.len()),
-                Err(error) => println!("  {name}: {error:#}"),
-            }
+            contents += &match part {
+                Ok(text) => format!("  {name}: {} bytes\n", text.len()),
+                Err(error) => format!("  {name}: {error:#}\n"),
+            };
         }
-        Ok(())
+        print(&contents)
     }
 
     fn parts(&self) -> [Part; 7] {

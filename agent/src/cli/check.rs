@@ -30,10 +30,7 @@ pub(super) struct Check {
 impl Check {
     pub(super) fn run(self) -> anyhow::Result<()> {
         let report = capture::probe(self.cgroup.as_deref(), &self.bpffs);
-        match self.output {
-            Output::Text => print!("{report}"),
-            Output::Json => println!("{}", serde_json::to_string_pretty(&report)?),
-        }
+        self.output.print(&report)?;
         report.verdict()
     }
 }

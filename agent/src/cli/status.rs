@@ -21,11 +21,6 @@ pub(super) struct Status {
 
 impl Status {
     pub(super) fn run(self) -> anyhow::Result<()> {
-        let status = admin::ask(self.admin_addr)?;
-        match self.output {
-            Output::Text => print!("{status}"),
-            Output::Json => println!("{}", serde_json::to_string_pretty(&status)?),
-        }
-        Ok(())
+        self.output.print(&admin::ask(self.admin_addr)?)
     }
 }

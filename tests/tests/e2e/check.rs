@@ -1,6 +1,6 @@
 //! `sluice check`: what it finds, what it says is missing, and that it is in nobody's way.
 
-use std::{fs, net::SocketAddr, process::Command};
+use std::{fs, io, net::SocketAddr, process::Command};
 
 use serde_json::Value;
 use sluice_tests::{
@@ -74,6 +74,22 @@ async fn a_node_where_capture_works_passes_line_by_line() -> anyhow::Result<()> 
     }
     let text = check(&node, program()?, &[])?.success()?;
     assert!(text.ends_with("\nCapture can work on this node.\n"), "{text}");
+    Ok(())
+}
+
+/// As with `sluice check | head -1`.
+#[tokio::test]
+async fn a_reader_that_has_enough_is_no_failure() -> anyhow::Result<()> {
+    let lab = Lab::new()?;
+    let node = lab.node("node-a")?;
+    let (reader, writer) = io::pipe()?;
+    drop(reader);
+    let mut check = program()?;
+    check.arg("check").arg("--cgroup").arg(node.cgroup()).arg("--bpffs").arg(node.bpffs());
+    let ended = check.stdout(writer).output()?;
+    let complaint = String::from_utf8_lossy(&ended.stderr);
+    assert!(ended.status.success(), "{}: {complaint}", ended.status);
+    assert_eq!(complaint, "");
     Ok(())
 }
 
