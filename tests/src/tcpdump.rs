@@ -72,7 +72,8 @@ impl Tcpdump {
     /// since the kernel counts packets from before tcpdump gave it the filter.
     async fn catch_up(&self) -> anyhow::Result<()> {
         let what = "tcpdump has caught up";
-        eventually(what, || async { Ok(self.process.sleeps()?.then_some(())) }).await
+        let sleeps = eventually(what, || async { Ok(self.process.sleeps()?.then_some(())) });
+        sleeps.await.with_context(|| format!("tcpdump: {}", self.process.output().tail(3)))
     }
 }
 
