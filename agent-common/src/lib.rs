@@ -5,17 +5,26 @@
 #![no_std]
 
 /// Version of the maps' layout; pins of another version are never reused.
-pub const ABI: u32 = 1;
+pub const ABI: u32 = 2;
 
-/// The mark that sends a packet to `lo`, by the rule in its pod's netns.
-pub const MARK: u32 = 0x0539_0000;
-/// The routing table in the pod's netns that the rule leads to.
+/// The mark that sends a packet to `lo`, by the rules in its pod's netns. What a socket was marked
+/// with before stays in the other bits.
+pub const MARK: u32 = 0x3900_0000;
+/// The bits of a mark that are capture's.
+pub const MARK_MASK: u32 = 0xff00_0000;
+/// The routing table in the pod's netns for packets that are marked.
 pub const TABLE: u32 = 0x539;
+/// That for marked packets of sockets that are bound to a device.
+pub const DEVICE_TABLE: u32 = 0x53a;
 
 /// Most pods one agent can enrol. Kubernetes nodes are limited to a few hundred.
 pub const MAX_PODS: u32 = 4096;
 /// Most addresses all of them may have together.
 pub const MAX_POD_IPS: u32 = 4 * MAX_PODS;
+
+/// Most addresses of one pod's network namespace, of interfaces in it, that are known to the
+/// programs. What leads to or from others is refused.
+pub const MAX_OWN: usize = 64;
 
 /// An address as the programs compare it: IPv4 as IPv4-mapped IPv6, network byte order.
 pub type Address = [u8; 16];
@@ -34,6 +43,40 @@ pub struct Dial {
     /// The application's port, host byte order.
     pub app_port: u16,
 }
+
+/// An address that the network namespace of the pod in `slot` holds, whoever gave it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OwnAddress {
+    /// The address.
+    pub address: Address,
+    /// The pod's slot.
+    pub slot: u32,
+}
+
+/// An interface in the network namespace of the pod in `slot` whose traffic is captured.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OwnInterface {
+    /// The pod's slot.
+    pub slot: u32,
+    /// The interface's index.
+    pub index: u32,
+}
+
+/// What the agent says of a dial it is about to make.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Announcement {
+    /// When, by the monotonic clock, in nanoseconds.
+    pub at: u64,
+    /// 1: the SYN arrives on `lo`, where nobody else's can come from.
+    pub on_loopback: u64,
+}
+
+/// How long an announcement is good for, in nanoseconds: what an agent that was killed left behind
+/// is soon worth nothing. Longer than any dial may take.
+pub const ANNOUNCEMENT_LIFETIME: u64 = 15_000_000_000;
 
 /// What the programs need to know that is the same for every pod.
 #[repr(C)]
@@ -79,11 +122,15 @@ pub enum Counter {
     DroppedIn,
     /// SYNs of the kubelet to a pod, passed to the application.
     PassedIn,
+    /// `connect()` refused because the socket is bound to an interface that is not known yet.
+    UnknownInterface,
+    /// SYNs refused because neither of their addresses is known to be the pod's.
+    UnknownAddress,
 }
 
 impl Counter {
     /// Every counter with its name.
-    pub const ALL: [(Counter, &'static str); 9] = [
+    pub const ALL: [(Counter, &'static str); 11] = [
         (Counter::Marked, "marked"),
         (Counter::MarkFailed, "mark_failed"),
         (Counter::Denied, "denied"),
@@ -93,6 +140,8 @@ impl Counter {
         (Counter::DroppedOut, "dropped_out"),
         (Counter::DroppedIn, "dropped_in"),
         (Counter::PassedIn, "passed_in"),
+        (Counter::UnknownInterface, "unknown_interface"),
+        (Counter::UnknownAddress, "unknown_address"),
     ];
 }
 
@@ -102,6 +151,12 @@ mod pod {
 
     // SAFETY: `repr(C)`, only integers and byte arrays, no padding (16 + 16 + 2 + 2).
     unsafe impl aya::Pod for super::Dial {}
+    // SAFETY: `repr(C)`, only integers and byte arrays, no padding (16 + 4).
+    unsafe impl aya::Pod for super::OwnAddress {}
+    // SAFETY: `repr(C)`, only integers, no padding (4 + 4).
+    unsafe impl aya::Pod for super::OwnInterface {}
+    // SAFETY: `repr(C)`, only integers, no padding (8 + 8).
+    unsafe impl aya::Pod for super::Announcement {}
     // SAFETY: `repr(C)`, only integers, no padding (8 + 4 + 4).
     unsafe impl aya::Pod for super::Config {}
 }

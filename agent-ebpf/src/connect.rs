@@ -4,7 +4,7 @@
 //! `lo`, where `steer` finds it. Attaches to the cgroup2 root, so it also sees everything that
 //! is not a pod, and gets out of its way after one or two map look-ups.
 
-use agent_common::{Address, Counter, MARK};
+use agent_common::{Address, Counter, MARK, MARK_MASK, OwnInterface};
 use aya_ebpf::{
     bindings::bpf_sock_addr,
     helpers::{bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_setsockopt},
@@ -15,7 +15,7 @@ use aya_log_ebpf::debug;
 
 use crate::{
     address,
-    maps::{AGENTS, CONFIG, OWN, PODS, count},
+    maps::{AGENTS, CONFIG, OWN, OWN_INTERFACES, PODS, count},
 };
 
 const ALLOW: i32 = 1;
@@ -27,6 +27,8 @@ const IPPROTO_TCP: u32 = 6;
 const IPPROTO_MPTCP: u32 = 262;
 const SOL_SOCKET: i32 = 1;
 const SO_MARK: i32 = 36;
+/// The index of `lo` in every netns.
+const LOOPBACK: u32 = 1;
 
 #[cgroup_sock_addr(connect4)]
 pub fn sluice_connect4(ctx: SockAddrContext) -> i32 {
@@ -69,10 +71,26 @@ fn connect(ctx: &SockAddrContext, destination: Address) -> i32 {
         return ALLOW;
     }
     // SAFETY: nothing holds a reference into the map across an update of this element.
-    if unsafe { PODS.get(netns) }.is_none() {
+    let Some(&slot) = (unsafe { PODS.get(netns) }) else {
         return unknown(ctx, netns, &destination);
+    };
+    // SAFETY: reads of the context's own field and, through it, of the socket's, both as the
+    // kernel offers them to such programs.
+    let (device, own_mark) = unsafe {
+        let socket = (&raw const (*context).__bindgen_anon_1.sk).read_volatile();
+        (
+            (&raw const (*socket).bound_dev_if).read_volatile(),
+            (&raw const (*socket).mark).read_volatile(),
+        )
+    };
+    // IPv4 takes whatever no route leads to for a neighbour on the device that a socket is bound
+    // to: the mark alone would not keep it from leaving.
+    if device != 0 && device != LOOPBACK && !is_captured(slot, device) {
+        count(Counter::UnknownInterface);
+        debug!(ctx, "denied: connect to {:i} by interface {}, not known yet", destination, device);
+        return DENY;
     }
-    let mut mark = MARK;
+    let mut mark = MARK | own_mark & !MARK_MASK;
     // SAFETY: `mark` is four bytes, as SO_MARK wants.
     let failed = unsafe {
         bpf_setsockopt(
@@ -93,6 +111,13 @@ fn connect(ctx: &SockAddrContext, destination: Address) -> i32 {
     crate::next::saw(crate::next::Event::Connect);
     debug!(ctx, "marked: connect to {:i}", destination);
     ALLOW
+}
+
+/// Whether nothing that is marked leaves by the interface.
+#[inline(always)]
+fn is_captured(slot: u32, index: u32) -> bool {
+    // SAFETY: nothing holds a reference into the map across an update of this element.
+    unsafe { OWN_INTERFACES.get(OwnInterface { slot, index }) }.is_some()
 }
 
 /// A netns that is not enrolled: the host's, an agent's, another agent's pod, or a pod nobody

@@ -1,8 +1,12 @@
 //! The maps, all pinned by the agent so that they outlive it.
 
-use agent_common::{Address, Config, Counter, Dial, MAX_POD_IPS, MAX_PODS};
+use agent_common::{
+    Address, Announcement, Config, Counter, Dial, MAX_OWN, MAX_POD_IPS, MAX_PODS, OwnAddress,
+    OwnInterface,
+};
 use aya_ebpf::{
     Global,
+    bindings::BPF_F_NO_PREALLOC,
     macros::map,
     maps::{Array, HashMap, LruHashMap, PerCpuArray, SockMap},
 };
@@ -13,6 +17,11 @@ use aya_ebpf::{
 #[unsafe(no_mangle)]
 pub static POD: Global<u32> = Global::new(u32::MAX);
 
+/// 1: `steer` may read on which interface a SYN came in (Linux 5.17). Elsewhere that field does not
+/// exist; the verifier takes this for the constant it is, and never looks at the read.
+#[unsafe(no_mangle)]
+pub static KNOWS_INGRESS: Global<u32> = Global::new(0);
+
 /// What is the same for every pod; one element.
 #[map]
 pub static CONFIG: Array<Config> = Array::with_max_entries(1, 0);
@@ -21,17 +30,28 @@ pub static CONFIG: Array<Config> = Array::with_max_entries(1, 0);
 #[map]
 pub static PODS: HashMap<u64, u32> = HashMap::with_max_entries(MAX_PODS, 0);
 
-/// Addresses of enrolled pods, to slot.
+/// Addresses that enrolled pods are known by to others, to slot.
 #[map]
 pub static POD_IPS: HashMap<Address, u32> = HashMap::with_max_entries(MAX_POD_IPS, 0);
+
+/// Every address in the pods' network namespaces. By pod: link-local ones are the same in many.
+#[map]
+pub static OWN_ADDRESSES: HashMap<OwnAddress, u8> =
+    HashMap::with_max_entries(MAX_OWN as u32 * MAX_PODS, BPF_F_NO_PREALLOC);
+
+/// The interfaces there that marked packets cannot leave by.
+#[map]
+pub static OWN_INTERFACES: HashMap<OwnInterface, u8> =
+    HashMap::with_max_entries(MAX_OWN as u32 * MAX_PODS, BPF_F_NO_PREALLOC);
 
 /// Listeners of enrolled pods, two a pod. A listener that closes leaves by itself.
 #[map]
 pub static LISTENERS: SockMap = SockMap::with_max_entries(2 * MAX_PODS, 0);
 
-/// The agent's own dials to applications, while their handshake lasts.
+/// The agent's own dials to applications, while their handshake lasts. What an agent that was killed
+/// left behind ends by its time, and makes room.
 #[map]
-pub static DIALS: HashMap<Dial, u8> = HashMap::with_max_entries(65_536, 0);
+pub static DIALS: LruHashMap<Dial, Announcement> = LruHashMap::with_max_entries(65_536, 0);
 
 /// SYNs of the kubelet on their way to captured pods, and when they left by the monotonic clock, in
 /// nanoseconds. Most are there for microseconds; what got lost makes room in time.

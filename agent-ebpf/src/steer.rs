@@ -1,9 +1,12 @@
 //! The first SYN of every connection in a pod's netns: hands it to the agent's listener.
 //!
-//! Runs once a connection, in place of the kernel's search for a listening socket. What it
-//! passes, the kernel looks up as ever.
+//! Runs once a connection, in place of the kernel's search for a listening socket. It is closed by
+//! default: what it passes, for the kernel to look up as ever, is what stays within the pod, and
+//! what the agent or the kubelet has announced.
 
-use agent_common::{Address, Counter, Dial, inbound_slot, outbound_slot};
+use agent_common::{
+    ANNOUNCEMENT_LIFETIME, Address, Counter, Dial, OwnAddress, inbound_slot, outbound_slot,
+};
 use aya_ebpf::{
     bindings::{bpf_sk_lookup, sk_action},
     helpers::bpf_ktime_get_ns,
@@ -14,7 +17,7 @@ use aya_log_ebpf::debug;
 
 use crate::{
     address,
-    maps::{DIALS, LISTENERS, POD, POD_IPS, PROBES, count},
+    maps::{DIALS, KNOWS_INGRESS, LISTENERS, OWN_ADDRESSES, POD, PROBES, count},
 };
 
 const PASS: u32 = sk_action::SK_PASS;
@@ -22,6 +25,9 @@ const DROP: u32 = sk_action::SK_DROP;
 
 const AF_INET: u32 = 2;
 const IPPROTO_TCP: u32 = 6;
+
+/// The index of `lo` in every netns.
+const LOOPBACK: u32 = 1;
 
 /// How long a SYN may take from the kubelet to a pod of its node, in nanoseconds: a second, after
 /// which it is sent again.
@@ -46,15 +52,15 @@ pub fn sluice_steer(ctx: SkLookupContext) -> u32 {
     }
     let Tuple { local, local_port, remote, remote_port } = tuple(ctx.lookup);
     let pod = POD.load();
-    if is_of(pod, &local) {
-        if local == remote {
-            // The application dialled itself.
-            return PASS;
-        }
+    let (to_own, from_own) = (is_own(pod, &local), is_own(pod, &remote));
+    if to_own && from_own {
+        // The application dialled itself.
+        return PASS;
+    }
+    if to_own {
         let dial =
             Dial { client: remote, app: local, client_port: remote_port, app_port: local_port };
-        // SAFETY: nothing holds a reference into the map across an update of this element.
-        if unsafe { DIALS.get(dial) }.is_some() {
+        if is_announced(&ctx, &dial) {
             return PASS;
         }
         if is_kubelets(&dial) {
@@ -64,20 +70,45 @@ pub fn sluice_steer(ctx: SkLookupContext) -> u32 {
         debug!(&ctx, "steer in: {:i} to port {}", remote, local_port);
         return hand_over(&ctx, inbound_slot(pod), Counter::SteeredIn, Counter::DroppedIn);
     }
-    if is_of(pod, &remote) {
-        if address::is_loopback(&local) {
-            return PASS;
-        }
+    if from_own {
         debug!(&ctx, "steer out: to {:i} port {}", local, local_port);
         return hand_over(&ctx, outbound_slot(pod), Counter::SteeredOut, Counter::DroppedOut);
     }
-    PASS
+    // An address that the agent has not heard of yet, or a socket that takes any address for its
+    // own: which way it goes cannot be told.
+    debug!(&ctx, "refused: {:i} to {:i}, neither known", remote, local);
+    count(Counter::UnknownAddress);
+    DROP
 }
 
+/// Whether the pod's namespace holds the address. Nothing leaves by loopback ones, or comes in.
 #[inline(always)]
-fn is_of(pod: u32, address: &Address) -> bool {
+fn is_own(slot: u32, address: &Address) -> bool {
+    let own = OwnAddress { address: *address, slot };
     // SAFETY: nothing holds a reference into the map across an update of this element.
-    unsafe { POD_IPS.get(address) }.is_some_and(|owner| *owner == pod)
+    address::is_loopback(address) || unsafe { OWN_ADDRESSES.get(own) }.is_some()
+}
+
+/// Whether the agent is about to send this. Where the kernel tells, it must have come by `lo`: what
+/// others send from the same address and port comes by another interface.
+#[inline(always)]
+fn is_announced(ctx: &SkLookupContext, syn: &Dial) -> bool {
+    // SAFETY: nothing holds a reference into the map across an update of this element.
+    let Some(announced) = (unsafe { DIALS.get(syn) }) else { return false };
+    // SAFETY: the helper reads a clock.
+    let age = unsafe { bpf_ktime_get_ns() }.saturating_sub(announced.at);
+    let on_loopback = announced.on_loopback != 0;
+    age < ANNOUNCEMENT_LIFETIME && (!on_loopback || came_by_loopback(ctx))
+}
+
+/// Whether the SYN came in by `lo`; said of every one where the kernel does not tell.
+#[inline(always)]
+fn came_by_loopback(ctx: &SkLookupContext) -> bool {
+    if KNOWS_INGRESS.load() == 0 {
+        return true;
+    }
+    // SAFETY: a read of the context's own field, where the kernel has it.
+    unsafe { (&raw const (*ctx.lookup).ingress_ifindex).read_volatile() == LOOPBACK }
 }
 
 /// Whether the kubelet has just sent this. Its note is good for one SYN: nobody else's that looks

@@ -26,6 +26,22 @@ pub fn show(arguments: &[&str]) -> anyhow::Result<Value> {
         .with_context(|| format!("bpftool {} said nothing of use", arguments.join(" ")))
 }
 
+/// Writes an element of a pinned map of a node's agent.
+///
+/// # Errors
+/// When there is no such map, or the kernel refuses.
+pub fn update(node: &Node, map: &str, key: &[u8], value: &[u8]) -> anyhow::Result<()> {
+    let pins = pins(node, "maps")?;
+    let pin = pins.iter().find(|pin| pin.ends_with(map)).with_context(|| format!("no {map}"))?;
+    let bytes = |bytes: &[u8]| bytes.iter().map(u8::to_string).collect::<Vec<_>>();
+    let mut bpftool = Command::new("bpftool");
+    bpftool.args(["map", "update", "pinned"]).arg(pin);
+    bpftool.arg("key").args(bytes(key)).arg("value").args(bytes(value));
+    let output = bpftool.output().context("could not run bpftool")?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    Ok(())
+}
+
 /// What is pinned in one of the directories of a node's agent: `maps`, `links`, `pods`.
 ///
 /// # Errors

@@ -5,23 +5,30 @@ use std::{
     fmt, io,
     net::{IpAddr, Ipv4Addr, UdpSocket},
     path::Path,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
 };
 
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, sync::watch};
+use tokio_util::task::AbortOnDropHandle;
 
 use super::{
     dial::PodDialer,
     error::{CaptureError, Step},
     kubelet::KubeletCgroup,
     log::Forwarding,
-    maps::{DialMaps, Maps},
+    maps::{DialMaps, Maps, OwnMaps},
+    netlink::News,
     netns::Netns,
     pins::{Pins, PodPin},
     programs::{KUBELET, Loader},
-    routing,
+    settings::Settings,
     sockets::listen,
     succession::{InCharge, Next},
+    uninstall::give_back,
+    watcher::Holding,
 };
 use crate::mesh::PodUid;
 
@@ -31,6 +38,10 @@ pub struct Capture {
     pins: Pins,
     state: Mutex<State>,
     charge: Mutex<Charge>,
+    /// Whether pods' namespaces are this agent's to change.
+    active: watch::Sender<bool>,
+    /// How often somebody else had undone a part of it.
+    repairs: Arc<AtomicU64>,
 }
 
 /// What this agent may do, and since when.
@@ -52,6 +63,8 @@ struct State {
 struct Enrolled {
     pin: PodPin,
     netns: Arc<Netns>,
+    /// Keeps it captured as its network changes.
+    _watching: AbortOnDropHandle<()>,
 }
 
 /// A pod that was just enrolled.
@@ -75,7 +88,13 @@ impl Capture {
         charge: Charge,
     ) -> Self {
         let state = State { maps, loader, log, pods: BTreeMap::new() };
-        Self { pins, state: Mutex::new(state), charge: Mutex::new(charge) }
+        Self {
+            pins,
+            state: Mutex::new(state),
+            charge: Mutex::new(charge),
+            active: watch::Sender::new(true),
+            repairs: Arc::default(),
+        }
     }
 
     /// Says that every pod there is has been taken over: whoever stood by so far has nothing to
@@ -102,10 +121,12 @@ impl Capture {
     /// When the kernel does not tell how it went.
     pub async fn hand_over(&self) -> Result<bool, CaptureError> {
         self.state().log = None;
+        self.active.send_replace(false);
         let Some(in_charge) = self.charge().in_charge.take() else { return Ok(true) };
         let back = in_charge.hand_over().await?;
         let taken = back.is_none();
         self.charge().in_charge = back;
+        self.active.send_replace(!taken);
         Ok(taken)
     }
 
@@ -129,8 +150,10 @@ impl Capture {
         let cookie = cookie(&namespace, &mut dials)?
             .ok_or_else(|| CaptureError::OutsideCgroup { cgroup: netns.display().to_string() })?;
         let step = |what: &str| format!("{what} in {}", netns.display());
-        let (outbound, inbound) =
-            namespace.run(|| Ok((listen()?, listen()?))).step(step("listen"))?;
+        // News first: what changes after a look at the network must not be missed.
+        let (news, outbound, inbound) = namespace
+            .run(|| Ok((News::subscribe()?, listen()?, listen()?)))
+            .step(step("listen"))?;
 
         let mut state = self.state();
         let State { maps, loader, pods, .. } = &mut *state;
@@ -148,20 +171,26 @@ impl Capture {
                 Maps::free_slot(&taken).ok_or(CaptureError::Full)?
             }
         };
-        let settings =
-            namespace.run(routing::Settings::read).step(step("read network settings"))?;
+        let settings = namespace.run(Settings::read).step(step("read network settings"))?;
         let pin = PodPin {
             uid: uid.clone(),
             slot,
             netns: namespace.inode(),
             settings: former.map_or(settings, |former| former.settings),
         };
+        let netns = Arc::new(namespace);
+        let mut holding = Holding {
+            slot,
+            netns: netns.clone(),
+            ips: ips.to_vec(),
+            maps: OwnMaps::open(&self.pins)?,
+        };
         // Listeners before the SYNs that need them, and marks last.
         let captured = (|| {
-            namespace.run(|| routing::install(ips)).step(step("set up routing"))?;
             maps.listen(slot, &outbound, &inbound).step(step("register the listeners"))?;
+            holding.make_good().step(step("set up routing"))?;
             maps.set_addresses(slot, ips).step(step("register the pod's addresses"))?;
-            let link = loader.steer(&namespace, slot)?;
+            let link = loader.steer(&netns, slot)?;
             self.pins.pin_pod(link, &pin)?;
             maps.capture(slot, cookie).step(step("register the pod"))
         })();
@@ -170,14 +199,19 @@ impl Capture {
                 // Still captured, and closed while nobody listens: better than let go.
                 return Err(error);
             }
-            if let Err(left) = release(maps, &self.pins, &pin, Some(&namespace)) {
+            if let Err(left) = release(maps, &self.pins, &pin, Some(&netns)) {
                 tracing::warn!(pod = %uid, %left, "a failed enrolment left something behind");
             }
             return Err(error);
         }
-        let netns = Arc::new(namespace);
-        pods.insert(uid.clone(), Enrolled { pin, netns: netns.clone() });
-        Ok(EnrolledPod { outbound, inbound, dialer: PodDialer::new(netns, dials) })
+        let repairs = self.repairs.clone();
+        let repaired = move || {
+            repairs.fetch_add(1, Relaxed);
+        };
+        let _watching = holding.watch(news, self.active.subscribe(), repaired);
+        pods.insert(uid.clone(), Enrolled { pin, netns: netns.clone(), _watching });
+        let dialer = PodDialer::new(netns, dials, loader.knows_ingress());
+        Ok(EnrolledPod { outbound, inbound, dialer })
     }
 
     /// Whether `netns` has become another namespace than the one the pod was enrolled in, as when
@@ -246,6 +280,11 @@ impl Capture {
         self.pins.unpin_link(KUBELET).step("remove the pin of the kubelet's link")
     }
 
+    /// How often something that keeps a pod captured had been taken away, and was put back.
+    pub fn repairs(&self) -> u64 {
+        self.repairs.load(Relaxed)
+    }
+
     /// What the programs counted, by name, since they were first loaded on this node.
     pub fn counters(&self) -> Vec<(&'static str, u64)> {
         self.state().maps.counters()
@@ -278,7 +317,7 @@ fn release(
     let forgotten = maps.forget(pin.slot).step(step("clear the map entries"));
     let unpinned = pins.unpin_pod(pin).step(step("remove the pin"));
     let unrouted = netns
-        .map_or(Ok(()), |netns| netns.run(|| routing::remove(pin.settings)))
+        .map_or(Ok(()), |netns| netns.run(|| give_back(pin.settings)))
         .step(step("undo the routing"));
     forgotten.and(unpinned).and(unrouted)
 }

@@ -1,8 +1,11 @@
 //! The maps the programs and the agent share, opened from their pins.
 
-use std::net::IpAddr;
+use std::{iter, net::IpAddr};
 
-use agent_common::{Address, Config, Counter, Dial, MAX_PODS, inbound_slot, outbound_slot};
+use agent_common::{
+    Address, Announcement, Config, Counter, Dial, MAX_OWN, MAX_PODS, OwnAddress, OwnInterface,
+    inbound_slot, outbound_slot,
+};
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, SockMap};
 use tokio::net::TcpListener;
 
@@ -17,6 +20,8 @@ pub(super) const MAPS: &[&str] = &[
     "CONFIG",
     "PODS",
     "POD_IPS",
+    "OWN_ADDRESSES",
+    "OWN_INTERFACES",
     "LISTENERS",
     "DIALS",
     "PROBES",
@@ -33,6 +38,7 @@ pub(super) struct Maps {
     config: Array<MapData, Config>,
     pods: HashMap<MapData, u64, u32>,
     pod_ips: HashMap<MapData, Address, u32>,
+    own: OwnMaps,
     listeners: SockMap<MapData>,
     counters: PerCpuArray<MapData, u64>,
 }
@@ -42,7 +48,13 @@ pub(super) struct DialMaps {
     /// Sockets that are the agent's own, by cookie.
     pub(super) own: HashMap<MapData, u64, u64>,
     /// Dials towards applications.
-    pub(super) dials: HashMap<MapData, Dial, u8>,
+    pub(super) dials: HashMap<MapData, Dial, Announcement>,
+}
+
+/// The maps that say what a pod's netns holds. Each pod has a handle of its own.
+pub(super) struct OwnMaps {
+    addresses: HashMap<MapData, OwnAddress, u8>,
+    interfaces: HashMap<MapData, OwnInterface, u8>,
 }
 
 impl Maps {
@@ -51,6 +63,7 @@ impl Maps {
             config: open(pins, "CONFIG", Map::Array)?,
             pods: open(pins, "PODS", Map::HashMap)?,
             pod_ips: open(pins, "POD_IPS", Map::HashMap)?,
+            own: OwnMaps::open(pins)?,
             listeners: open(pins, "LISTENERS", Map::SockMap)?,
             counters: open(pins, "COUNTERS", Map::PerCpuArray)?,
         })
@@ -89,6 +102,7 @@ impl Maps {
     pub(super) fn forget(&mut self, slot: u32) -> Result<(), MapError> {
         forget(&mut self.pods, slot, |_| true)?;
         forget(&mut self.pod_ips, slot, |_| true)?;
+        self.own.set(slot, iter::empty(), iter::empty())?;
         for listener in [outbound_slot(slot), inbound_slot(slot)] {
             // A listener that closed is gone already.
             let _ = self.listeners.clear_index(&listener);
@@ -122,9 +136,47 @@ impl DialMaps {
     pub(super) fn open(pins: &Pins) -> Result<Self, CaptureError> {
         Ok(Self {
             own: open(pins, "OWN", Map::LruHashMap)?,
-            dials: open(pins, "DIALS", Map::HashMap)?,
+            dials: open(pins, "DIALS", Map::LruHashMap)?,
         })
     }
+}
+
+impl OwnMaps {
+    pub(super) fn open(pins: &Pins) -> Result<Self, CaptureError> {
+        Ok(Self {
+            addresses: open(pins, "OWN_ADDRESSES", Map::HashMap)?,
+            interfaces: open(pins, "OWN_INTERFACES", Map::HashMap)?,
+        })
+    }
+
+    /// What the netns of the pod in `slot` holds from here on, of each at most [`MAX_OWN`]; what
+    /// it held before and does no longer is forgotten.
+    pub(super) fn set(
+        &mut self,
+        slot: u32,
+        addresses: impl Iterator<Item = IpAddr>,
+        interfaces: impl Iterator<Item = u32>,
+    ) -> Result<(), MapError> {
+        let addresses = addresses.map(|ip| OwnAddress { address: address(ip), slot });
+        replace(&mut self.addresses, addresses.take(MAX_OWN), |own| own.slot == slot)?;
+        let interfaces = interfaces.map(|index| OwnInterface { slot, index });
+        replace(&mut self.interfaces, interfaces.take(MAX_OWN), |own| own.slot == slot)
+    }
+}
+
+/// Puts `now` in the place of what is there and `is_theirs`. What stays is there all the time.
+fn replace<K: aya::Pod + PartialEq>(
+    map: &mut HashMap<MapData, K, u8>,
+    now: impl Iterator<Item = K>,
+    is_theirs: impl Fn(&K) -> bool,
+) -> Result<(), MapError> {
+    let now: Vec<K> = now.collect();
+    now.iter().try_for_each(|key| map.insert(key, 0, 0))?;
+    let over = |key: &Result<K, MapError>| {
+        key.as_ref().map_or(true, |key| is_theirs(key) && !now.contains(key))
+    };
+    let over: Vec<K> = map.keys().filter(over).collect::<Result<_, _>>()?;
+    over.iter().try_for_each(|key| map.remove(key))
 }
 
 fn open<M>(pins: &Pins, name: &str, kind: fn(MapData) -> Map) -> Result<M, CaptureError>

@@ -12,11 +12,15 @@ use std::{
 
 use nix::{
     fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2},
+    ifaddrs::getifaddrs,
     sched::{CloneFlags, setns, unshare},
     sys::stat::Mode,
 };
 
-use super::error::{CaptureError, Step};
+use super::{
+    error::{CaptureError, Step},
+    network::ip_of,
+};
 
 /// The root of the node's file systems, as its first process has it.
 const ROOT: &str = "/proc/1/root";
@@ -99,7 +103,7 @@ impl Netns {
             ));
         }
         let addresses = self
-            .run(|| Ok(nix::ifaddrs::getifaddrs()?.filter_map(ip_of).collect::<Vec<IpAddr>>()))
+            .run(|| Ok(getifaddrs()?.filter_map(|entry| ip_of(&entry)).collect::<Vec<_>>()))
             .map_err(|error| wrong(format!("{error} (hint: is it a network namespace?)")))?;
         if !ips.iter().any(|ip| addresses.contains(ip)) {
             return Err(wrong(format!(
@@ -145,14 +149,6 @@ impl Netns {
         let _back = Back(own);
         work()
     }
-}
-
-fn ip_of(interface: nix::ifaddrs::InterfaceAddress) -> Option<IpAddr> {
-    let address = interface.address?;
-    address
-        .as_sockaddr_in()
-        .map(|v4| IpAddr::V4(v4.ip()))
-        .or_else(|| address.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip())))
 }
 
 /// Takes the thread back, also when the work panics.

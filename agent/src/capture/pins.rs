@@ -20,7 +20,7 @@ use aya::programs::links::{FdLink, PinnedLink};
 use super::{
     error::{CaptureError, gone_is_fine},
     host,
-    routing::Settings,
+    settings::Settings,
 };
 use crate::mesh::PodUid;
 

@@ -30,6 +30,10 @@ pub(super) const KUBELET: &str = "sluice_kubelet";
 /// Other programs serve all pods; no pod has this slot.
 static NO_POD: u32 = u32::MAX;
 
+/// Values of `KNOWS_INGRESS`.
+static NO: u32 = 0;
+static YES: u32 = 1;
+
 /// Every slot, to be borrowed for as long as a [`Loader`] lives, as its library wants it.
 static SLOTS: [u32; MAX_PODS as usize] = {
     let mut slots = [0; MAX_PODS as usize];
@@ -42,7 +46,12 @@ static SLOTS: [u32; MAX_PODS as usize] = {
 };
 
 /// Makes the programs, as often as there are pods.
-pub(super) struct Loader(EbpfLoader<'static>);
+pub(super) struct Loader {
+    loader: EbpfLoader<'static>,
+    /// Whether the kernel tells `steer` on which interface a SYN came in (Linux 5.17), as far as
+    /// has been tried.
+    knows_ingress: bool,
+}
 
 impl Loader {
     /// With the maps of `pins`; without pins the maps are new ones for every object, nobody
@@ -57,33 +66,54 @@ impl Loader {
                 loader.map_pin_path(map, pins.map(map));
             }
         }
-        Self(loader)
+        Self { loader, knows_ingress: true }
+    }
+
+    /// Whether `steer` tells SYNs that came by `lo` from others. To be asked when it has been
+    /// loaded once.
+    pub(super) fn knows_ingress(&self) -> bool {
+        self.knows_ingress
     }
 
     /// The maps, and the programs ready to be loaded for the pod in `slot`; without a slot for
     /// all pods.
     pub(super) fn object(&mut self, slot: Option<u32>) -> Result<Ebpf, CaptureError> {
         let slot = slot.map_or(Some(&NO_POD), |slot| SLOTS.get(slot as usize));
-        self.0.override_global("POD", slot.ok_or(CaptureError::Full)?, true);
-        self.0.load(OBJECT).map_err(|error| CaptureError::ebpf("load the eBPF maps", &error))
+        self.loader.override_global("POD", slot.ok_or(CaptureError::Full)?, true);
+        let knows_ingress = if self.knows_ingress { &YES } else { &NO };
+        self.loader.override_global("KNOWS_INGRESS", knows_ingress, true);
+        self.loader.load(OBJECT).map_err(|error| CaptureError::ebpf("load the eBPF maps", &error))
     }
 
     /// Every program that capture cannot do without, accepted by the kernel and attached nowhere.
     pub(super) fn connect(&mut self) -> Result<Connect, CaptureError> {
-        let mut ebpf = self.object(None)?;
+        // What pods get is the same but for a number: an agent that stands by must not find out
+        // only when it is in charge that the kernel does not want it.
+        let mut ebpf = self.steerable(None)?;
         for name in CONNECT {
             load_connect(&mut ebpf, name)?;
         }
-        // What pods get is the same but for a number: an agent that stands by must not find out
-        // only when it is in charge that the kernel does not want it.
-        load_steer(&mut ebpf)?;
         Ok(Connect(ebpf))
     }
 
     /// Attaches a steer program of its own to the namespace of the pod in `slot`. It detaches and
     /// is unloaded when the link goes.
     pub(super) fn steer(&mut self, netns: &Netns, slot: u32) -> Result<FdLink, CaptureError> {
-        attach_steer(&mut self.object(Some(slot))?, netns)
+        attach_steer(&mut self.steerable(Some(slot))?, netns)
+    }
+
+    /// As [`object`](Self::object), with the steer program loaded as this kernel takes it.
+    pub(super) fn steerable(&mut self, slot: Option<u32>) -> Result<Ebpf, CaptureError> {
+        let mut ebpf = self.object(slot)?;
+        match load_steer(&mut ebpf) {
+            Ok(()) => Ok(ebpf),
+            // It may be for want of that field alone.
+            Err(_) if self.knows_ingress => {
+                self.knows_ingress = false;
+                self.steerable(slot)
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// Attaches the kubelet's program to a cgroup. It detaches and is unloaded when the link goes.
@@ -141,15 +171,14 @@ pub(super) fn load_kubelet(ebpf: &mut Ebpf) -> Result<&mut CgroupSkb, CaptureErr
     Ok(program)
 }
 
-fn load_steer(ebpf: &mut Ebpf) -> Result<&mut SkLookup, CaptureError> {
+fn load_steer(ebpf: &mut Ebpf) -> Result<(), CaptureError> {
     let program: &mut SkLookup = program(ebpf, STEER);
-    program.load().map_err(|error| refused(STEER, error))?;
-    Ok(program)
+    program.load().map_err(|error| refused(STEER, error))
 }
 
-/// Loads the steer program and attaches it to a namespace.
+/// Attaches the steer program of a [steerable](Loader::steerable) object to a namespace.
 pub(super) fn attach_steer(ebpf: &mut Ebpf, netns: &Netns) -> Result<FdLink, CaptureError> {
-    let program = load_steer(ebpf)?;
+    let program: &mut SkLookup = program(ebpf, STEER);
     let attached = program.attach(netns.file()).and_then(|link| program.take_link(link));
     let attached =
         attached.map_err(|error| CaptureError::ebpf(format!("attach {STEER}"), &error))?;

@@ -2,11 +2,12 @@
 
 use std::{
     io,
-    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    net::{Ipv4Addr, SocketAddr},
     time::Duration,
 };
 
-use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
+use agent_common::MARK_MASK;
+use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::net::{TcpListener, TcpStream};
 
 /// Connections that wait to be accepted; the kernel caps it at `net.core.somaxconn`.
@@ -21,6 +22,9 @@ pub struct Accepted {
     pub peer: SocketAddr,
     /// What the client dialled.
     pub original_destination: SocketAddr,
+    /// What the application had marked its socket with before it connected, of the bits that
+    /// capture leaves alone; 0 for none, and for clients on the network.
+    pub mark: u32,
 }
 
 /// Accepts the next captured connection.
@@ -30,11 +34,20 @@ pub struct Accepted {
 pub async fn accept(listener: &TcpListener) -> io::Result<Accepted> {
     let (stream, peer) = listener.accept().await?;
     let original_destination = canonical(stream.local_addr()?);
-    Ok(Accepted { stream, peer: canonical(peer), original_destination })
+    // The settings that keep answers on `lo` give the socket the mark of its SYN.
+    let mark = SockRef::from(&stream).mark()? & !MARK_MASK;
+    Ok(Accepted { stream, peer: canonical(peer), original_destination, mark })
 }
 
-/// A listener for whatever the steer program hands over, in the calling thread's netns. It has
-/// a port, as listeners must, but nothing ever dials it.
+/// The port that both listeners of a pod have: that of HBONE, which is the agent's in any case, so
+/// that no application loses one to them.
+const PORT: u16 = 15008;
+
+/// Addresses tried before there is no listener. Of sixteen million, others have a few.
+const ADDRESSES_TRIED: usize = 16;
+
+/// A listener for whatever the steer program hands over, in the calling thread's netns. Nobody can
+/// dial it.
 ///
 /// # Panics
 /// Outside a tokio runtime.
@@ -43,29 +56,48 @@ pub(super) fn listen() -> io::Result<TcpListener> {
 }
 
 /// The same, for no runtime yet.
+///
+/// It has an address and a port, as listeners must, but an address of multicast, where the kernel
+/// lets nobody connect to with TCP (`connect()` fails with ENETUNREACH) and answers no SYN. Which one
+/// is left to chance, so that the next agent's listeners can be there while this one's are.
 pub(super) fn transparent_listener() -> io::Result<Socket> {
+    for _ in 0..ADDRESSES_TRIED {
+        let [a, b, c]: [u8; 3] = rand::random();
+        match listener_at(Ipv4Addr::new(239, a, b, c)) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
+            other => return other,
+        }
+    }
+    Err(io::Error::new(
+        io::ErrorKind::AddrInUse,
+        format!("port {PORT} is taken in the pod (hint: `ss -tlnp` there tells by whom)"),
+    ))
+}
+
+fn listener_at(address: Ipv4Addr) -> io::Result<Socket> {
     let socket = match Socket::new(Domain::IPV6, Type::STREAM, Some(Protocol::TCP)) {
         Ok(socket) => {
+            // An IPv4 address as IPv6 has it: a socket of any other address of IPv6's would be for
+            // that family alone.
             socket.set_only_v6(false)?;
             // One flag of the socket, whichever family sets it: it may accept connections to
             // addresses that are not the pod's.
             socket.set_ip_transparent_v6(true)?;
-            socket.bind(&SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)).into())?;
+            socket.bind(&SocketAddr::from((address.to_ipv6_mapped(), PORT)).into())?;
             socket
         }
         // A kernel without IPv6.
         Err(_) => {
             let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))?;
             socket.set_ip_transparent_v4(true)?;
-            socket.bind(&SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)).into())?;
+            socket.bind(&SocketAddr::from((address, PORT)).into())?;
             socket
         }
     };
     socket.set_nonblocking(true)?;
     // Linux passes these on to every accepted socket. The latter has the port that was dialled
     // as its own: without the flag the application could not listen on that port, again or at
-    // all, as long as the connection and its TIME_WAIT last. After bind(), whose search for a
-    // port would otherwise take one that is shared.
+    // all, as long as the connection and its TIME_WAIT last.
     ready_for_traffic(&socket)?;
     socket.set_reuse_address(true)?;
     socket.listen(BACKLOG)?;

@@ -1,7 +1,7 @@
 //! Taking capture off a node.
 
 use std::{
-    fs,
+    fs, io,
     path::{Path, PathBuf},
 };
 
@@ -10,7 +10,9 @@ use super::{
     host,
     netns::Netns,
     pins::Pins,
-    routing, succession,
+    routing,
+    settings::Settings,
+    succession,
 };
 
 /// Removes everything an agent pinned at `bpffs` and undoes the routing in pods' namespaces.
@@ -26,7 +28,7 @@ pub fn uninstall(bpffs: &Path) -> Result<(), CaptureError> {
     for pod in pins.pods().step("read the pins of enrolled pods")? {
         // A namespace that cannot be found is gone with its pod.
         let routing = find_netns(pod.netns)
-            .map_or(Ok(()), |netns| netns.run(|| routing::remove(pod.settings)))
+            .map_or(Ok(()), |netns| netns.run(|| give_back(pod.settings)))
             .step(format!("undo the routing of pod {}", pod.uid));
         // The pin is all that is known about the pod; it goes last, and only then.
         let pod = routing.and_then(|()| pins.unpin_pod(&pod).step("remove the pin of a pod"));
@@ -34,6 +36,12 @@ pub fn uninstall(bpffs: &Path) -> Result<(), CaptureError> {
     }
     undone?;
     pins.remove_rest().step("remove the pins")
+}
+
+/// Leaves the calling thread's netns as it was before enrolment.
+pub(super) fn give_back(settings: Settings) -> io::Result<()> {
+    routing::remove()?;
+    settings.restore().map(drop)
 }
 
 /// The living network namespace with this inode, by its name or by a process inside it.

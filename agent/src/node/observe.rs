@@ -88,6 +88,13 @@ impl Observed {
                 value: count as f64,
             })
             .collect();
+        readings.extend(self.enrolment.get().map(|enrolment| Reading {
+            name: "sluice_capture_repairs_total",
+            help: "How often rules or settings that keep a pod captured were gone, and put back",
+            kind: Kind::Counter,
+            labels: Vec::new(),
+            value: enrolment.capture().repairs() as f64,
+        }));
         let source = self.source.state().borrow().clone();
         let version = self.proxy.snapshots.load().version as f64;
         let loaded = unix(source.loaded_at);

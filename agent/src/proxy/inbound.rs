@@ -40,7 +40,7 @@ pub(super) struct Arrival {
 
 /// Carries one connection that capture took on its way into a pod of this node.
 pub(super) async fn connection(proxy: Arc<Proxy>, pod: Arc<LocalPod>, accepted: Accepted) {
-    let Accepted { stream, peer, original_destination } = accepted;
+    let Accepted { stream, peer, original_destination, .. } = accepted;
     if original_destination.port() == HBONE_PORT {
         return hbone(proxy, pod, stream, peer, original_destination).await;
     }

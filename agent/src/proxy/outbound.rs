@@ -28,8 +28,8 @@ use crate::{
 
 /// Carries one captured connection from a pod of this node to where it wants to go.
 pub(super) async fn connection(proxy: Arc<Proxy>, pod: Arc<LocalPod>, accepted: Accepted) {
-    let Accepted { stream, peer: client, original_destination: dialled } = accepted;
-    let outbound = Outbound { proxy, pod, client, dialled };
+    let Accepted { stream, peer: client, original_destination: dialled, mark } = accepted;
+    let outbound = Outbound { proxy, pod, client, dialled, mark };
     let destination = outbound.destination();
     match declared(&destination) {
         AppProtocol::Http | AppProtocol::Http2 => outbound.requests(stream, None).await,
@@ -50,6 +50,8 @@ struct Outbound {
     client: SocketAddr,
     /// What the application dialled.
     dialled: SocketAddr,
+    /// What the application had marked its socket with.
+    mark: u32,
 }
 
 impl Outbound {
@@ -180,7 +182,7 @@ impl Outbound {
     }
 
     async fn plain(&self, hop: &Hop) -> Result<Io, Refusal> {
-        let dial = self.pod.dialer.from_pod(self.client.ip(), hop.address);
+        let dial = self.pod.dialer.from_pod(self.client.ip(), hop.address, self.mark);
         match tokio::time::timeout(CONNECT_TIMEOUT, dial).await {
             Ok(Ok(stream)) => Ok(Io::Tcp(stream)),
             Ok(Err(error)) => Err(Refusal::unavailable(
@@ -203,7 +205,7 @@ impl Outbound {
         let address = SocketAddr::new(hop.address.ip(), HBONE_PORT);
         let key = TunnelKey { source, peer: peer.clone(), address };
         let connect = ConnectRequest { authority: hop.address, headers };
-        let dial = || self.pod.dialer.from_pod(self.client.ip(), address);
+        let dial = || self.pod.dialer.from_pod(self.client.ip(), address, 0);
         let opened = self.pod.tunnels.open(key, connect, dial, tls).await;
         opened.map(Io::Hbone).map_err(|error| {
             Refusal::unavailable(failure_of(&error), format!("no tunnel to {address}: {error}"))
@@ -309,7 +311,7 @@ struct Requests {
 
 impl web::Handler for Requests {
     async fn handle(&self, request: Request<Body>) -> Response<Body> {
-        let Outbound { proxy, pod, client, dialled } = &self.outbound;
+        let Outbound { proxy, pod, client, dialled, .. } = &self.outbound;
         let destination = self.outbound.destination();
         let chosen = match self.first_hop() {
             Some(hop) => Ok(hop),

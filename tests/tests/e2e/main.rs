@@ -10,6 +10,7 @@ mod check;
 mod coexistence;
 mod dials;
 mod enrolment;
+mod evasion;
 mod grpc;
 mod host_network;
 mod http;

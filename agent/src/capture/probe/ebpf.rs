@@ -68,7 +68,8 @@ pub(super) fn probe(area: &mut Area<'_>, netns: Option<&Netns>) -> Option<Object
         area.need(name, there, |()| format!("in {program} programs"), KERNEL);
     }
 
-    let maps = Loader::new(None).object(Some(POD));
+    let mut loader = Loader::new(None);
+    let maps = loader.object(Some(POD));
     let mut ebpf = area.need("the agent's maps", maps, |_| "fit into memory".into(), MEMORY)?;
     for name in CONNECT {
         let linked = programs::load_connect(&mut ebpf, name)
@@ -86,8 +87,13 @@ pub(super) fn probe(area: &mut Area<'_>, netns: Option<&Netns>) -> Option<Object
         area.unknown(STEER, "no network namespace to load it for");
         return None;
     };
-    let loaded = programs::attach_steer(&mut ebpf, netns);
-    let steer = area.need(STEER, loaded, |_| "loads and attaches by a link".into(), KERNEL)?;
+    let loaded = loader.steerable(Some(POD)).and_then(|mut steerable| {
+        let link = programs::attach_steer(&mut steerable, netns)?;
+        Ok((steerable, link))
+    });
+    let there = |_: &_| "loads and attaches by a link".into();
+    let (ebpf, steer) = area.need(STEER, loaded, there, KERNEL)?;
+    ingress(area, &loader);
     jit(area, &ebpf);
     Some(Object { ebpf, _steer: steer })
 }
@@ -119,6 +125,20 @@ fn can_be_linked(program: &mut CgroupSockAddr, name: &str) -> Result<(), Capture
         Err(error) => Err(CaptureError::ebpf(format!("link {name} to a cgroup"), &error)),
         // Attached to what is no cgroup: gone with the program, and links there are.
         Ok(_) => Ok(()),
+    }
+}
+
+/// Without it SYNs pass that look like one of the agent's, for the time it is on its way.
+fn ingress(area: &mut Area<'_>, loader: &Loader) {
+    const INGRESS: &str = "ingress_ifindex";
+    if loader.knows_ingress() {
+        area.ok(INGRESS, "the agent's own connections to applications cannot be imitated");
+    } else {
+        area.falls_back(
+            INGRESS,
+            "not in sk_lookup programs before Linux 5.17: the agent's own connections to \
+             applications are told by their addresses and ports alone",
+        );
     }
 }
 

@@ -7,14 +7,16 @@ use std::{
     time::Duration,
 };
 
-use agent_common::{Address, MARK, outbound_slot};
+use agent_common::{MARK, OwnAddress, outbound_slot};
 use aya::{
     Ebpf,
     maps::{HashMap, Map, MapError, SockMap},
 };
+use netlink_packet_core::NLM_F_CREATE;
 use netlink_packet_route::{
-    RouteNetlinkMessage,
+    AddressFamily, RouteNetlinkMessage,
     link::{LinkFlags, LinkMessage},
+    route::{RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteType},
 };
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use socket2::{Domain, Protocol, Socket, Type};
@@ -25,7 +27,9 @@ use crate::capture::{
     maps::address,
     netlink::Netlink,
     netns::Netns,
-    routing::{self, Settings},
+    network::{self, Network},
+    routing::{self, Plan},
+    settings::Settings,
     sock_diag,
     sockets::{BACKLOG, canonical, transparent_listener},
 };
@@ -70,7 +74,7 @@ pub(super) fn probe(
     let there = |(): &()| "listen and dial with any address".into();
     area.need("transparent sockets", sockets, there, "CAP_NET_ADMIN in the pod's user namespace");
     node_sockets(area, &inside("ask for a socket by its four-tuple", own_socket_is_found));
-    let routed = inside("route by mark", || routing::divert(&[]));
+    let routed = inside("route by mark", divert);
     area.need("policy routing", routed, |()| "by mark".into(), ROUTING);
     let settings = inside("set network settings", || {
         Settings::ON.restore()?;
@@ -91,7 +95,7 @@ pub(super) fn probe(
         }
         None => area.unknown("steering", "there are no programs to steer with"),
     }
-    if netns.run(|| Ok(routing::has_v6())).is_ok_and(|v6| v6) {
+    if netns.run(|| Ok(network::has_v6())).is_ok_and(|v6| v6) {
         area.ok("IPv6", "captured as IPv4 is");
     } else {
         area.falls_back("IPv6", "off in new namespaces: IPv4 alone is captured");
@@ -165,6 +169,19 @@ fn loopback_up() -> io::Result<()> {
     Netlink::open()?.request(RouteNetlinkMessage::SetLink(link), 0)
 }
 
+/// Diverts what is marked, in a namespace from which a route leads somewhere.
+fn divert() -> io::Result<()> {
+    let mut route = RouteMessage::default();
+    route.header.address_family = AddressFamily::Inet;
+    route.header.table = RouteHeader::RT_TABLE_MAIN;
+    route.header.protocol = RouteProtocol::Static;
+    route.header.kind = RouteType::Unicast;
+    route.attributes = vec![RouteAttribute::Oif(routing::LOOPBACK)];
+    Netlink::open()?.request(RouteNetlinkMessage::NewRoute(route), NLM_F_CREATE)?;
+    let network = Network::read()?;
+    Plan::of(&network, &[]).carry_out(&network).map(drop)
+}
+
 /// A socket as a captured pod's: marked, and with the pod's address.
 fn client() -> io::Result<Socket> {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))?;
@@ -193,7 +210,7 @@ fn announce(ebpf: &mut Ebpf, listener: &Socket) -> Result<(), MapError> {
     fn map<'a>(ebpf: &'a mut Ebpf, name: &str) -> &'a mut Map {
         ebpf.map_mut(name).expect("agent-ebpf defines it")
     }
-    let client = address(CLIENT.into());
-    HashMap::<_, Address, u32>::try_from(map(ebpf, "POD_IPS"))?.insert(client, POD, 0)?;
+    let client = OwnAddress { address: address(CLIENT.into()), slot: POD };
+    HashMap::<_, OwnAddress, u8>::try_from(map(ebpf, "OWN_ADDRESSES"))?.insert(client, 0, 0)?;
     SockMap::try_from(map(ebpf, "LISTENERS"))?.set(outbound_slot(POD), listener, 0)
 }
