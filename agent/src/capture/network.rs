@@ -131,6 +131,14 @@ impl Network {
     }
 }
 
+#[cfg(test)]
+impl Unicast {
+    /// One of the main table's that gives no source.
+    pub(super) fn for_test(to: Prefix, by: u32) -> Self {
+        Self { to, by: Some(by), source: None, table: MAIN_TABLE }
+    }
+}
+
 impl Prefix {
     /// One address alone.
     pub(super) fn one(address: IpAddr) -> Self {

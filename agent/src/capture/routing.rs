@@ -317,3 +317,90 @@ fn gone_is_fine(removed: io::Result<()>) -> io::Result<()> {
         other => other,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::capture::network::Unicast;
+
+    const POD: &str = "10.244.0.2";
+    const OTHER: &str = "192.168.5.5";
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    fn interface(name: &str, addresses: &[&str]) -> Interface {
+        let addresses = addresses.iter().map(|address| ip(address)).collect();
+        Interface { name: name.to_owned(), is_up: true, addresses }
+    }
+
+    /// A pod with a second interface, and the default route by the first.
+    fn network() -> Network {
+        let mut network = Network::default();
+        network.interfaces.insert(LOOPBACK, interface("lo", &["127.0.0.1"]));
+        network.interfaces.insert(2, interface("eth0", &[POD]));
+        network.interfaces.insert(3, interface("net1", &[OTHER]));
+        let connected = Prefix { address: ip("192.168.5.0"), bits: 24 };
+        network.routes.push(Unicast::for_test(Prefix::all(AddressFamily::Inet), 2));
+        network.routes.push(Unicast::for_test(connected, 3));
+        network
+    }
+
+    fn planned(network: &Network, to: Prefix, table: u32) -> Vec<(u32, Option<IpAddr>)> {
+        let plan = Plan::of(network, &[ip(POD)]);
+        let there = plan.routes.values().filter(|route| route.to == to && route.table == table);
+        there.map(|route| (route.by, route.source)).collect()
+    }
+
+    #[test]
+    fn every_route_is_followed_on_lo_with_the_source_it_gives() {
+        let all = Prefix::all(AddressFamily::Inet);
+        let connected = Prefix { address: ip("192.168.5.0"), bits: 24 };
+        assert_eq!(planned(&network(), all, TABLE), [(LOOPBACK, Some(ip(POD)))]);
+        assert_eq!(planned(&network(), connected, TABLE), [(LOOPBACK, Some(ip(OTHER)))]);
+    }
+
+    #[test]
+    fn every_device_but_lo_keeps_what_is_bound_to_it() {
+        let all = Prefix::all(AddressFamily::Inet);
+        let by_device = planned(&network(), all, DEVICE_TABLE);
+        assert_eq!(by_device, [(2, Some(ip(POD))), (3, Some(ip(OTHER)))]);
+        let mut network = network();
+        network.interfaces.get_mut(&3).unwrap().is_up = false;
+        assert_eq!(planned(&network, all, DEVICE_TABLE), [(2, Some(ip(POD)))]);
+    }
+
+    #[test]
+    fn without_a_default_route_none_is_made_up() {
+        let mut network = network();
+        network.routes.clear();
+        assert_eq!(planned(&network, Prefix::all(AddressFamily::Inet), TABLE), []);
+        assert_eq!(planned(&network, Prefix::one(ip(POD)), TABLE), [(LOOPBACK, None)]);
+    }
+
+    #[test]
+    fn a_pod_with_too_many_routes_has_its_default_routes_followed() {
+        let mut network = network();
+        for number in 0..=MOST_ROUTES {
+            let [_, _, high, low] = u32::try_from(number).unwrap().to_be_bytes();
+            let to = Prefix::one(IpAddr::from([172, 16, high, low]));
+            network.routes.push(Unicast::for_test(to, 3));
+        }
+        let plan = Plan::of(&network, &[ip(POD)]);
+        assert!(plan.routes.len() < 10, "{}", plan.routes.len());
+        let all = Prefix::all(AddressFamily::Inet);
+        assert_eq!(planned(&network, all, TABLE), [(LOOPBACK, Some(ip(POD)))]);
+    }
+
+    #[test]
+    fn what_is_made_reads_back_as_it_was_planned() {
+        let plan = Plan::of(&network(), &[ip(POD)]);
+        for rule in &plan.rules {
+            assert_eq!(Rule::read(&rule.message()).as_ref(), Some(rule));
+        }
+        for route in plan.routes.values() {
+            assert_eq!(Diversion::read(&route.message(), route.table), Some(*route));
+        }
+    }
+}

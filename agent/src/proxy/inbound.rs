@@ -11,6 +11,7 @@ use super::{
     detect::{Detected, detect},
     exchange::{Refusal, exchange},
     io,
+    loops::is_somewhere,
     relay::{Early, Outcome, relay},
 };
 use crate::{
@@ -41,6 +42,11 @@ pub(super) struct Arrival {
 /// Carries one connection that capture took on its way into a pod of this node.
 pub(super) async fn connection(proxy: Arc<Proxy>, pod: Arc<LocalPod>, accepted: Accepted) {
     let Accepted { stream, peer, original_destination, .. } = accepted;
+    if !is_somewhere(original_destination.ip()) {
+        tracing::warn!(client = %peer, dialled = %original_destination, pod = %pod.uid,
+            "refused: a rule in the pod redirects it to the pod's loopback");
+        return io::reset(&stream);
+    }
     if original_destination.port() == HBONE_PORT {
         return hbone(proxy, pod, stream, peer, original_destination).await;
     }

@@ -12,6 +12,7 @@ mod exchange;
 mod hop;
 mod inbound;
 mod io;
+mod loops;
 mod outbound;
 mod pods;
 mod relay;

@@ -16,6 +16,7 @@ use super::{
     hop::{declared, service_of},
     inbound::{self, Arrival},
     io,
+    loops::leads_out,
     relay::{Early, Outcome, relay},
 };
 use crate::{
@@ -29,6 +30,10 @@ use crate::{
 /// Carries one captured connection from a pod of this node to where it wants to go.
 pub(super) async fn connection(proxy: Arc<Proxy>, pod: Arc<LocalPod>, accepted: Accepted) {
     let Accepted { stream, peer: client, original_destination: dialled, mark } = accepted;
+    if !leads_out(&pod, dialled.ip()) {
+        tracing::warn!(%client, %dialled, pod = %pod.uid, "refused: it would lead back to the pod");
+        return io::reset(&stream);
+    }
     let outbound = Outbound { proxy, pod, client, dialled, mark };
     let destination = outbound.destination();
     match declared(&destination) {

@@ -166,6 +166,25 @@ async fn an_address_that_the_mesh_does_not_know_is_strict_as_well() -> anyhow::R
     Ok(())
 }
 
+#[tokio::test]
+async fn what_a_pod_redirects_to_its_loopback_does_not_get_past_policy() -> anyhow::Result<()> {
+    let mesh = Mesh::new()?;
+    mesh.config.write("policy", STRICT)?;
+    let _agents = mesh.start_agents(&[]).await?;
+    let listener = mesh.near.listen(PORT)?;
+    let redirect = format!(
+        "echo 1 >/proc/sys/net/ipv4/conf/all/route_localnet; nft add table ip own; \
+         nft add chain ip own in '{{type nat hook prerouting priority dstnat;}}'; \
+         nft add rule ip own in tcp dport {REDIRECTED} dnat to 127.0.0.1:{PORT}"
+    );
+    shell(&mesh.near, &redirect)?;
+    let to = SocketAddr::new(mesh.near.ip(), REDIRECTED);
+    let told = refused(&mesh.outsider, to, &listener, SILENCE).await?;
+    assert_eq!(told.map(|error| error.kind()), Some(io::ErrorKind::ConnectionReset));
+    Ok(())
+}
+
+const REDIRECTED: u16 = 9000;
 const STRICT: &str = "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\n\
                       metadata: {namespace: default, name: strict}\nspec: {mtls: {mode: STRICT}}\n";
 
