@@ -22,6 +22,9 @@ pub fn list(arguments: &[&str]) -> anyhow::Result<Vec<Value>> {
 pub fn show(arguments: &[&str]) -> anyhow::Result<Value> {
     let mut bpftool = Command::new("bpftool");
     let shown = bpftool.arg("--json").args(arguments).output().context("could not run bpftool")?;
+    // It says what is wrong in JSON, too.
+    let answer = || String::from_utf8_lossy(&shown.stdout);
+    ensure!(shown.status.success(), "bpftool {}: {}", arguments.join(" "), answer());
     serde_json::from_slice(&shown.stdout)
         .with_context(|| format!("bpftool {} said nothing of use", arguments.join(" ")))
 }
@@ -31,8 +34,7 @@ pub fn show(arguments: &[&str]) -> anyhow::Result<Value> {
 /// # Errors
 /// When there is no such map, or the kernel refuses.
 pub fn update(node: &Node, map: &str, key: &[u8], value: &[u8]) -> anyhow::Result<()> {
-    let pins = pins(node, "maps")?;
-    let pin = pins.iter().find(|pin| pin.ends_with(map)).with_context(|| format!("no {map}"))?;
+    let pin = pin(node, "maps", map)?;
     let bytes = |bytes: &[u8]| bytes.iter().map(u8::to_string).collect::<Vec<_>>();
     let mut bpftool = Command::new("bpftool");
     bpftool.args(["map", "update", "pinned"]).arg(pin);
@@ -55,6 +57,15 @@ pub fn pins(node: &Node, kind: &str) -> anyhow::Result<Vec<PathBuf>> {
     }
     pins.sort();
     Ok(pins)
+}
+
+/// The pin called `name` in one of these directories.
+///
+/// # Errors
+/// When there is none.
+pub fn pin(node: &Node, kind: &str, name: &str) -> anyhow::Result<PathBuf> {
+    let mut pins = pins(node, kind)?.into_iter();
+    pins.find(|pin| pin.ends_with(name)).with_context(|| format!("nothing is pinned as {name}"))
 }
 
 /// The ids of the maps a node's agent pinned; whatever program uses one is its.

@@ -4,7 +4,7 @@ use std::{fs, net::SocketAddr, process::Command};
 
 use serde_json::Value;
 use sluice_tests::{
-    Agent, CgroupLayout, Lab, Mesh, NetnsState, Node, PATIENCE, Talk, agent_program,
+    Agent, CgroupLayout, Lab, Mesh, NetnsState, Node, PATIENCE, Talk, agent_program, bpftool,
     capture_events, eventually,
 };
 
@@ -36,8 +36,9 @@ async fn is_captured(layout: CgroupLayout) -> anyhow::Result<()> {
     let privately = lines.iter().any(|line| line.contains("cgroup2 is mounted nowhere"));
     assert_eq!(privately, layout.cgroup2().is_none(), "{lines:#?}");
     let mut other = mesh.start_agent(&mesh.b, &[]).await?;
-    let link = mesh.a.bpffs().join("v1/links/sluice_connect4");
-    let link = bpftool(&["link", "show", "pinned", &link.to_string_lossy()])?["id"].to_string();
+    let link = bpftool::pin(&mesh.a, "links", "sluice_connect4")?;
+    let link =
+        bpftool::show(&["link", "show", "pinned", &link.to_string_lossy()])?["id"].to_string();
 
     for server in [&mesh.near, &mesh.far] {
         let listener = server.listen(PORT)?;
@@ -61,7 +62,7 @@ async fn is_captured(layout: CgroupLayout) -> anyhow::Result<()> {
     before.is_back(&mesh.client).await?;
     assert!(!mesh.a.bpffs().exists(), "pins are left");
     eventually("the link to the root is gone", || async {
-        Ok(bpftool(&["link", "show", "id", &link]).is_err().then_some(()))
+        Ok(bpftool::show(&["link", "show", "id", &link]).is_err().then_some(()))
     })
     .await?;
     let hierarchy = format!("name={}:", CgroupLayout::hierarchy(&mesh.a));
@@ -69,12 +70,6 @@ async fn is_captured(layout: CgroupLayout) -> anyhow::Result<()> {
         Ok((!fs::read_to_string("/proc/self/cgroup")?.contains(&hierarchy)).then_some(()))
     })
     .await
-}
-
-fn bpftool(question: &[&str]) -> anyhow::Result<Value> {
-    let answer = Command::new("bpftool").arg("--json").args(question).output()?;
-    anyhow::ensure!(answer.status.success(), "{}", String::from_utf8_lossy(&answer.stdout));
-    Ok(serde_json::from_slice(&answer.stdout)?)
 }
 
 /// What `sluice check` says of cgroup2 where cgroups are laid out like this.

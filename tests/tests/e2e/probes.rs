@@ -178,7 +178,6 @@ async fn a_kubelet_that_is_started_anew_is_known_again() -> anyhow::Result<()> {
 async fn probes_go_on_between_two_agents_and_nothing_of_it_is_left() -> anyhow::Result<()> {
     let mesh = strict()?;
     let kubelet = HostPod::on(&mesh.b, "kubelet", HostProcess::KUBELET)?;
-    let link = mesh.b.bpffs().join("v1/links/sluice_kubelet");
     let cgroup = fs::metadata(kubelet.cgroup())?.ino();
     let attached = || -> anyhow::Result<usize> {
         let links = bpftool::list(&["link", "show"])?;
@@ -207,7 +206,7 @@ async fn probes_go_on_between_two_agents_and_nothing_of_it_is_left() -> anyhow::
 
     let mut last = mesh.start_agent(&mesh.b, &[]).await?;
     is_known(&mesh.b, Some(&kubelet)).await?;
-    assert!(link.exists());
+    let link = bpftool::pin(&mesh.b, "links", "sluice_kubelet")?;
     last.kill9();
     kubelet.stop()?;
     let _without = mesh.start_agent(&mesh.b, &[]).await?;

@@ -7,8 +7,8 @@ use std::{
 };
 
 use sluice_tests::{
-    Mesh, NetnsState, PATIENCE, Pod, Process, Talk, agent_program, capture_events, eventually,
-    refused,
+    Mesh, NetnsState, PATIENCE, Pod, Process, Talk, agent_program, bpftool, capture_events,
+    eventually, refused,
 };
 use socket2::{Domain, Type};
 use tokio::{
@@ -205,7 +205,7 @@ async fn uninstalling_removes_every_trace_and_opens_the_pods_again() -> anyhow::
     let pods = [&mesh.client, &mesh.near, &mesh.outsider];
     let before = pods.map(NetnsState::of);
     let mut agent = mesh.start_agent(&mesh.a, &[]).await?;
-    assert!(mesh.a.bpffs().join("v1").exists());
+    assert!(!bpftool::pinned_maps(&mesh.a)?.is_empty());
     agent.kill9();
     assert!(uninstall(&mesh)?.exit(PATIENCE).await?.success());
     for (pod, before) in pods.into_iter().zip(before) {
