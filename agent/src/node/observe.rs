@@ -62,8 +62,9 @@ impl Observed {
     }
 
     fn metrics(&self, path: &str) -> Option<Response<String>> {
-        (path == "/stats/prometheus")
-            .then(|| admin::openmetrics(self.proxy.telemetry.metrics().render(&self.readings())))
+        (path == "/stats/prometheus").then(|| {
+            admin::openmetrics(self.proxy.telemetry.metrics().render(self.readings()).collect())
+        })
     }
 
     fn status(&self, path: &str) -> Option<Response<String>> {
