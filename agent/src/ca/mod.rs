@@ -22,11 +22,12 @@ mod shelf;
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::Context;
-use http::{Response, StatusCode};
+use http::StatusCode;
 use kube::{Client, Config};
+use tokio::runtime::Handle;
 
 use crate::{
-    admin::{self, Readiness, text},
+    admin::{self, Answer, Readiness, text},
     mesh::TrustDomain,
     signals::Signals,
     telemetry,
@@ -84,14 +85,15 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     ));
     let state = readiness.clone();
     let health = move |path: &str| health(path, &state);
-    admin::serve("health", "--ready-addr", options.ready_addr, health).await?;
+    let threads = Handle::current();
+    admin::serve(&threads, "health", "--ready-addr", options.ready_addr, health)?;
     let (counted, kept) = (metrics.clone(), keeper.clone());
     let answer = move |path: &str| {
         (path == "/stats/prometheus")
             .then(|| counted.readings(kept.authority().as_deref()))
-            .map(|readings| admin::openmetrics(telemetry::openmetrics(&readings)))
+            .map(|readings| admin::openmetrics([telemetry::openmetrics(&readings)].into_iter()))
     };
-    admin::serve("metrics", "--stats-addr", options.stats_addr, answer).await?;
+    admin::serve(&threads, "metrics", "--stats-addr", options.stats_addr, answer)?;
 
     let following = tokio::spawn({
         let (keeper, readiness) = (keeper.clone(), readiness.clone());
@@ -139,7 +141,7 @@ async fn client() -> anyhow::Result<Client> {
     Client::try_from(config).context("could not set up the client of the API server")
 }
 
-fn health(path: &str, readiness: &Readiness) -> Option<Response<String>> {
+fn health(path: &str, readiness: &Readiness) -> Option<Answer> {
     match path {
         "/healthz/live" => Some(text(StatusCode::OK, "live\n")),
         "/healthz/ready" => Some(readiness.answer()),
