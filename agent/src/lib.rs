@@ -14,6 +14,7 @@
 //! - [`admin`]: health, statistics and status for people and probes.
 //! - `listen`: places for whoever connects to the agent's servers or the CA's.
 //! - [`node`]: puts the rooms together; start-up, enrolment, shutdown.
+//! - `log`: how much reaches the log, whatever strangers do.
 //! - [`ca`]: the CA of a cluster, a program of its own.
 //! - [`cli`]: flags and commands.
 
@@ -28,6 +29,7 @@ pub mod config;
 pub mod http;
 pub mod identity;
 mod listen;
+mod log;
 pub mod mesh;
 pub mod node;
 pub mod nri;
