@@ -76,11 +76,7 @@ async fn run(
 
 /// One connection, which is one request: who asks again comes anew, and meanwhile holds nobody's
 /// place.
-async fn connection(
-    stream: TcpStream,
-    mut guest: Guest,
-    answer: Arc<impl Fn(&str) -> Option<Answer>>,
-) {
+async fn connection(stream: TcpStream, guest: Guest, answer: Arc<impl Fn(&str) -> Option<Answer>>) {
     let service = service_fn(move |request| {
         let response = respond(&request, &*answer);
         async move { Ok::<_, Infallible>(response) }
@@ -125,7 +121,10 @@ mod tests {
 
     async fn get(address: SocketAddr, path: &str) -> String {
         let mut stream = TcpStream::connect(address).await.unwrap();
-        stream.write_all(format!("GET {path} HTTP/1.1\r\nhost: a\r\n\r\n").as_bytes()).await.unwrap();
+        stream
+            .write_all(format!("GET {path} HTTP/1.1\r\nhost: a\r\n\r\n").as_bytes())
+            .await
+            .unwrap();
         let mut answer = String::new();
         stream.read_to_string(&mut answer).await.unwrap();
         answer

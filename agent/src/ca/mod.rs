@@ -7,6 +7,7 @@
 
 mod authority;
 mod caller;
+mod claims;
 mod csr;
 mod keeper;
 mod metrics;
@@ -18,6 +19,7 @@ mod roots;
 mod server;
 mod service;
 mod shelf;
+mod turns;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -108,7 +110,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         options.certificate_lifetime,
         metrics,
     );
-    let server = server::Server::bind(options.listen_addr, keeper, Arc::new(issuer)).await?;
+    let server = server::Server::bind(options.listen_addr, keeper, Arc::new(issuer))?;
     tracing::info!(address = %options.listen_addr, "CA started");
 
     let signal = server.serve_until(signals.next()).await;
@@ -130,6 +132,20 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
 /// When there are no roots yet, when a rotation is under way, or the API server refuses.
 pub async fn rotate(secret: &NamespacedName, config_map: &NamespacedName) -> anyhow::Result<()> {
     keeper::rotate(&Shelf::new(client().await?, secret, config_map)).await
+}
+
+/// Starts a new CA in the place of one whose keys are lost.
+///
+/// # Errors
+/// When they are not, or the API server refuses.
+pub async fn new_root(
+    secret: &NamespacedName,
+    config_map: &NamespacedName,
+    trust_domain: &TrustDomain,
+    schedule: &Schedule,
+) -> anyhow::Result<()> {
+    let shelf = Shelf::new(client().await?, secret, config_map);
+    keeper::new_root(&shelf, trust_domain, schedule).await
 }
 
 async fn client() -> anyhow::Result<Client> {

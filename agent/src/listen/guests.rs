@@ -6,7 +6,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use tokio::sync::oneshot;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 /// How many may be served at a time.
 #[derive(Clone, Copy, Debug)]
@@ -53,7 +53,7 @@ struct Held {
 struct Place {
     busy: bool,
     /// Dropped to have the guest leave.
-    _stays: oneshot::Sender<()>,
+    _stays: DropGuard,
 }
 
 /// A place that is held while this is.
@@ -61,7 +61,7 @@ pub(crate) struct Guest {
     guests: Arc<Guests>,
     source: Source,
     number: u64,
-    dismissed: oneshot::Receiver<()>,
+    dismissed: CancellationToken,
 }
 
 impl Guests {
@@ -75,12 +75,14 @@ impl Guests {
         if own >= self.bounds.per_source {
             held.dismiss_one_of(source);
         } else if held.count >= self.bounds.most {
-            let crowd = held.by_source.iter().max_by_key(|(source, places)| (places.len(), **source));
+            let crowd =
+                held.by_source.iter().max_by_key(|(source, places)| (places.len(), **source));
             if let Some(crowd) = crowd.map(|(source, _)| *source) {
                 held.dismiss_one_of(crowd);
             }
         }
-        let (stays, dismissed) = oneshot::channel();
+        let dismissed = CancellationToken::new();
+        let stays = dismissed.clone().drop_guard();
         let number = held.next;
         held.next += 1;
         held.count += 1;
@@ -130,9 +132,8 @@ impl Guest {
     }
 
     /// Waits until the place is somebody else's.
-    pub(crate) async fn dismissed(&mut self) {
-        // Nothing is ever sent: the other end is dropped.
-        let _ = (&mut self.dismissed).await;
+    pub(crate) async fn dismissed(&self) {
+        self.dismissed.cancelled().await;
     }
 }
 

@@ -64,9 +64,8 @@ impl Observed {
     }
 
     fn metrics(&self, path: &str) -> Option<Answer> {
-        (path == "/stats/prometheus").then(|| {
-            admin::openmetrics(self.proxy.telemetry.metrics().render(self.readings()))
-        })
+        (path == "/stats/prometheus")
+            .then(|| admin::openmetrics(self.proxy.telemetry.metrics().render(self.readings())))
     }
 
     fn status(&self, path: &str) -> Option<Answer> {
