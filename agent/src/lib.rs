@@ -12,7 +12,9 @@
 //! - [`nri`]: news of pods from the container runtime, before their containers start.
 //! - [`telemetry`]: spans and metrics on their way off the node.
 //! - [`admin`]: health, statistics and status for people and probes.
+//! - `listen`: places for whoever connects to the agent's servers or the CA's.
 //! - [`node`]: puts the rooms together; start-up, enrolment, shutdown.
+//! - `log`: how much reaches the log, whatever strangers do.
 //! - [`ca`]: the CA of a cluster, a program of its own.
 //! - [`cli`]: flags and commands.
 
@@ -26,6 +28,8 @@ pub mod cli;
 pub mod config;
 pub mod http;
 pub mod identity;
+mod listen;
+mod log;
 pub mod mesh;
 pub mod node;
 pub mod nri;

@@ -8,9 +8,11 @@ use std::{
     net::{IpAddr, Ipv6Addr, SocketAddr},
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, SystemTime},
 };
 
 use anyhow::Context;
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Full};
@@ -114,9 +116,11 @@ impl ApiServer {
         &self.kubeconfig
     }
 
-    /// Makes `text` a token.
-    pub fn token(&self, text: &str, token: Token) {
-        self.state.lock().tokens.insert(text.to_owned(), token);
+    /// Makes a token and returns its text, a JWT that says of itself what the reviews say.
+    pub fn token(&self, name: &str, token: Token) -> String {
+        let text = jwt(name, &token);
+        self.state.lock().tokens.insert(text.clone(), token);
+        text
     }
 
     /// Binds a pod to its node.
@@ -287,6 +291,20 @@ impl Shared {
         review["status"] = status;
         review
     }
+}
+
+/// The text of a token, whose signature is nobody's.
+pub fn jwt(name: &str, token: &Token) -> String {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let expires = if token.expired { now } else { now + Duration::from_secs(3600) };
+    let claims = json!({
+        "jti": name,
+        "sub": format!("system:serviceaccount:{}", token.account.replace('/', ":")),
+        "aud": [token.audience],
+        "exp": expires.as_secs(),
+    });
+    let part = |value: Value| URL_SAFE_NO_PAD.encode(value.to_string());
+    format!("{}.{}.{}", part(json!({"alg": "RS256"})), part(claims), part(json!(name)))
 }
 
 async fn serve(listener: TcpListener, tls: TlsAcceptor, shared: Arc<Shared>) {

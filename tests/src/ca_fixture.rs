@@ -117,19 +117,19 @@ impl Cluster {
         Ok(ca)
     }
 
-    /// Runs `sluice ca rotate` beside `ca`; what it prints.
+    /// Runs `sluice ca rotate`, or another such command, beside `ca`; what it prints.
     ///
     /// # Errors
     /// When it fails.
-    pub async fn rotate(&self, ca: &Ca) -> anyhow::Result<String> {
+    pub async fn run(&self, ca: &Ca, what: &str) -> anyhow::Result<String> {
         let mut command = self.command("ca")?;
-        command.args(["rotate", "--secret", "sluice-system/sluice-ca"]);
+        command.args([what, "--secret", "sluice-system/sluice-ca"]);
         command.args(["--config-map", "sluice-system/sluice-ca-root"]);
         // Not run to its end at once: it talks to a server of this very thread.
-        let mut process = ca.node.spawn("ca-rotate", command)?;
+        let mut process = ca.node.spawn(&format!("ca-{what}"), command)?;
         let status = process.exit(PATIENCE).await?;
         let said = process.output().tail(5);
-        ensure!(status.success(), "`sluice ca rotate` ended with {status}: {said}");
+        ensure!(status.success(), "`sluice ca {what}` ended with {status}: {said}");
         Ok(said)
     }
 
@@ -141,9 +141,7 @@ impl Cluster {
 
     /// Makes a token of the agent on `node`, and returns its text.
     pub fn agent_token(&self, node: &Node) -> String {
-        let text = format!("token-of-the-agent-on-{}", node.name());
-        self.api.token(&text, agent_token(node.name()));
-        text
+        self.api.token(&format!("agent-on-{}", node.name()), agent_token(node.name()))
     }
 
     /// Puts a token where an agent on `node` looks for it.

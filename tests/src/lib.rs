@@ -45,7 +45,7 @@ mod trace_tree;
 mod tunnel_fixture;
 
 pub use agent::{Agent, AgentOptions};
-pub use api_server::{ApiServer, Token};
+pub use api_server::{ApiServer, Token, jwt};
 pub use ask::{Answer, ask};
 pub use ca_fixture::{Ca, Cluster, agent_token, ask_ca, expect_refusal};
 pub use cgroup::Cgroup;

@@ -2,10 +2,10 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use http::{Response, StatusCode};
+use http::StatusCode;
 use tokio::sync::watch::Sender;
 
-use super::text;
+use super::{Answer, text};
 
 /// Ready once nothing is pending. Clones share one state.
 #[derive(Clone, Debug)]
@@ -41,7 +41,7 @@ impl Readiness {
     }
 
     /// The answer to a readiness probe.
-    pub fn answer(&self) -> Response<String> {
+    pub fn answer(&self) -> Answer {
         match self.pending().as_slice() {
             [] => text(StatusCode::OK, "ready\n"),
             pending => text(

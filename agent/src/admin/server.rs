@@ -1,13 +1,22 @@
 //! The three small HTTP servers.
 
-use std::{convert::Infallible, net::SocketAddr, sync::Arc};
+use std::{convert::Infallible, io, net::SocketAddr, sync::Arc, time::Duration};
 
-use bytes::Bytes;
-use http::{Method, Request, Response, StatusCode, header};
-use http_body_util::Full;
+use http::{Method, Request, Response, StatusCode};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::net::TcpListener;
+use tokio::{net::TcpStream, runtime::Handle, time::timeout};
+
+use super::answer::{Answer, text};
+use crate::listen::{Bounds, Guest, Listener};
+
+/// Connections at a time, of each server.
+const BOUNDS: Bounds = Bounds { most: 64, per_source: 16 };
+/// How long a head may take.
+const HEAD: Duration = Duration::from_secs(5);
+/// How long a connection may take, to the last byte of its one answer. Scrapers wait 10 s by
+/// default, probes less.
+const LONGEST: Duration = Duration::from_secs(60);
 
 /// The agent could not listen.
 #[derive(Debug, thiserror::Error)]
@@ -18,86 +27,138 @@ pub struct AdminError {
     what: &'static str,
     address: SocketAddr,
     flag: &'static str,
-    cause: std::io::Error,
+    cause: io::Error,
 }
 
-/// Serves `answer` for GET requests on `address` for as long as the process lives.
+/// A thread for answers that take long to make, so that no connection of a pod waits for them.
+///
+/// # Errors
+/// When there is no thread to be had.
+pub fn own_thread() -> io::Result<Handle> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let handle = runtime.handle().clone();
+    std::thread::Builder::new().name("sluice-admin".into()).spawn(move || {
+        // What is spawned by the handle runs here, as long as the process does.
+        runtime.block_on(std::future::pending::<()>());
+    })?;
+    Ok(handle)
+}
+
+/// Serves `answer` for GET requests on `address` for as long as the process lives, on the
+/// threads of `on`.
 ///
 /// # Errors
 /// When `address` cannot be bound.
-pub async fn serve(
+pub fn serve(
+    on: &Handle,
     what: &'static str,
     flag: &'static str,
     address: SocketAddr,
-    answer: impl Fn(&str) -> Option<Response<String>> + Send + Sync + 'static,
+    answer: impl Fn(&str) -> Option<Answer> + Send + Sync + 'static,
 ) -> Result<(), AdminError> {
-    let listener = TcpListener::bind(address).await.map_err(|cause| AdminError {
-        what,
-        address,
-        flag,
-        cause,
-    })?;
-    let answer = Arc::new(answer);
-    tokio::spawn(async move {
-        loop {
-            let Ok((stream, _)) = listener.accept().await else {
-                // Out of file descriptors; the next connection may fare better.
-                tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-                continue;
-            };
-            let answer = answer.clone();
-            let service = service_fn(move |request| {
-                let response = respond(&request, &*answer);
-                async move { Ok::<_, Infallible>(response) }
-            });
-            tokio::spawn(
-                http1::Builder::new()
-                    .timer(TokioTimer::new())
-                    .header_read_timeout(std::time::Duration::from_secs(10))
-                    .serve_connection(TokioIo::new(stream), service),
-            );
-        }
-    });
+    let _there = on.enter();
+    let listener = Listener::bind(what, address, BOUNDS);
+    let listener = listener.map_err(|cause| AdminError { what, address, flag, cause })?;
+    on.spawn(run(listener, answer));
     Ok(())
 }
 
-fn respond(
-    request: &Request<Incoming>,
-    answer: &impl Fn(&str) -> Option<Response<String>>,
-) -> Response<Full<Bytes>> {
-    let response = if request.method() == Method::GET || request.method() == Method::HEAD {
-        answer(request.uri().path()).unwrap_or_else(|| text(StatusCode::NOT_FOUND, "not found\n"))
-    } else {
-        text(StatusCode::METHOD_NOT_ALLOWED, "only GET\n")
+async fn run(
+    listener: Listener,
+    answer: impl Fn(&str) -> Option<Answer> + Send + Sync + 'static,
+) -> Infallible {
+    let answer = Arc::new(answer);
+    loop {
+        let (stream, guest) = listener.accept().await;
+        tokio::spawn(connection(stream, guest, answer.clone()));
+    }
+}
+
+/// One connection, which is one request: who asks again comes anew, and meanwhile holds nobody's
+/// place.
+async fn connection(stream: TcpStream, guest: Guest, answer: Arc<impl Fn(&str) -> Option<Answer>>) {
+    let service = service_fn(move |request| {
+        let response = respond(&request, &*answer);
+        async move { Ok::<_, Infallible>(response) }
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD)
+        .keep_alive(false)
+        .serve_connection(TokioIo::new(stream), service);
+    tokio::select! {
+        () = guest.dismissed() => {}
+        // However it ends, there is nobody to tell.
+        _ = timeout(LONGEST, connection) => {}
+    }
+}
+
+fn respond(request: &Request<Incoming>, answer: &impl Fn(&str) -> Option<Answer>) -> Answer {
+    let response: Option<Response<_>> = match *request.method() {
+        Method::GET | Method::HEAD => answer(request.uri().path()),
+        _ => return text(StatusCode::METHOD_NOT_ALLOWED, "only GET\n"),
     };
-    response.map(|body| Full::new(body.into()))
+    response.unwrap_or_else(|| text(StatusCode::NOT_FOUND, "not found\n"))
 }
 
-/// An answer in JSON.
-pub fn json(body: String) -> Response<String> {
-    typed("application/json", body)
-}
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-/// An answer in the text format of OpenMetrics.
-pub fn openmetrics(body: String) -> Response<String> {
-    typed("application/openmetrics-text; version=1.0.0; charset=utf-8", body)
-}
+    use super::*;
+    use crate::admin::{openmetrics, text};
 
-fn typed(content_type: &'static str, body: String) -> Response<String> {
-    let mut response = Response::new(body);
-    response
-        .headers_mut()
-        .insert(header::CONTENT_TYPE, header::HeaderValue::from_static(content_type));
-    response
-}
+    async fn started() -> SocketAddr {
+        let listener = Listener::bind("test", "127.0.0.1:0".parse().unwrap(), BOUNDS).unwrap();
+        let address = listener.address();
+        tokio::spawn(run(listener, |path| match path {
+            "/small" => Some(text(StatusCode::OK, "ready\n")),
+            "/large" => Some(openmetrics((0..1000).map(|_| "x".repeat(64 << 10)))),
+            _ => None,
+        }));
+        address
+    }
 
-/// A plain-text answer.
-pub fn text(status: StatusCode, body: impl Into<String>) -> Response<String> {
-    let mut response = Response::new(body.into());
-    *response.status_mut() = status;
-    response.headers_mut().insert(
-        header::CONTENT_TYPE,
-        header::HeaderValue::from_static("text/plain; charset=utf-8"),
-    );
-    response
+    async fn get(address: SocketAddr, path: &str) -> String {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        stream
+            .write_all(format!("GET {path} HTTP/1.1\r\nhost: a\r\n\r\n").as_bytes())
+            .await
+            .unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        answer
+    }
+
+    #[tokio::test]
+    async fn a_crowd_that_says_nothing_keeps_nobody_out() {
+        let address = started().await;
+        let mut crowd = Vec::new();
+        for _ in 0..500 {
+            crowd.push(TcpStream::connect(address).await.unwrap());
+        }
+        assert!(get(address, "/small").await.ends_with("\r\n\r\nready\n"));
+        // All but the newest were told to go.
+        for stream in &mut crowd[..500 - BOUNDS.per_source] {
+            assert_eq!(stream.read(&mut [0]).await.unwrap_or(0), 0);
+        }
+    }
+
+    #[tokio::test]
+    async fn who_does_not_read_a_large_answer_holds_up_nobody() {
+        let address = started().await;
+        let mut slow = TcpStream::connect(address).await.unwrap();
+        slow.write_all(b"GET /large HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+        slow.read_u8().await.unwrap();
+        assert!(get(address, "/small").await.starts_with("HTTP/1.1 200"));
+        assert!(get(address, "/large").await.len() > 1000 * (64 << 10));
+        assert!(get(address, "/nothing").await.starts_with("HTTP/1.1 404"));
+    }
+
+    #[tokio::test]
+    async fn a_thread_of_its_own_answers_too() {
+        let thread = own_thread().unwrap();
+        let address = "127.0.0.1:0".parse().unwrap();
+        serve(&thread, "test", "--test", address, |_| None).unwrap();
+    }
 }

@@ -1,20 +1,32 @@
 //! Who asks: a pod, by what the API server says of its token.
 
-use std::{collections::BTreeMap, fmt};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec, TokenReviewStatus};
 use kube::{
     Api, Client,
     api::{ObjectMeta, PostParams},
 };
-use tokio::sync::Semaphore;
+use tokio::time::timeout;
 
-use super::{name::NamespacedName, refusal::Refusal};
+use super::{
+    claims,
+    name::NamespacedName,
+    refusal::Refusal,
+    service::within,
+    turns::{Limits, Turns},
+};
+use crate::listen::Source;
 
-/// Reviews under way at most: strangers' tokens must not bury the API server.
-const REVIEWS: usize = 32;
-/// No service-account token is longer, and no stranger's needs to reach the API server.
-const LONGEST_TOKEN: usize = 16 << 10;
+/// Reviews under way and waiting: strangers' tokens must not bury the API server, nor each other.
+const REVIEWS: Limits = Limits { at_once: 32, per_source: 8, waiting: 256 };
+/// How long a review may wait for its turn; what it then takes is the API server's time.
+const QUEUE: Duration = Duration::from_secs(15);
 const POD: &str = "authentication.kubernetes.io/pod-name";
 const NODE: &str = "authentication.kubernetes.io/node-name";
 
@@ -43,21 +55,19 @@ impl fmt::Display for Caller {
 pub(super) struct Reviewer {
     api: Api<TokenReview>,
     audience: String,
-    turns: Semaphore,
+    turns: Arc<Turns>,
 }
 
 impl Reviewer {
     pub(super) fn new(client: Client, audience: String) -> Self {
-        Self { api: Api::all(client), audience, turns: Semaphore::new(REVIEWS) }
+        Self { api: Api::all(client), audience, turns: Turns::new(REVIEWS) }
     }
 
     /// Whose `token` is. Asked anew each time, so that the token of a pod that is gone is
-    /// worth nothing.
-    pub(super) async fn review(&self, token: &str) -> Result<Caller, Refusal> {
-        if token.len() > LONGEST_TOKEN {
-            let cause = "it is too long for one".to_owned();
-            return Err(Refusal::Token { audience: self.audience.clone(), cause });
-        }
+    /// worth nothing. Reviews of one address wait for each other, not for those of others.
+    pub(super) async fn review(&self, token: &str, source: Source) -> Result<Caller, Refusal> {
+        claims::plausible(token, &self.audience, SystemTime::now())
+            .map_err(|cause| Refusal::Implausible { audience: self.audience.clone(), cause })?;
         let review = TokenReview {
             metadata: ObjectMeta::default(),
             spec: TokenReviewSpec {
@@ -66,12 +76,14 @@ impl Reviewer {
             },
             status: None,
         };
-        let _turn = self.turns.acquire().await.expect("the semaphore is never closed");
-        let review = self
-            .api
-            .create(&PostParams::default(), &review)
-            .await
-            .map_err(|error| Refusal::Api(error.to_string()))?;
+        let turn = timeout(QUEUE, self.turns.turn(source)).await;
+        let Ok(Ok(_turn)) = turn else { return Err(Refusal::Busy) };
+        let params = PostParams::default();
+        let review = async {
+            let review = self.api.create(&params, &review).await;
+            review.map_err(|error| Refusal::Api(error.to_string()))
+        };
+        let review = within(review).await?;
         caller(review.status.unwrap_or_default(), &self.audience)
     }
 }

@@ -19,7 +19,7 @@ use super::{
     metrics::Metrics,
     roots::{Roots, Schedule},
     server::ServerName,
-    shelf::{Shelf, Written},
+    shelf::{Published, Shelf, Written},
 };
 use crate::mesh::TrustDomain;
 
@@ -80,7 +80,7 @@ impl Keeper {
             let published = self.shelf.published().await?;
             let now = SystemTime::now();
             let Some(kept) = self.shelf.kept().await? else {
-                self.create(now).await?;
+                self.create(&published, now).await?;
                 continue;
             };
             self.sign_with(&kept.roots, now)?;
@@ -95,10 +95,14 @@ impl Keeper {
         bail!("other replicas were quicker {ATTEMPTS} times in a row")
     }
 
-    async fn create(&self, now: SystemTime) -> anyhow::Result<()> {
-        if self.authority.load().is_some() {
-            // A new root of which nobody has heard would cut every agent off at its next renewal.
-            bail!("the Secret is gone (hint: restore it; to start a new CA, restart this one)");
+    async fn create(&self, published: &Published, now: SystemTime) -> anyhow::Result<()> {
+        // A new root of which nobody has heard would cut every agent off at its next renewal. The
+        // published ones outlive the Secret, and a restart of this replica too.
+        if self.authority.load().is_some() || !published.roots()?.is_empty() {
+            bail!(
+                "the Secret is gone (hint: restore it; where there is no copy, `sluice ca new-root` \
+                 starts a new CA)"
+            );
         }
         let roots = Roots::first(&self.trust_domain, &self.schedule, now)?;
         if self.shelf.create(&roots).await? == Written::Yes {
@@ -134,6 +138,26 @@ impl std::fmt::Debug for Keeper {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Keeper").finish_non_exhaustive()
     }
+}
+
+/// Starts anew without the former roots' keys, which are lost. What they signed is trusted until
+/// it is over.
+pub(super) async fn new_root(
+    shelf: &Shelf,
+    trust_domain: &TrustDomain,
+    schedule: &Schedule,
+) -> anyhow::Result<()> {
+    let former = shelf.published().await?.roots()?;
+    let roots = Roots::first(trust_domain, schedule, SystemTime::now())?;
+    let (count, roots) = (former.len(), roots.succeeding(&former, schedule, SystemTime::now()));
+    if shelf.create(&roots).await? == Written::Overtaken {
+        bail!("there are roots, with their keys (hint: `sluice ca rotate` replaces them in order)");
+    }
+    println!(
+        "A new CA has begun; roots of before that are trusted until what they signed is over: \
+         {count}."
+    );
+    Ok(())
 }
 
 /// Adds a next root.

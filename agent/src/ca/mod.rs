@@ -7,6 +7,7 @@
 
 mod authority;
 mod caller;
+mod claims;
 mod csr;
 mod keeper;
 mod metrics;
@@ -18,15 +19,17 @@ mod roots;
 mod server;
 mod service;
 mod shelf;
+mod turns;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::Context;
-use http::{Response, StatusCode};
+use http::StatusCode;
 use kube::{Client, Config};
+use tokio::runtime::Handle;
 
 use crate::{
-    admin::{self, Readiness, text},
+    admin::{self, Answer, Readiness, text},
     mesh::TrustDomain,
     signals::Signals,
     telemetry,
@@ -84,14 +87,15 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     ));
     let state = readiness.clone();
     let health = move |path: &str| health(path, &state);
-    admin::serve("health", "--ready-addr", options.ready_addr, health).await?;
+    let threads = Handle::current();
+    admin::serve(&threads, "health", "--ready-addr", options.ready_addr, health)?;
     let (counted, kept) = (metrics.clone(), keeper.clone());
     let answer = move |path: &str| {
         (path == "/stats/prometheus")
             .then(|| counted.readings(kept.authority().as_deref()))
-            .map(|readings| admin::openmetrics(telemetry::openmetrics(&readings)))
+            .map(|readings| admin::openmetrics([telemetry::openmetrics(&readings)].into_iter()))
     };
-    admin::serve("metrics", "--stats-addr", options.stats_addr, answer).await?;
+    admin::serve(&threads, "metrics", "--stats-addr", options.stats_addr, answer)?;
 
     let following = tokio::spawn({
         let (keeper, readiness) = (keeper.clone(), readiness.clone());
@@ -106,7 +110,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         options.certificate_lifetime,
         metrics,
     );
-    let server = server::Server::bind(options.listen_addr, keeper, Arc::new(issuer)).await?;
+    let server = server::Server::bind(options.listen_addr, keeper, Arc::new(issuer))?;
     tracing::info!(address = %options.listen_addr, "CA started");
 
     let signal = server.serve_until(signals.next()).await;
@@ -130,6 +134,20 @@ pub async fn rotate(secret: &NamespacedName, config_map: &NamespacedName) -> any
     keeper::rotate(&Shelf::new(client().await?, secret, config_map)).await
 }
 
+/// Starts a new CA in the place of one whose keys are lost.
+///
+/// # Errors
+/// When they are not, or the API server refuses.
+pub async fn new_root(
+    secret: &NamespacedName,
+    config_map: &NamespacedName,
+    trust_domain: &TrustDomain,
+    schedule: &Schedule,
+) -> anyhow::Result<()> {
+    let shelf = Shelf::new(client().await?, secret, config_map);
+    keeper::new_root(&shelf, trust_domain, schedule).await
+}
+
 async fn client() -> anyhow::Result<Client> {
     let mut config = Config::infer().await.context(
         "no Kubernetes API server is known (hint: run it in a pod with a service account, or set \
@@ -139,7 +157,7 @@ async fn client() -> anyhow::Result<Client> {
     Client::try_from(config).context("could not set up the client of the API server")
 }
 
-fn health(path: &str, readiness: &Readiness) -> Option<Response<String>> {
+fn health(path: &str, readiness: &Readiness) -> Option<Answer> {
     match path {
         "/healthz/live" => Some(text(StatusCode::OK, "live\n")),
         "/healthz/ready" => Some(readiness.answer()),

@@ -17,7 +17,7 @@ use crate::mesh::Principal;
 const FRESH: Duration = Duration::from_secs(10);
 
 /// The pods of nodes whose agents ask, listed when they do. Who is *not* on a node is decided
-/// only by a list that was begun after the question came: a pod that has just been bound is
+/// only by a complete list that was begun after the question came: a pod that has just been bound is
 /// never refused for an older view.
 pub(super) struct NodePods {
     api: Api<Pod>,
@@ -30,6 +30,8 @@ struct Node(tokio::sync::Mutex<Option<Listing>>);
 
 struct Listing {
     begun: Instant,
+    /// Whether it has all that was true when it was begun.
+    complete: bool,
     /// Namespace and service account.
     accounts: HashSet<(String, String)>,
 }
@@ -45,19 +47,28 @@ impl NodePods {
         let account = (who.namespace().to_owned(), who.service_account().to_owned());
         let entry = self.entry(node);
         let mut listing = entry.0.lock().await;
-        if let Some(Listing { begun, accounts }) = &*listing {
+        if let Some(Listing { begun, complete, accounts }) = &*listing {
             let known = accounts.contains(&account);
-            if (known && begun.elapsed() < FRESH) || *begun > asked {
+            if (known && begun.elapsed() < FRESH) || (*complete && *begun > asked) {
                 return Ok(known);
             }
         }
-        let begun = Instant::now();
+        // An API server has an index of pods by node for what it remembers; before Kubernetes
+        // 1.31 a list of what is true now has etcd read every pod of the cluster. So that is asked
+        // only before somebody is told that there is no such pod.
         let on_node = ListParams::default().fields(&format!("spec.nodeName={node}"));
-        let accounts: HashSet<_> =
-            self.api.list(&on_node).await?.items.iter().filter_map(account_of).collect();
-        let known = accounts.contains(&account);
-        *listing = Some(Listing { begun, accounts });
-        Ok(known)
+        let remembered = on_node.clone().match_any();
+        for (complete, list) in [(false, remembered), (true, on_node)] {
+            let begun = Instant::now();
+            let accounts: HashSet<_> =
+                self.api.list(&list).await?.items.iter().filter_map(account_of).collect();
+            let known = accounts.contains(&account);
+            *listing = Some(Listing { begun, complete, accounts });
+            if known {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     fn entry(&self, node: &str) -> Arc<Node> {
@@ -94,19 +105,29 @@ mod tests {
 
     use super::*;
 
-    /// An API server that lists pods of these service accounts, and counts how often.
+    /// An API server that lists pods of these service accounts, and notes which lists were to be
+    /// complete. What it remembers may be behind.
     #[derive(Clone, Default)]
-    struct Server(Arc<Mutex<(Vec<&'static str>, usize)>>);
+    struct Server(Arc<Mutex<Known>>);
+
+    #[derive(Default)]
+    struct Known {
+        accounts: Vec<&'static str>,
+        remembered: usize,
+        complete: Vec<bool>,
+    }
 
     impl Server {
         fn client(&self) -> Client {
             let server = self.clone();
             let service = tower::service_fn(move |request: Request<Body>| {
                 let query = request.uri().query().unwrap_or_default();
-                assert!(query.ends_with("fieldSelector=spec.nodeName%3Dnode-a"), "{query}");
-                let (accounts, lists) = &mut *server.0.lock().unwrap();
-                *lists += 1;
-                let pods: Vec<_> = accounts
+                assert!(query.contains("fieldSelector=spec.nodeName%3Dnode-a"), "{query}");
+                let complete = !query.contains("resourceVersion=0");
+                let known = &mut *server.0.lock().unwrap();
+                known.complete.push(complete);
+                let shown = if complete { known.accounts.len() } else { known.remembered };
+                let pods: Vec<_> = known.accounts[..shown]
                     .iter()
                     .map(|account| {
                         json!({
@@ -125,11 +146,17 @@ mod tests {
         }
 
         fn binds(&self, account: &'static str) {
-            self.0.lock().unwrap().0.push(account);
+            self.0.lock().unwrap().accounts.push(account);
         }
 
-        fn lists(&self) -> usize {
-            self.0.lock().unwrap().1
+        fn catches_up(&self) {
+            let known = &mut *self.0.lock().unwrap();
+            known.remembered = known.accounts.len();
+        }
+
+        /// Of each list so far, whether it was to be complete.
+        fn lists(&self) -> Vec<bool> {
+            std::mem::take(&mut self.0.lock().unwrap().complete)
         }
     }
 
@@ -143,30 +170,48 @@ mod tests {
         let pods = NodePods::new(server.client());
         let has = async |account: &str| pods.has("node-a", &principal(account)).await.unwrap();
         server.binds("order");
+        server.catches_up();
         assert!(has("order").await);
         assert!(has("order").await);
-        assert_eq!(server.lists(), 1);
+        assert_eq!(server.lists(), [false]);
 
         assert!(!has("user").await);
+        assert_eq!(server.lists(), [false, true]);
         server.binds("user");
+        server.catches_up();
         assert!(has("user").await);
         assert!(has("order").await);
-        assert_eq!(server.lists(), 3);
+        assert_eq!(server.lists(), [false]);
 
         tokio::time::advance(FRESH).await;
         assert!(has("order").await);
-        assert_eq!(server.lists(), 4);
+        assert_eq!(server.lists(), [false]);
     }
 
     #[tokio::test]
-    async fn those_who_ask_together_wait_for_one_list_or_two() {
+    async fn what_an_api_server_does_not_remember_yet_is_no_reason_to_refuse() {
+        let server = Server::default();
+        let pods = NodePods::new(server.client());
+        server.binds("order");
+        server.catches_up();
+        server.binds("late");
+        // Those who wait for a list that was not complete are not refused by it either.
+        let (order, late) = (principal("order"), principal("late"));
+        let (order, late) = tokio::join!(pods.has("node-a", &order), pods.has("node-a", &late));
+        assert!(order.unwrap() && late.unwrap());
+        assert_eq!(server.lists(), [false, false, true]);
+    }
+
+    #[tokio::test]
+    async fn those_who_ask_together_wait_for_the_same_lists() {
         let server = Server::default();
         let pods = NodePods::new(server.client());
         let order = principal("order");
         let asked = (0..20).map(|_| pods.has("node-a", &order));
         let answers = futures_util::future::join_all(asked).await;
         assert!(answers.into_iter().all(|answer| !answer.unwrap()));
-        assert!(server.lists() <= 2, "{} lists", server.lists());
+        let lists = server.lists();
+        assert!(lists.len() <= 4, "{} lists", lists.len());
     }
 
     fn account(spec: serde_json::Value, phase: &str) -> Option<(String, String)> {

@@ -12,6 +12,9 @@ pub(super) enum Refusal {
     NoToken,
     #[error("the API server does not accept the token for audience `{audience}`: {cause}")]
     Token { audience: String, cause: String },
+    /// Without asking the API server.
+    #[error("the token is none for audience `{audience}`: {cause}")]
+    Implausible { audience: String, cause: String },
     #[error("the token is `{0}`'s, which is no service account")]
     NotServiceAccount(String),
     #[error(
@@ -33,6 +36,9 @@ pub(super) enum Refusal {
     /// Not the caller's fault: the same request may succeed later.
     #[error("the API server could not be asked: {0}")]
     Api(String),
+    /// Not the caller's fault alone.
+    #[error("too many requests wait for the API server (hint: try again)")]
+    Busy,
     /// Not the caller's fault either.
     #[error("not signed: {0}")]
     Signing(String),
@@ -40,7 +46,7 @@ pub(super) enum Refusal {
 
 impl Refusal {
     /// Every reason, as metrics name it.
-    pub(super) const REASONS: [&str; 11] = [
+    pub(super) const REASONS: [&str; 13] = [
         "no_token",
         "token",
         "not_service_account",
@@ -52,6 +58,8 @@ impl Refusal {
         "request",
         "api_unavailable",
         "signing",
+        "implausible_token",
+        "busy",
     ];
 
     /// Its place among [`Self::REASONS`].
@@ -68,20 +76,24 @@ impl Refusal {
             Self::Request(_) => 8,
             Self::Api(_) => 9,
             Self::Signing(_) => 10,
+            Self::Implausible { .. } => 11,
+            Self::Busy => 12,
         }
     }
 
     fn code(&self) -> Code {
         match self {
-            Self::NoToken | Self::Token { .. } | Self::NotServiceAccount(_) | Self::NoPod(_) => {
-                Code::Unauthenticated
-            }
+            Self::NoToken
+            | Self::Token { .. }
+            | Self::Implausible { .. }
+            | Self::NotServiceAccount(_)
+            | Self::NoPod(_) => Code::Unauthenticated,
             Self::OtherIdentity { .. }
             | Self::NoNode(_)
             | Self::NotOnNode { .. }
             | Self::TrustDomain { .. } => Code::PermissionDenied,
             Self::Request(_) => Code::InvalidArgument,
-            Self::Api(_) => Code::Unavailable,
+            Self::Api(_) | Self::Busy => Code::Unavailable,
             Self::Signing(_) => Code::Internal,
         }
     }

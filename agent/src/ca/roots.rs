@@ -93,6 +93,20 @@ impl Roots {
         Ok(Self { signing, next: None, retired: Vec::new() })
     }
 
+    /// The same after `former` roots, whose keys are lost.
+    pub(super) fn succeeding(
+        mut self,
+        former: &[CertificateDer<'_>],
+        schedule: &Schedule,
+        now: SystemTime,
+    ) -> Self {
+        let trusted_until = now + schedule.certificate_lifetime + SLACK;
+        self.retired.extend(
+            former.iter().map(|root| Retired { certificate: identity::pem(root), trusted_until }),
+        );
+        self
+    }
+
     /// The root that signs now.
     ///
     /// # Errors
@@ -288,6 +302,27 @@ mod tests {
         assert!(advanced(&new, now + 24 * HOUR).is_none());
         let alone = advanced(&new, now + 25 * HOUR).unwrap();
         assert_eq!((count(&alone), signer(&alone)), (1, signer(&new)));
+    }
+
+    #[test]
+    fn who_starts_anew_trusts_what_the_lost_roots_signed_until_it_is_over() {
+        let now = SystemTime::now();
+        let lost = [signer(&first(now)), signer(&first(now))];
+        let new = first(now).succeeding(&lost, &SCHEDULE, now);
+        let bundle: Vec<_> =
+            CertificateDer::pem_slice_iter(new.bundle().as_bytes()).map(Result::unwrap).collect();
+        assert_eq!(bundle[1..], lost);
+        assert!(advanced(&new, now + 24 * HOUR).is_none());
+        assert_eq!(count(&advanced(&new, now + 25 * HOUR).unwrap()), 1);
+    }
+
+    #[test]
+    fn a_root_is_valid_where_the_clock_is_an_hour_behind() {
+        let roots = first(SystemTime::now());
+        let der = signer(&roots);
+        let (_, parsed) = x509_parser::parse_x509_certificate(&der).unwrap();
+        let from = identity::system_time(parsed.validity().not_before);
+        assert!(from <= SystemTime::now() - HOUR);
     }
 
     #[test]

@@ -13,18 +13,12 @@ use std::{
 use anyhow::Context;
 use http::{Request, Response};
 use hyper::{body::Incoming, server::conn::http2, service::service_fn};
-use hyper_util::{
-    rt::{TokioExecutor, TokioIo, TokioTimer},
-    server::graceful::{GracefulShutdown, Watcher},
-};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use rcgen::SanType;
 use rustls::{ServerConfig, server::NoServerSessionStorage, version::TLS13};
-use tokio::{
-    net::{TcpListener, TcpStream},
-    sync::{OwnedSemaphorePermit, Semaphore},
-    time::{sleep, timeout},
-};
+use tokio::{net::TcpStream, time::timeout};
 use tokio_rustls::TlsAcceptor;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{Status, body::Body};
 use tonic_prost::ProstCodec;
 
@@ -32,18 +26,24 @@ use super::{
     keeper::Keeper,
     service::{Call, Issuer},
 };
-use crate::identity::{
-    PROVIDER,
-    istio::{CREATE_CERTIFICATE, CertificateRequest, CertificateResponse},
+use crate::{
+    identity::{
+        PROVIDER,
+        istio::{CREATE_CERTIFICATE, CertificateRequest, CertificateResponse},
+    },
+    listen::{Bounds, Guest, Listener},
 };
 
-/// Connections at a time; agents hold theirs for one request.
-const CONNECTIONS: usize = 1024;
+/// Connections at a time. An agent that starts has one for each identity of its node.
+const BOUNDS: Bounds = Bounds { most: 1024, per_source: 256 };
 /// Requests at a time on one connection.
 const STREAMS: u32 = 16;
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long a connection may last, busy or not.
-const LONGEST: Duration = Duration::from_secs(600);
+/// How long a connection may be without a first request; after it there is none to wait for.
+const IDLE: Duration = Duration::from_secs(10);
+/// How long a connection may last, busy or not: a request waits for its turn, for a review and
+/// for a list of pods.
+const LONGEST: Duration = Duration::from_secs(60);
 /// A token and a few fields.
 const HEADERS: u32 = 32 << 10;
 /// A request of an RSA key is 2 KiB.
@@ -60,20 +60,20 @@ pub enum ServerName {
 
 /// Listens for agents.
 pub(super) struct Server {
-    listener: TcpListener,
+    listener: Listener,
     tls: TlsAcceptor,
     issuer: Arc<Issuer>,
-    graceful: GracefulShutdown,
-    places: Arc<Semaphore>,
+    ending: CancellationToken,
+    connections: TaskTracker,
 }
 
 impl Server {
-    pub(super) async fn bind(
+    pub(super) fn bind(
         address: SocketAddr,
         keeper: Arc<Keeper>,
         issuer: Arc<Issuer>,
     ) -> anyhow::Result<Self> {
-        let listener = TcpListener::bind(address).await.with_context(|| {
+        let listener = Listener::bind("the CA", address, BOUNDS).with_context(|| {
             format!("could not listen on {address} (hint: --listen-addr takes another one)")
         })?;
         let mut tls = ServerConfig::builder_with_provider(PROVIDER.clone())
@@ -87,8 +87,8 @@ impl Server {
             listener,
             tls: TlsAcceptor::from(Arc::new(tls)),
             issuer,
-            graceful: GracefulShutdown::new(),
-            places: Arc::new(Semaphore::new(CONNECTIONS)),
+            ending: CancellationToken::new(),
+            connections: TaskTracker::new(),
         })
     }
 
@@ -96,51 +96,58 @@ impl Server {
     pub(super) async fn serve_until<T>(&self, end: impl Future<Output = T>) -> T {
         tokio::pin!(end);
         loop {
-            let accepted = tokio::select! {
+            let (stream, guest) = tokio::select! {
                 ended = &mut end => return ended,
-                accepted = self.accept() => accepted,
-            };
-            let Ok((stream, place)) = accepted else {
-                // Out of file descriptors; the next connection may fare better.
-                sleep(Duration::from_millis(50)).await;
-                continue;
+                accepted = self.listener.accept() => accepted,
             };
             let (tls, issuer) = (self.tls.clone(), self.issuer.clone());
-            let watcher = self.graceful.watcher();
-            tokio::spawn(timeout(LONGEST, async move {
-                let _place = place;
-                if let Err(error) = connection(stream, tls, issuer, watcher).await {
-                    tracing::debug!(error = format!("{error:#}"), "connection failed");
+            let guest = Arc::new(guest);
+            let connection = connection(stream, tls, issuer, guest.clone(), self.ending.clone());
+            self.connections.spawn(async move {
+                tokio::select! {
+                    () = guest.dismissed() => tracing::debug!("connection gave way to another"),
+                    ended = timeout(LONGEST, connection) => {
+                        if let Ok(Err(error)) = ended {
+                            tracing::debug!(error = format!("{error:#}"), "connection failed");
+                        }
+                    }
                 }
-            }));
+            });
         }
-    }
-
-    async fn accept(&self) -> std::io::Result<(TcpStream, OwnedSemaphorePermit)> {
-        let place = self.places.clone().acquire_owned().await;
-        let place = place.expect("the semaphore is never closed");
-        Ok((self.listener.accept().await?.0, place))
     }
 
     /// Lets requests under way end, for `at_most`.
     pub(super) async fn drain(self, at_most: Duration) {
         drop(self.listener);
-        if timeout(at_most, self.graceful.shutdown()).await.is_err() {
+        self.ending.cancel();
+        self.connections.close();
+        if timeout(at_most, self.connections.wait()).await.is_err() {
             tracing::warn!("requests outlived the drain timeout and were cut");
         }
     }
 }
 
+/// One connection, which is for one request: whoever has a certificate, or is not to get one,
+/// holds nobody's place.
 async fn connection(
     stream: TcpStream,
     tls: TlsAcceptor,
     issuer: Arc<Issuer>,
-    watcher: Watcher,
+    guest: Arc<Guest>,
+    ending: CancellationToken,
 ) -> anyhow::Result<()> {
     let stream = timeout(HANDSHAKE_TIMEOUT, tls.accept(stream)).await??;
-    let service = service_fn(move |request| {
-        let issuer = issuer.clone();
-        async move { Ok::<_, Infallible>(route(request, issuer).await) }
+    let (begun, answered) = (CancellationToken::new(), CancellationToken::new());
+    let service = service_fn(|mut request: Request<Incoming>| {
+        guest.set_busy(true);
+        begun.cancel();
+        request.extensions_mut().insert(guest.source());
+        let (issuer, answered) = (issuer.clone(), answered.clone());
+        async move {
+            let response = route(request, issuer).await;
+            answered.cancel();
+            Ok::<_, Infallible>(response)
+        }
     });
     let connection = http2::Builder::new(TokioExecutor::new())
         .timer(TokioTimer::new())
@@ -149,7 +156,22 @@ async fn connection(
         .keep_alive_interval(Duration::from_secs(30))
         .keep_alive_timeout(Duration::from_secs(20))
         .serve_connection(TokioIo::new(stream), service);
-    Ok(watcher.watch(connection).await?)
+    tokio::pin!(connection);
+    tokio::select! {
+        ended = &mut connection => return Ok(ended?),
+        () = answered.cancelled() => {}
+        () = ending.cancelled() => {}
+        idle = timeout(IDLE, begun.cancelled()) => match idle {
+            Ok(()) => tokio::select! {
+                ended = &mut connection => return Ok(ended?),
+                () = answered.cancelled() => {}
+                () = ending.cancelled() => {}
+            },
+            Err(_) => anyhow::bail!("no request within {IDLE:?}"),
+        },
+    }
+    connection.as_mut().graceful_shutdown();
+    Ok(connection.await?)
 }
 
 async fn route(request: Request<Incoming>, issuer: Arc<Issuer>) -> Response<Body> {

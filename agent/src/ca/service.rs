@@ -2,6 +2,7 @@
 
 use std::{
     future::Future,
+    net::Ipv6Addr,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -25,6 +26,7 @@ use super::{
 };
 use crate::{
     identity::istio::{CertificateRequest, CertificateResponse, impersonated},
+    listen::Source,
     mesh::{Principal, TrustDomain},
 };
 
@@ -90,7 +92,10 @@ impl Issuer {
         let bearer = request.metadata().get("authorization").and_then(|value| value.to_str().ok());
         let token = bearer.and_then(|bearer| bearer.strip_prefix("Bearer "));
         let token = token.map(str::trim).filter(|token| !token.is_empty());
-        let caller = within(self.reviewer.review(token.ok_or(Refusal::NoToken)?)).await?;
+        // Who is not known to come from anywhere waits with others of that kind.
+        let source = request.extensions().get().copied();
+        let source = source.unwrap_or_else(|| Source::of(Ipv6Addr::UNSPECIFIED.into()));
+        let caller = self.reviewer.review(token.ok_or(Refusal::NoToken)?, source).await?;
         let caller = known.caller.insert(caller);
 
         let request = request.get_ref();
@@ -152,7 +157,10 @@ impl Issuer {
     }
 }
 
-async fn within<T>(work: impl Future<Output = Result<T, Refusal>>) -> Result<T, Refusal> {
+/// Gives the API server its time for one answer.
+pub(super) async fn within<T>(
+    work: impl Future<Output = Result<T, Refusal>>,
+) -> Result<T, Refusal> {
     timeout(API_TIMEOUT, work)
         .await
         .unwrap_or_else(|_| Err(Refusal::Api(format!("no answer within {API_TIMEOUT:?}"))))

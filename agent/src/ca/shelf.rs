@@ -12,6 +12,8 @@ use kube::{
     api::{ObjectMeta, PostParams},
 };
 
+use rustls_pki_types::{CertificateDer, pem::PemObject};
+
 use super::{name::NamespacedName, roots::Roots};
 
 /// The Secret's key.
@@ -43,6 +45,21 @@ pub(super) struct Kept {
 
 /// The ConfigMap as it was before the roots were read.
 pub(super) struct Published(Option<ConfigMap>);
+
+impl Published {
+    /// The roots that agents were told to trust.
+    pub(super) fn roots(&self) -> anyhow::Result<Vec<CertificateDer<'static>>> {
+        let data = self.0.as_ref().and_then(|map| map.data.as_ref());
+        let Some(pem) = data.and_then(|data| data.get(PUBLISHED)) else { return Ok(Vec::new()) };
+        let roots = CertificateDer::pem_slice_iter(pem.as_bytes()).collect::<Result<_, _>>();
+        roots.map_err(|error| {
+            anyhow::anyhow!(
+                "`{PUBLISHED}` of the ConfigMap cannot be read: {error} (hint: delete the key \
+                 when there is nothing in it to be trusted)"
+            )
+        })
+    }
+}
 
 impl Shelf {
     pub(super) fn new(

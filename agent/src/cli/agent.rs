@@ -82,7 +82,7 @@ pub(super) struct Agent {
     #[arg(long, env = "SLUICE_CA_DIR", value_name = "DIR", default_value = "/var/lib/sluice/ca")]
     ca_dir: PathBuf,
 
-    /// How long a workload certificate is valid; renewed at half of it
+    /// How long a workload certificate is valid; renewed at about half of it
     #[arg(long, env = "SECRET_TTL", value_name = "DURATION", default_value = "24h", value_parser = duration)]
     certificate_lifetime: Duration,
 
@@ -111,11 +111,11 @@ pub(super) struct Agent {
     #[arg(long, env = "SLUICE_TRACE_SAMPLING", value_name = "RATIO", default_value = "0.01", value_parser = ratio)]
     trace_sampling: f64,
 
-    /// Address of /healthz/live and /healthz/ready
+    /// Address of /healthz/live and /healthz/ready; [::] is 0.0.0.0 where there is no IPv6
     #[arg(long, env = "SLUICE_READY_ADDR", value_name = "ADDR", default_value = "[::]:15021")]
     ready_addr: SocketAddr,
 
-    /// Address of /stats/prometheus
+    /// Address of /stats/prometheus; [::] as above
     #[arg(long, env = "SLUICE_STATS_ADDR", value_name = "ADDR", default_value = "[::]:15020")]
     stats_addr: SocketAddr,
 

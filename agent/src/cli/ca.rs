@@ -27,12 +27,16 @@ pub(super) struct Ca {
     serve: Option<Serve>,
 
     #[command(flatten)]
+    lives: Lives,
+
+    #[command(flatten)]
     log: Log,
 }
 
 #[derive(Debug, Subcommand)]
 enum Command {
     Rotate(Rotate),
+    NewRoot(NewRoot),
 }
 
 /// Make a new root now: published at once, signs after --rotation-overlap
@@ -40,6 +44,41 @@ enum Command {
 struct Rotate {
     #[command(flatten)]
     kept: Kept,
+}
+
+/// Start a new CA where the Secret is lost: signs at once, and what the lost roots signed is
+/// trusted until it is over
+#[derive(Args, Debug)]
+struct NewRoot {
+    #[command(flatten)]
+    kept: Kept,
+
+    #[command(flatten)]
+    lives: Lives,
+}
+
+/// What a root is for, and how long it and what it signs live.
+#[derive(Args, Debug)]
+struct Lives {
+    /// Root of trust of the cluster's workloads
+    #[arg(long, env = "TRUST_DOMAIN", value_name = "DOMAIN", default_value = "cluster.local")]
+    trust_domain: TrustDomain,
+
+    /// The longest a workload certificate may be valid, and how long when nothing is asked
+    #[arg(long, env = "SECRET_TTL", value_name = "DURATION", default_value = "24h", value_parser = duration)]
+    certificate_lifetime: Duration,
+
+    /// How long a root is valid
+    #[arg(long, env = "SLUICE_CA_ROOT_LIFETIME", value_name = "DURATION", default_value = "10years", value_parser = duration)]
+    root_lifetime: Duration,
+
+    /// The age at which a root gets a successor
+    #[arg(long, env = "SLUICE_CA_ROTATE_AFTER", value_name = "DURATION", default_value = "1year", value_parser = duration)]
+    rotate_after: Duration,
+
+    /// How long a new root is published before it signs; agents must have read it by then
+    #[arg(long, env = "SLUICE_CA_ROTATION_OVERLAP", value_name = "DURATION", default_value = "24h", value_parser = duration)]
+    rotation_overlap: Duration,
 }
 
 /// Where the roots are kept.
@@ -74,35 +113,15 @@ struct Serve {
     #[arg(long, env = "SLUICE_CA_AUDIENCE", value_name = "NAME", default_value = "sluice-ca", value_parser = clap::builder::NonEmptyStringValueParser::new())]
     audience: String,
 
-    /// Root of trust of the cluster's workloads
-    #[arg(long, env = "TRUST_DOMAIN", value_name = "DOMAIN", default_value = "cluster.local")]
-    trust_domain: TrustDomain,
-
-    /// The longest a workload certificate may be valid, and how long when nothing is asked
-    #[arg(long, env = "SECRET_TTL", value_name = "DURATION", default_value = "24h", value_parser = duration)]
-    certificate_lifetime: Duration,
-
-    /// How long a root is valid
-    #[arg(long, env = "SLUICE_CA_ROOT_LIFETIME", value_name = "DURATION", default_value = "10years", value_parser = duration)]
-    root_lifetime: Duration,
-
-    /// The age at which a root gets a successor
-    #[arg(long, env = "SLUICE_CA_ROTATE_AFTER", value_name = "DURATION", default_value = "1year", value_parser = duration)]
-    rotate_after: Duration,
-
-    /// How long a new root is published before it signs; agents must have read it by then
-    #[arg(long, env = "SLUICE_CA_ROTATION_OVERLAP", value_name = "DURATION", default_value = "24h", value_parser = duration)]
-    rotation_overlap: Duration,
-
-    /// Address of the gRPC server
+    /// Address of the gRPC server; [::] is 0.0.0.0 where there is no IPv6
     #[arg(long, env = "SLUICE_CA_LISTEN_ADDR", value_name = "ADDR", default_value = "[::]:15012")]
     listen_addr: SocketAddr,
 
-    /// Address of /healthz/live and /healthz/ready
+    /// Address of /healthz/live and /healthz/ready; [::] as above
     #[arg(long, env = "SLUICE_READY_ADDR", value_name = "ADDR", default_value = "[::]:15021")]
     ready_addr: SocketAddr,
 
-    /// Address of /stats/prometheus
+    /// Address of /stats/prometheus; [::] as above
     #[arg(long, env = "SLUICE_STATS_ADDR", value_name = "ADDR", default_value = "[::]:15020")]
     stats_addr: SocketAddr,
 }
@@ -118,9 +137,14 @@ impl Ca {
             (Some(Command::Rotate(Rotate { kept })), ..) => {
                 runtime.block_on(ca::rotate(&kept.secret, &kept.config_map))
             }
+            (Some(Command::NewRoot(NewRoot { kept, lives })), ..) => {
+                let schedule = lives.schedule()?;
+                let (secret, config_map) = (&kept.secret, &kept.config_map);
+                runtime.block_on(ca::new_root(secret, config_map, &lives.trust_domain, &schedule))
+            }
             (None, Some(kept), Some(serve)) => {
                 self.log.to_stderr()?;
-                runtime.block_on(ca::run(serve.options(kept)?))
+                runtime.block_on(ca::run(serve.options(kept, self.lives)?))
             }
             // Clap lets nobody get here: without a subcommand they are required.
             (None, ..) => anyhow::bail!("options are missing (hint: sluice ca --help)"),
@@ -128,30 +152,36 @@ impl Ca {
     }
 }
 
-impl Serve {
-    fn options(self, kept: Kept) -> anyhow::Result<ca::Options> {
+impl Lives {
+    fn schedule(&self) -> anyhow::Result<Schedule> {
+        let Self { certificate_lifetime, root_lifetime, rotate_after, rotation_overlap, .. } = self;
         // A root that expires while it signs, or while its leaves are valid, cuts everyone off.
-        let needed = self.rotate_after + self.rotation_overlap + self.certificate_lifetime * 2;
+        let needed = *rotate_after + *rotation_overlap + *certificate_lifetime * 2;
         anyhow::ensure!(
-            self.root_lifetime >= needed,
-            "a root of {:?} would expire before its successor has taken over (hint: \
+            *root_lifetime >= needed,
+            "a root of {root_lifetime:?} would expire before its successor has taken over (hint: \
              --root-lifetime of at least {needed:?})",
-            self.root_lifetime
         );
+        Ok(Schedule {
+            root_lifetime: *root_lifetime,
+            rotate_after: *rotate_after,
+            overlap: *rotation_overlap,
+            certificate_lifetime: *certificate_lifetime,
+        })
+    }
+}
+
+impl Serve {
+    fn options(self, kept: Kept, lives: Lives) -> anyhow::Result<ca::Options> {
         Ok(ca::Options {
-            trust_domain: self.trust_domain,
+            schedule: lives.schedule()?,
+            trust_domain: lives.trust_domain,
             secret: kept.secret,
             config_map: kept.config_map,
             agent_service_account: self.agent_service_account,
             audience: self.audience,
             dns_names: self.dns_names,
-            certificate_lifetime: self.certificate_lifetime,
-            schedule: Schedule {
-                root_lifetime: self.root_lifetime,
-                rotate_after: self.rotate_after,
-                overlap: self.rotation_overlap,
-                certificate_lifetime: self.certificate_lifetime,
-            },
+            certificate_lifetime: lives.certificate_lifetime,
             listen_addr: self.listen_addr,
             ready_addr: self.ready_addr,
             stats_addr: self.stats_addr,

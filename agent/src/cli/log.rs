@@ -2,9 +2,14 @@
 
 use anyhow::Context;
 use clap::{Args, ValueEnum};
-use tracing_subscriber::{EnvFilter, fmt::writer::MakeWriterExt};
+use tracing_subscriber::{
+    EnvFilter, fmt::writer::MakeWriterExt, layer::SubscriberExt, util::SubscriberInitExt,
+};
 
-use crate::admin::RecentLog;
+use crate::{
+    admin::RecentLog,
+    log::{Form, Limit, Short},
+};
 
 #[derive(Args, Debug)]
 pub(super) struct Log {
@@ -32,10 +37,16 @@ impl Log {
         })?;
         let recent = RecentLog::default();
         let both = std::io::stderr.and(recent.clone());
-        let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(both);
+        let log = tracing_subscriber::fmt().with_env_filter(filter);
+        let limit = Limit::start().context("could not start the log's thread")?;
         match format {
-            Format::Text => log.with_ansi(false).init(),
-            Format::Json => log.json().init(),
+            Format::Text => {
+                let log = log.with_writer(Short::new(both, Form::Text)).with_ansi(false);
+                log.finish().with(limit).init();
+            }
+            Format::Json => {
+                log.with_writer(Short::new(both, Form::Json)).json().finish().with(limit).init();
+            }
         }
         Ok(recent)
     }

@@ -1,10 +1,11 @@
 //! Upstream connections, kept open and used again.
 
 use std::{
+    collections::HashMap,
     fmt,
     future::Future,
     net::{IpAddr, SocketAddr},
-    sync::{Arc, Mutex, PoisonError, Weak},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     time::{Duration, Instant},
 };
 
@@ -99,12 +100,14 @@ impl Stream for TcpStream {}
 impl Stream for tokio::io::DuplexStream {}
 
 /// Connections by [`PoolKey`]. Dropping the pool closes what is idle.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Pool {
     servers: Arc<Servers>,
 }
 
-type Servers = papaya::HashMap<PoolKey, Arc<Server>>;
+/// A lock, which is this pod's and this peer's own: a concurrent map is 17 KB, and most have one
+/// server or none.
+type Servers = Mutex<HashMap<PoolKey, Arc<Server>>>;
 
 /// The connections to one server for one client.
 #[derive(Debug, Default)]
@@ -135,14 +138,6 @@ impl Http1 {
 impl fmt::Debug for Http1 {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.sender.fmt(f)
-    }
-}
-
-impl Default for Pool {
-    fn default() -> Self {
-        let servers = Arc::new(Servers::new());
-        tokio::spawn(close_idle(Arc::downgrade(&servers)));
-        Self { servers }
     }
 }
 
@@ -187,7 +182,12 @@ impl Pool {
     }
 
     fn server(&self, key: PoolKey) -> Arc<Server> {
-        self.servers.pin().get_or_insert_with(key, Arc::default).clone()
+        let mut servers = lock(&self.servers);
+        if servers.is_empty() {
+            // It ends when there is nothing to look after.
+            tokio::spawn(close_idle(Arc::downgrade(&self.servers)));
+        }
+        servers.entry(key).or_default().clone()
     }
 }
 
@@ -346,13 +346,18 @@ async fn connect_http2(io: impl Stream) -> Result<http2::SendRequest<Body>, hype
     Ok(sender)
 }
 
-/// Closes what sat idle too long, until the pool is gone.
+fn lock(servers: &Servers) -> MutexGuard<'_, HashMap<PoolKey, Arc<Server>>> {
+    servers.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Closes what sat idle too long, until the pool is gone or has no server.
 async fn close_idle(servers: Weak<Servers>) {
     let mut tick = tokio::time::interval(IDLE_TIMEOUT / 4);
     loop {
         tick.tick().await;
         let Some(servers) = servers.upgrade() else { return };
-        servers.pin().retain(|_, server| {
+        let mut servers = lock(&servers);
+        servers.retain(|_, server| {
             let mut idle = server.idle.lock().unwrap_or_else(PoisonError::into_inner);
             idle.retain(|idle| idle.since.elapsed() < IDLE_TIMEOUT && idle.connection.stays());
             let http2 = server
@@ -361,5 +366,8 @@ async fn close_idle(servers: Weak<Servers>) {
                 .map_or(true, |sender| sender.as_ref().is_some_and(|sender| !sender.is_closed()));
             !idle.is_empty() || http2 || Arc::strong_count(server) > 1
         });
+        if servers.is_empty() {
+            return;
+        }
     }
 }

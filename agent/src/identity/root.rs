@@ -15,6 +15,9 @@ use crate::mesh::{Principal, TrustDomain};
 
 /// How far other nodes' clocks may lag behind this one.
 const CLOCK_SKEW: time::Duration = time::Duration::minutes(2);
+/// The same of a root, which is trusted because it was handed over: that it begins early harms
+/// nobody, and one that begins too late for a replica or an agent is a CA that is out.
+const ROOT_SKEW: time::Duration = time::Duration::days(1);
 
 /// A root of trust. Whoever holds it can be anyone in its trust domain.
 pub(crate) struct Root {
@@ -39,7 +42,7 @@ impl Root {
         params.distinguished_name.push(DnType::CommonName, options.name);
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        params.not_before = now - CLOCK_SKEW;
+        params.not_before = now - ROOT_SKEW;
         params.not_after = now + options.lifetime;
         let certificate = params.self_signed(&key)?.der().clone();
         let issuer = Issuer::from_ca_cert_der(&certificate, key)?;

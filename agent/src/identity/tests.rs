@@ -8,7 +8,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use rcgen::{ExtendedKeyUsagePurpose, KeyPair, SanType};
@@ -417,6 +417,25 @@ async fn a_certificate_is_renewed_and_the_configurations_swapped() {
     assert!(!Arc::ptr_eq(&server, &bench.store.server_config(&order).await.unwrap()));
     assert!(!Arc::ptr_eq(&client, &bench.store.client_config(&order, &user).await.unwrap()));
     assert_ne!(serial, bench.store.certificates()[0].serial);
+}
+
+#[test]
+fn what_was_issued_together_is_not_renewed_together() {
+    let dir = TempDir::new().unwrap();
+    let (ca, who) = (ca(&dir), principal("order"));
+    let mut shares: Vec<_> = (0..20)
+        .map(|_| {
+            let valid = (time::Duration::ZERO, time::Duration::DAY);
+            let draft = Draft { valid, ..Draft::naming(&[&who.to_string()]) };
+            let now = SystemTime::now();
+            let issued = Issued::new(&who, TrustDomain::default(), draft.sign(&ca)).unwrap();
+            issued.renewal().duration_since(now).unwrap().as_secs_f64() / DAY.as_secs_f64()
+        })
+        .collect();
+    shares.sort_by(f64::total_cmp);
+    let (first, last) = (shares[0], shares[shares.len() - 1]);
+    assert!(first > 0.44 && last < 0.56, "{shares:?}");
+    assert!(last - first > 0.01, "{shares:?}");
 }
 
 #[tokio::test(start_paused = true)]

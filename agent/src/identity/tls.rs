@@ -1,8 +1,10 @@
 //! TLS configurations made of one certificate.
 
 use std::{
+    collections::HashMap,
     fmt,
-    sync::{Arc, LazyLock},
+    ops::Range,
+    sync::{Arc, LazyLock, Mutex, PoisonError},
     time::SystemTime,
 };
 
@@ -27,6 +29,9 @@ use super::{
 };
 use crate::mesh::{Principal, TrustDomain};
 
+/// The share of its life after which a certificate is replaced. Drawn, so that what was issued
+/// together, when a node or a cluster started, does not come back together for ever.
+const RENEWAL: Range<f64> = 0.45..0.55;
 /// HBONE is HTTP/2.
 const ALPN: &[u8] = b"h2";
 
@@ -52,10 +57,10 @@ pub(crate) static PROVIDER: LazyLock<Arc<CryptoProvider>> = LazyLock::new(|| {
 /// little to save.
 pub(super) struct Issued {
     pub(super) facts: Facts,
-    pub(super) issued_at: SystemTime,
+    renewal: SystemTime,
     pub(super) server: Arc<ServerConfig>,
     /// By the peer they accept.
-    clients: papaya::HashMap<Principal, Arc<ClientConfig>>,
+    clients: Mutex<HashMap<Principal, Arc<ClientConfig>>>,
     trust_domain: TrustDomain,
     key: Arc<SingleCertAndKey>,
     /// The roots that came with the certificate.
@@ -89,7 +94,9 @@ impl Issued {
         let key = CertifiedKey::from_der(certificate.chain, certificate.key, &PROVIDER)
             .map_err(|error| unusable(&error))?;
         let key = Arc::new(SingleCertAndKey::from(key));
-        Self::build(facts, issued_at, trust_domain, key, certificate.roots, &[])
+        let life = facts.not_after.duration_since(issued_at).unwrap_or_default();
+        let renewal = issued_at + life.mul_f64(rand::random_range(RENEWAL));
+        Self::build(facts, renewal, trust_domain, key, certificate.roots, &[])
             .map_err(|error| unusable(&error))
     }
 
@@ -98,7 +105,7 @@ impl Issued {
         let (facts, key, own_roots) =
             (self.facts.clone(), self.key.clone(), self.own_roots.clone());
         let principal = &self.facts.principal;
-        Self::build(facts, self.issued_at, self.trust_domain.clone(), key, own_roots, more).map_err(
+        Self::build(facts, self.renewal, self.trust_domain.clone(), key, own_roots, more).map_err(
             |error| IdentityError::NotIssued {
                 principal: principal.clone(),
                 cause: error.to_string(),
@@ -108,7 +115,7 @@ impl Issued {
 
     fn build(
         facts: Facts,
-        issued_at: SystemTime,
+        renewal: SystemTime,
         trust_domain: TrustDomain,
         key: Arc<SingleCertAndKey>,
         own_roots: Vec<CertificateDer<'static>>,
@@ -133,9 +140,9 @@ impl Issued {
         server.send_tls13_tickets = 0;
         Ok(Self {
             facts,
-            issued_at,
+            renewal,
             server: Arc::new(server),
-            clients: papaya::HashMap::new(),
+            clients: Mutex::default(),
             trust_domain,
             key,
             own_roots,
@@ -143,15 +150,15 @@ impl Issued {
         })
     }
 
-    /// When to replace it: half of its life is left then.
+    /// When to replace it: about half of its life is left then.
     pub(super) fn renewal(&self) -> SystemTime {
-        let life = self.facts.not_after.duration_since(self.issued_at).unwrap_or_default();
-        self.issued_at + life / 2
+        self.renewal
     }
 
     /// The configuration that accepts exactly `peer`; the same one each time.
     pub(super) fn client(&self, peer: &Principal) -> Result<Arc<ClientConfig>, IdentityError> {
-        let clients = self.clients.pin();
+        // Once a tunnel, and a lock of this certificate's own: a concurrent map is 17 KB each.
+        let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(config) = clients.get(peer) {
             return Ok(config.clone());
         }
@@ -170,6 +177,6 @@ impl Issued {
         config.alpn_protocols = vec![ALPN.to_vec()];
         config.resumption = Resumption::disabled();
         config.enable_sni = false;
-        Ok(clients.get_or_insert(peer.clone(), Arc::new(config)).clone())
+        Ok(clients.entry(peer.clone()).or_insert(Arc::new(config)).clone())
     }
 }

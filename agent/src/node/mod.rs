@@ -153,8 +153,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         runtime: runtime.as_ref().map(|(.., connected)| connected.subscribe()),
         kubelet: known_kubelet.subscribe(),
     }
-    .serve(options.ready_addr, options.stats_addr, options.admin_addr)
-    .await?;
+    .serve(options.ready_addr, options.stats_addr, options.admin_addr)?;
 
     if stands_by {
         tracing::info!(node = options.node_name, "standing by: another agent is in charge");

@@ -7,12 +7,12 @@ use std::{
     time::SystemTime,
 };
 
-use http::{Response, StatusCode};
-use tokio::sync::watch::Receiver;
+use http::StatusCode;
+use tokio::{runtime::Handle, sync::watch::Receiver};
 
 use super::enrolment::Enrolment;
 use crate::{
-    admin::{self, AdminError, Readiness, RecentLog, Status, text},
+    admin::{self, Answer, Readiness, RecentLog, Status, text},
     capture::KubeletCgroup,
     config::{Origin, Source, WatchState},
     proxy::Proxy,
@@ -35,25 +35,27 @@ pub(super) struct Observed {
 }
 
 impl Observed {
-    /// Starts the servers of health, metrics and status.
-    pub(super) async fn serve(
+    /// Starts the servers of health, metrics and status. Health is answered by the threads that
+    /// carry traffic: where they are stuck, so is the answer.
+    pub(super) fn serve(
         self,
         ready: SocketAddr,
         stats: SocketAddr,
         admin: SocketAddr,
-    ) -> Result<(), AdminError> {
+    ) -> anyhow::Result<()> {
         let observed = Arc::new(self);
+        let (traffic, own) = (Handle::current(), admin::own_thread()?);
         let state = observed.clone();
-        admin::serve("health", "--ready-addr", ready, move |path| state.health(path)).await?;
+        admin::serve(&traffic, "health", "--ready-addr", ready, move |path| state.health(path))?;
         let state = observed.clone();
-        admin::serve("metrics", "--stats-addr", stats, move |path| state.metrics(path)).await?;
-        admin::serve("status", "--admin-addr", admin, move |path| {
+        admin::serve(&own, "metrics", "--stats-addr", stats, move |path| state.metrics(path))?;
+        admin::serve(&own, "status", "--admin-addr", admin, move |path| {
             observed.status(path).or_else(|| observed.metrics(path))
-        })
-        .await
+        })?;
+        Ok(())
     }
 
-    fn health(&self, path: &str) -> Option<Response<String>> {
+    fn health(&self, path: &str) -> Option<Answer> {
         match path {
             "/healthz/live" => Some(text(StatusCode::OK, "live\n")),
             "/healthz/ready" => Some(self.readiness.answer()),
@@ -61,12 +63,12 @@ impl Observed {
         }
     }
 
-    fn metrics(&self, path: &str) -> Option<Response<String>> {
+    fn metrics(&self, path: &str) -> Option<Answer> {
         (path == "/stats/prometheus")
-            .then(|| admin::openmetrics(self.proxy.telemetry.metrics().render(&self.readings())))
+            .then(|| admin::openmetrics(self.proxy.telemetry.metrics().render(self.readings())))
     }
 
-    fn status(&self, path: &str) -> Option<Response<String>> {
+    fn status(&self, path: &str) -> Option<Answer> {
         match path {
             "/status" => Some(admin::json(serde_json::to_string(&self.current()).ok()?)),
             "/log" => Some(text(StatusCode::OK, self.log.text())),

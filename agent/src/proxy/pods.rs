@@ -1,6 +1,11 @@
 //! The enrolled pods of this node.
 
-use std::{collections::HashMap, future::Future, net::IpAddr, sync::Arc};
+use std::{
+    collections::HashMap,
+    future::Future,
+    net::IpAddr,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use arc_swap::ArcSwap;
 use tokio_util::sync::CancellationToken;
@@ -24,7 +29,8 @@ pub struct LocalPod {
     pub tunnels: HbonePool,
     /// HTTP connections to this pod's own application.
     pub inbound: Pool,
-    outbound: papaya::HashMap<Option<Principal>, Arc<Pool>>,
+    /// A lock of this pod's own: a concurrent map is 17 KB.
+    outbound: Mutex<HashMap<Option<Principal>, Arc<Pool>>>,
     workload: ArcSwap<Workload>,
     released: CancellationToken,
 }
@@ -36,7 +42,7 @@ impl LocalPod {
             uid: workload.uid.clone(),
             dialer,
             tunnels,
-            outbound: papaya::HashMap::new(),
+            outbound: Mutex::default(),
             inbound: Pool::default(),
             workload: ArcSwap::new(workload),
             released: CancellationToken::new(),
@@ -71,7 +77,8 @@ impl LocalPod {
     /// outside the mesh, or without mutual TLS. Kept apart: a server that joins the mesh, or an address that becomes
     /// somebody else's, must not be asked on a connection from before.
     pub fn outbound(&self, peer: Option<&Principal>) -> Arc<Pool> {
-        self.outbound.pin().get_or_insert_with(peer.cloned(), Arc::default).clone()
+        let mut outbound = self.outbound.lock().unwrap_or_else(PoisonError::into_inner);
+        outbound.entry(peer.cloned()).or_default().clone()
     }
 
     /// What the newest snapshot says about the pod.

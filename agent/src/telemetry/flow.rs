@@ -5,7 +5,7 @@ use std::{net::SocketAddr, sync::Arc};
 use crate::mesh::{Principal, Service, Workload};
 
 /// On whose behalf the agent reports: the side of the connection the workload is on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Reporter {
     /// The workload that dialled; spans are of kind CLIENT.
     Source,
@@ -14,7 +14,7 @@ pub enum Reporter {
 }
 
 /// How the hop between the two sides is protected.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum SecurityPolicy {
     /// HBONE, or the same checks within one node.
     MutualTls,

@@ -27,7 +27,7 @@ use http::{HeaderMap, request};
 
 pub use export::Exporter;
 pub use flow::{Failure, Flow, Reporter, SecurityPolicy};
-pub use metrics::{Kind, Metrics, Reading, openmetrics};
+pub use metrics::{Kind, Metrics, Reading, Rendering, openmetrics};
 pub use options::{Protocol, Receiver, TelemetryOptions};
 pub use queue::Batching;
 pub use span::{HttpSpan, TcpSpan};

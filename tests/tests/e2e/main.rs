@@ -29,6 +29,7 @@ mod same_ports;
 mod server_first;
 mod sockets;
 mod spans;
+mod strangers;
 mod takeover;
 mod tunnel;
 mod upgrade;

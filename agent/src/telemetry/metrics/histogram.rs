@@ -48,6 +48,11 @@ impl Histogram {
         })
     }
 
+    /// How many values there were.
+    pub(super) fn count(&self) -> u64 {
+        self.buckets.iter().map(|bucket| bucket.load(Relaxed)).sum()
+    }
+
     pub(super) fn sum(&self) -> f64 {
         self.sum.load(Relaxed) as f64 / 1000.0
     }

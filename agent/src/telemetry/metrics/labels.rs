@@ -1,28 +1,30 @@
-//! Istio's labels, rendered once per series.
+//! How a connection or request ended, as labels tell it.
 
-use std::{collections::HashSet, sync::Arc};
+use std::{
+    fmt::{self, Write},
+    hash::Hash,
+};
 
 use http::StatusCode;
 
 use super::text::append_label;
-use crate::{
-    mesh::{Principal, Workload},
-    telemetry::{
-        flow::{Failure, Flow, Reporter},
-        grpc,
-    },
-};
+use crate::telemetry::{flow::Failure, grpc};
 
-const UNKNOWN: &str = "unknown";
+/// An ending that series are kept apart by.
+pub(super) trait Ending: Copy + fmt::Debug + Eq + Hash + Ord {
+    /// That of the series that takes what is over the limits.
+    const OVERFLOW: Self;
 
-/// How a request ended, as far as labels tell.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+    fn append_to(&self, labels: &mut String);
+}
+
+/// How a request ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(in crate::telemetry) struct Outcome {
-    /// 0 when there was no response, as Envoy has it.
-    code: u16,
-    grpc: bool,
-    grpc_status: Option<u8>,
+    protocol: &'static str,
     flags: &'static str,
+    code: Code,
+    grpc_status: Option<u8>,
 }
 
 impl Outcome {
@@ -33,128 +35,123 @@ impl Outcome {
         failure: Option<Failure>,
     ) -> Self {
         Self {
-            code: status.map_or(0, |status| status.as_u16()),
-            grpc,
-            grpc_status: grpc_status.map(grpc::Code::number),
+            protocol: if grpc { "grpc" } else { "http" },
             flags: flags(failure),
+            code: status.map_or(Code::None, Code::of),
+            grpc_status: grpc_status.map(grpc::Code::number),
         }
     }
+}
 
-    pub(super) fn append_to(self, labels: &mut String) {
-        append_label(labels, "request_protocol", if self.grpc { "grpc" } else { "http" });
-        append_label(labels, "response_flags", self.flags);
-        append_label(labels, "response_code", &self.code.to_string());
-        let grpc_status = self.grpc_status.map(|code| code.to_string()).unwrap_or_default();
-        append_label(labels, "grpc_response_status", &grpc_status);
+impl Ending for Outcome {
+    const OVERFLOW: Self = Self {
+        protocol: "overflow",
+        flags: "overflow",
+        code: Code::Overflow,
+        grpc_status: Some(u8::MAX),
+    };
+
+    fn append_to(&self, labels: &mut String) {
+        let (mut code, mut grpc_status) = (String::new(), String::new());
+        // Writing to a `String` cannot fail.
+        let _ = match self.code {
+            Code::None => write!(code, "0"),
+            Code::Registered(number) => write!(code, "{number}"),
+            Code::Class(class) => write!(code, "{class}xx"),
+            Code::Unknown => write!(code, "unknown"),
+            Code::Overflow => write!(code, "overflow"),
+        };
+        let _ = match self.grpc_status {
+            None => Ok(()),
+            Some(u8::MAX) => write!(grpc_status, "overflow"),
+            Some(status) => write!(grpc_status, "{status}"),
+        };
+        append_label(labels, &["request_protocol"], self.protocol);
+        append_label(labels, &["response_flags"], self.flags);
+        append_label(labels, &["response_code"], &code);
+        append_label(labels, &["grpc_response_status"], &grpc_status);
     }
 }
 
-pub(super) fn append_connection(labels: &mut String, flags: &str) {
-    append_label(labels, "request_protocol", "tcp");
-    append_label(labels, "response_flags", flags);
+/// `response_code`. Applications may answer with any number; only those that are registered
+/// have a series of their own, or one application could make hundreds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+enum Code {
+    /// There was no response; Envoy has 0 then.
+    None,
+    Registered(u16),
+    /// One of 1 to 5, which is what RFC 9110 §15 has clients take an unknown one for.
+    Class(u16),
+    Unknown,
+    Overflow,
 }
 
-pub(super) fn flags(failure: Option<Failure>) -> &'static str {
+impl Code {
+    fn of(status: StatusCode) -> Self {
+        match (status.canonical_reason(), status.as_u16() / 100) {
+            (Some(_), _) => Self::Registered(status.as_u16()),
+            (None, class @ 1..=5) => Self::Class(class),
+            (None, _) => Self::Unknown,
+        }
+    }
+}
+
+/// How a connection that is not looked into ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct Close(&'static str);
+
+impl Close {
+    pub(super) fn of(failure: Option<Failure>) -> Self {
+        Self(flags(failure))
+    }
+}
+
+impl Ending for Close {
+    const OVERFLOW: Self = Self("overflow");
+
+    fn append_to(&self, labels: &mut String) {
+        let protocol = if *self == Self::OVERFLOW { "overflow" } else { "tcp" };
+        append_label(labels, &["request_protocol"], protocol);
+        append_label(labels, &["response_flags"], self.0);
+    }
+}
+
+fn flags(failure: Option<Failure>) -> &'static str {
     failure.map_or("-", Failure::response_flags)
 }
 
-/// The labels every series of `flow` has.
-pub(super) fn flow_labels(flow: &Flow, cluster: &str) -> String {
-    let mut labels = String::with_capacity(1024);
-    let reporter = match flow.reporter {
-        Reporter::Source => "source",
-        Reporter::Destination => "destination",
-    };
-    append_label(&mut labels, "reporter", reporter);
-    side(&mut labels, "source", flow.source(), flow.source_principal.as_ref(), cluster);
-    side(
-        &mut labels,
-        "destination",
-        flow.destination(),
-        flow.destination_principal.as_ref(),
-        cluster,
-    );
-    let service = flow.service.as_deref();
-    let hostname = service.map(|service| service.hostname());
-    append_label(&mut labels, "destination_service", hostname.as_deref().unwrap_or(UNKNOWN));
-    append_label(
-        &mut labels,
-        "destination_service_name",
-        service.map_or(UNKNOWN, |service| &service.name),
-    );
-    append_label(
-        &mut labels,
-        "destination_service_namespace",
-        service.map_or(UNKNOWN, |service| &service.namespace),
-    );
-    // The source cannot know what the other side enforced (Istio's standard metrics).
-    let security = match flow.reporter {
-        Reporter::Source => UNKNOWN,
-        Reporter::Destination => flow.security.as_str(),
-    };
-    append_label(&mut labels, "connection_security_policy", security);
-    labels
-}
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
 
-fn side(
-    labels: &mut String,
-    side: &str,
-    workload: Option<&Arc<Workload>>,
-    principal: Option<&Principal>,
-    cluster: &str,
-) {
-    let workload = workload.map(|workload| &**workload);
-    let mut append = |name: &str, value: Option<&str>| {
-        append_label(labels, &format!("{side}_{name}"), value.unwrap_or(UNKNOWN));
-    };
-    append("workload", workload.map(|pod| pod.owner.name.as_str()));
-    append("workload_namespace", workload.map(|pod| &*pod.namespace));
-    append("principal", principal.map(Principal::to_string).as_deref());
-    append("app", workload.map(Workload::app));
-    append("version", workload.map(Workload::version));
-    append("cluster", workload.map(|_| cluster));
-    append("canonical_service", workload.map(Workload::canonical_service));
-    append("canonical_revision", Some(workload.map_or("latest", Workload::canonical_revision)));
-}
+    use super::*;
 
-/// The same labels, each with the value `overflow`.
-pub(super) fn overflow_labels(labels: &str) -> String {
-    let mut overflow = String::with_capacity(labels.len());
-    for name in label_names(labels) {
-        append_label(&mut overflow, name, "overflow");
-    }
-    overflow
-}
-
-/// The names in `a="…",b="…"`; a quote within a value is escaped.
-fn label_names(mut labels: &str) -> impl Iterator<Item = &str> {
-    std::iter::from_fn(move || {
-        let (name, rest) = labels.split_once("=\"")?;
-        let mut escaped = false;
-        let end = rest.find(|c| {
-            let end = c == '"' && !escaped;
-            escaped = c == '\\' && !escaped;
-            end
-        })?;
-        labels = rest[end + 1..].trim_start_matches(',');
-        Some(name)
-    })
-}
-
-/// The workloads a series speaks of, by namespace and name, as far as they are known.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Names([Option<(String, String)>; 2]);
-
-impl Names {
-    pub(super) fn of(flow: &Flow) -> Self {
-        let name = |pod: &Arc<Workload>| (pod.namespace.to_string(), pod.owner.name.clone());
-        Self([flow.source().map(name), flow.destination().map(name)])
+    fn code(status: u16) -> String {
+        let outcome = Outcome::http(StatusCode::from_u16(status).ok(), false, None, None);
+        let mut labels = String::new();
+        outcome.append_to(&mut labels);
+        labels
     }
 
-    pub(super) fn are_among(&self, names: &HashSet<(&str, &str)>) -> bool {
-        self.0
-            .iter()
-            .flatten()
-            .all(|(namespace, name)| names.contains(&(namespace.as_str(), name.as_str())))
+    #[test]
+    fn a_code_that_is_not_registered_counts_as_its_class() {
+        for (status, text) in [
+            (404, "404"),
+            (418, "418"),
+            (299, "2xx"),
+            (599, "5xx"),
+            (199, "1xx"),
+            (600, "unknown"),
+            (999, "unknown"),
+        ] {
+            let labels = code(status);
+            assert!(labels.contains(&format!("response_code=\"{text}\"")), "{status}: {labels}");
+        }
+    }
+
+    #[test]
+    fn an_application_cannot_make_a_series_of_every_number() {
+        let codes: HashSet<_> = (100..1000).map(code).collect();
+        assert!(codes.len() < 80, "{} codes", codes.len());
     }
 }

@@ -3,9 +3,12 @@
 //! Every connection and request counts, recorded as a span or not. The data path finds its
 //! series by a flow and an outcome, without building a label, and then only adds to atomics.
 
+mod flows;
 mod health;
 mod histogram;
 mod labels;
+mod parties;
+mod rendering;
 mod series;
 #[cfg(test)]
 mod tests;
@@ -17,74 +20,79 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering::Relaxed},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
+pub use rendering::Rendering;
 pub use text::{Kind, Reading, openmetrics};
 
+use flows::Flows;
 pub(super) use health::{Dropped, Health};
 pub(super) use labels::Outcome;
-use labels::{Names, flow_labels, overflow_labels};
-use series::{Connections, Requests, Series};
+use labels::{Close, Ending};
+use parties::{Labels, Parties};
+use series::{Connections, Requests, Series, Sought};
 
 use super::{
     context::TraceId,
-    flow::{Failure, Flow, Reporter, SecurityPolicy},
+    flow::{Failure, Flow},
     queue::Queue,
     semconv,
 };
-use crate::mesh::{Principal, Snapshot};
+use crate::mesh::Snapshot;
 
 /// Series held at most. What would be one more is counted in a series of its own kind whose
 /// labels are all `overflow`.
 const MOST_SERIES: usize = 10_000;
+/// How long the series of a workload that is gone are kept: a Job that ends between two scrapes
+/// is seen by the next.
+const KEPT: Duration = Duration::from_secs(300);
 
 /// Counters and histograms of one agent.
 #[derive(Debug)]
 pub struct Metrics {
-    flows: papaya::HashMap<FlowKey, Arc<FlowSeries>>,
-    requests: papaya::HashMap<Arc<str>, Arc<Series<Requests>>>,
-    connections: papaya::HashMap<Arc<str>, Arc<Series<Connections>>>,
+    flows: Flows,
+    parties: Parties,
+    requests: All<Outcome, Requests>,
+    connections: All<Close, Connections>,
     most_series: usize,
+    held: AtomicUsize,
     overflows: AtomicUsize,
     cluster: String,
+    started: Instant,
     pub(super) health: Arc<Health>,
     queue: Option<Arc<Queue>>,
 }
 
-/// What of a flow its labels depend on. Workloads and Services count by address, which
-/// [`FlowSeries`] keeps theirs.
-#[derive(PartialEq, Eq, Hash, Debug)]
-struct FlowKey {
-    reporter: Reporter,
-    security: SecurityPolicy,
-    local: usize,
-    remote: Option<usize>,
-    service: Option<usize>,
-    source_principal: Option<Principal>,
-    destination_principal: Option<Principal>,
+/// Every series of a kind.
+#[derive(Debug)]
+struct All<O: Ending, V> {
+    series: papaya::HashMap<Arc<Series<O, V>>, ()>,
+    /// Takes what is over the limits.
+    overflow: Arc<Series<O, V>>,
 }
 
-/// The series a flow has reached so far.
-#[derive(Debug)]
-struct FlowSeries {
-    /// Held so that the addresses in the key stay its own.
-    _flow: Arc<Flow>,
-    labels: String,
-    names: Names,
-    requests: papaya::HashMap<Outcome, Arc<Series<Requests>>>,
-    connections: papaya::HashMap<&'static str, Arc<Series<Connections>>>,
+impl<O: Ending, V: Default> All<O, V> {
+    fn new(parties: &Parties) -> Self {
+        let labels = Labels::overflow(parties);
+        let overflow = Series { labels, outcome: O::OVERFLOW, values: V::default() };
+        Self { series: papaya::HashMap::new(), overflow: Arc::new(overflow) }
+    }
 }
 
 impl Metrics {
     pub(super) fn new(cluster: String, health: Arc<Health>, queue: Option<Arc<Queue>>) -> Self {
+        let parties = Parties::default();
         Self {
-            flows: papaya::HashMap::new(),
-            requests: papaya::HashMap::new(),
-            connections: papaya::HashMap::new(),
+            flows: Flows::default(),
+            requests: All::new(&parties),
+            connections: All::new(&parties),
+            parties,
             most_series: MOST_SERIES,
+            held: AtomicUsize::new(0),
             overflows: AtomicUsize::new(0),
             cluster,
+            started: Instant::now(),
             health,
             queue,
         }
@@ -92,142 +100,157 @@ impl Metrics {
 
     pub(super) fn request(
         &self,
-        flow: &Arc<Flow>,
+        flow: &Flow,
         outcome: Outcome,
         lasted: Duration,
         request_bytes: u64,
         response_bytes: u64,
         traced: Option<TraceId>,
     ) {
-        let flow = self.flow(flow);
-        let series = self.series(&self.requests, &flow.requests, outcome, &flow, |labels| {
-            outcome.append_to(labels);
+        self.count(&self.requests, flow, outcome, |values| {
+            values.add(lasted, request_bytes, response_bytes, traced);
         });
-        series.values.add(lasted, request_bytes, response_bytes, traced);
     }
 
-    pub(super) fn connection_opened(&self, flow: &Arc<Flow>) {
-        self.connection(flow, None).values.opened.fetch_add(1, Relaxed);
+    pub(super) fn connection_opened(&self, flow: &Flow) {
+        self.count(&self.connections, flow, Close::of(None), |values| {
+            values.opened.fetch_add(1, Relaxed);
+        });
     }
 
     /// `sent` from client to server, `received` from server to client. Istio names them the
     /// other way round: bytes sent are those of the response.
     pub(super) fn connection_closed(
         &self,
-        flow: &Arc<Flow>,
+        flow: &Flow,
         sent: u64,
         received: u64,
         failure: Option<Failure>,
     ) {
-        let series = &self.connection(flow, failure).values;
-        series.closed.fetch_add(1, Relaxed);
-        series.sent_bytes.fetch_add(received, Relaxed);
-        series.received_bytes.fetch_add(sent, Relaxed);
-    }
-
-    fn connection(&self, flow: &Arc<Flow>, failure: Option<Failure>) -> Arc<Series<Connections>> {
-        let flags = labels::flags(failure);
-        let flow = self.flow(flow);
-        self.series(&self.connections, &flow.connections, flags, &flow, |labels| {
-            labels::append_connection(labels, flags);
-        })
-    }
-
-    fn flow(&self, flow: &Arc<Flow>) -> Arc<FlowSeries> {
-        let key = FlowKey {
-            reporter: flow.reporter,
-            security: flow.security,
-            local: Arc::as_ptr(&flow.local).addr(),
-            remote: flow.remote.as_ref().map(|workload| Arc::as_ptr(workload).addr()),
-            service: flow.service.as_ref().map(|service| Arc::as_ptr(service).addr()),
-            source_principal: flow.source_principal.clone(),
-            destination_principal: flow.destination_principal.clone(),
-        };
-        let flows = self.flows.pin();
-        if let Some(known) = flows.get(&key) {
-            return known.clone();
-        }
-        let new = Arc::new(FlowSeries {
-            _flow: flow.clone(),
-            labels: flow_labels(flow, &self.cluster),
-            names: Names::of(flow),
-            requests: papaya::HashMap::new(),
-            connections: papaya::HashMap::new(),
+        self.count(&self.connections, flow, Close::of(failure), |values| {
+            values.closed.fetch_add(1, Relaxed);
+            values.sent_bytes.fetch_add(received, Relaxed);
+            values.received_bytes.fetch_add(sent, Relaxed);
         });
-        // More pairs of pods than series would be a strange mesh; it is slow then, not large.
-        if flows.len() < self.most_series {
-            flows.insert(key, new.clone());
-        }
-        new
     }
 
-    /// The series of `flow` for `outcome`: as the flow remembers it, or by its labels.
-    fn series<O, V>(
+    /// Adds to the series of `flow` for `outcome`.
+    fn count<O: Ending, V: Default>(
         &self,
-        all: &papaya::HashMap<Arc<str>, Arc<Series<V>>>,
-        remembered: &papaya::HashMap<O, Arc<Series<V>>>,
+        all: &All<O, V>,
+        flow: &Flow,
         outcome: O,
-        flow: &FlowSeries,
-        append: impl FnOnce(&mut String),
-    ) -> Arc<Series<V>>
-    where
-        O: Eq + std::hash::Hash,
-        V: Default,
-    {
-        let remembered = remembered.pin();
-        if let Some(series) = remembered.get(&outcome) {
-            return series.clone();
-        }
-        let mut labels = flow.labels.clone();
-        append(&mut labels);
-        let all = all.pin();
-        let labels: Arc<str> = labels.into();
-        if let Some(series) = all.get(&labels) {
-            remembered.insert(outcome, series.clone());
-            return series.clone();
-        }
-        if self.requests.len() + self.connections.len() >= self.most_series {
-            // Not remembered, so that the flow gets its own once there is room.
-            self.overflows.fetch_add(1, Relaxed);
-            let labels: Arc<str> = overflow_labels(&labels).into();
-            return all.get_or_insert_with(labels, || Series::new(Names::default())).clone();
-        }
-        let series = all.get_or_insert_with(labels, || Series::new(flow.names.clone()));
-        remembered.insert(outcome, series.clone());
-        series.clone()
+        add: impl Fn(&V),
+    ) {
+        let make = || Labels::of(flow, &self.parties, &self.cluster);
+        self.flows.with_labels(flow, self.most_series, make, |labels| {
+            let series = all.series.pin();
+            if let Some((found, ())) = series.get_key_value(&Sought { labels, outcome: &outcome }) {
+                return add(&found.values);
+            }
+            if !self.admit(labels) {
+                self.overflows.fetch_add(1, Relaxed);
+                return add(&all.overflow.values);
+            }
+            let labels = labels.clone();
+            let new = Arc::new(Series { labels, outcome, values: V::default() });
+            // Before it can be found, so that it cannot be gone before this has counted.
+            add(&new.values);
+            if series.try_insert(new.clone(), ()).is_err() {
+                // Another thread was quicker.
+                self.release(&new.labels);
+                if let Some((found, ())) = series.get_key_value(&new) {
+                    add(&found.values);
+                }
+            }
+        });
     }
 
-    /// Forgets the series of workloads that `snapshot` no longer has. To be called with every
-    /// new snapshot; off the data path, which it does not hold up.
+    /// Takes a place for one more series, if the workload it is counted for may have it: no
+    /// workload holds more than is still free, so that whatever one of them does, others find
+    /// room.
+    fn admit(&self, labels: &Labels) -> bool {
+        let (local, held) = (labels.local(), self.held.fetch_add(1, Relaxed));
+        let own = local.series.fetch_add(1, Relaxed);
+        let admitted = own < self.most_series.saturating_sub(held);
+        if !admitted {
+            self.release(labels);
+        }
+        admitted
+    }
+
+    fn release(&self, labels: &Labels) {
+        self.held.fetch_sub(1, Relaxed);
+        labels.local().series.fetch_sub(1, Relaxed);
+    }
+
+    /// Notes which workloads `snapshot` no longer has; their series are kept a while longer. To
+    /// be called with every new snapshot; off the data path, which it does not hold up.
     pub fn retain(&self, snapshot: &Snapshot) {
-        let pods: HashSet<_> =
-            snapshot.workloads().iter().map(|pod| Arc::as_ptr(pod).addr()).collect();
-        let services: HashSet<_> =
-            snapshot.services().iter().map(|service| Arc::as_ptr(service).addr()).collect();
-        self.flows.pin().retain(|key, _| {
-            pods.contains(&key.local)
-                && key.remote.is_none_or(|pod| pods.contains(&pod))
-                && key.service.is_none_or(|service| services.contains(&service))
-        });
+        self.flows.retain(snapshot);
         let names: HashSet<_> = snapshot
             .workloads()
             .iter()
             .map(|pod| (&*pod.namespace, pod.owner.name.as_str()))
             .collect();
-        self.requests.pin().retain(|_, series| series.names.are_among(&names));
-        self.connections.pin().retain(|_, series| series.names.are_among(&names));
+        let now = self.seconds(Instant::now());
+        let note = |labels: &Labels| {
+            for side in labels.sides() {
+                if side.workload().is_none_or(|workload| names.contains(&workload)) {
+                    side.left.store(0, Relaxed);
+                } else {
+                    let _ = side.left.compare_exchange(0, now, Relaxed, Relaxed);
+                }
+            }
+        };
+        self.requests.series.pin().keys().for_each(|series| note(&series.labels));
+        self.connections.series.pin().keys().for_each(|series| note(&series.labels));
+        self.expire(Instant::now());
+    }
+
+    /// Forgets the series of workloads that left long enough before `now`.
+    fn expire(&self, now: Instant) {
+        let now = self.seconds(now);
+        self.forget(&self.requests, now);
+        self.forget(&self.connections, now);
+        self.parties.retain();
+    }
+
+    fn forget<O: Ending, V>(&self, all: &All<O, V>, now: u32) {
+        let series = all.series.pin();
+        let over = |side: &parties::Party| match side.left.load(Relaxed) {
+            0 => false,
+            left => now.saturating_sub(left) >= KEPT.as_secs() as u32,
+        };
+        for one in series.keys().filter(|one| one.labels.sides().into_iter().any(over)) {
+            // Several may be at it, and each place is given back once.
+            if series.remove(one).is_some() {
+                self.release(&one.labels);
+            }
+        }
+    }
+
+    /// Seconds since these metrics are, from 1.
+    fn seconds(&self, now: Instant) -> u32 {
+        let since = now.saturating_duration_since(self.started).as_secs();
+        u32::try_from(since).unwrap_or(u32::MAX).saturating_add(1)
     }
 
     /// Everything as OpenMetrics 1.0 text, `extra` included.
-    pub fn render(&self, extra: &[Reading]) -> String {
-        let mut out = text::Text::default();
-        let requests = self.requests.pin();
-        series::render_requests(&mut out, &sorted(requests.iter()));
-        let connections = self.connections.pin();
-        series::render_connections(&mut out, &sorted(connections.iter()));
-        out.readings(&self.own());
-        out.readings(extra);
-        out.finish()
+    pub fn render(&self, extra: Vec<Reading>) -> Rendering {
+        self.expire(Instant::now());
+        let mut requests: Vec<_> = self.requests.series.pin().keys().cloned().collect();
+        let mut connections: Vec<_> = self.connections.series.pin().keys().cloned().collect();
+        // Not there until something is over the limits, as any other.
+        if self.requests.overflow.values.any() {
+            requests.push(self.requests.overflow.clone());
+        }
+        if self.connections.overflow.values.any() {
+            connections.push(self.connections.overflow.clone());
+        }
+        let mut readings = self.own();
+        readings.extend(extra);
+        Rendering::new(requests, connections, readings)
     }
 
     /// What telemetry says about itself.
@@ -248,7 +271,7 @@ impl Metrics {
                 help: "Series of Istio's metrics held",
                 kind: Kind::Gauge,
                 labels: Vec::new(),
-                value: (self.requests.len() + self.connections.len()) as f64,
+                value: self.held.load(Relaxed) as f64,
             },
             Reading {
                 name: "sluice_metrics_overflows_total",
@@ -263,16 +286,4 @@ impl Metrics {
         }
         own
     }
-}
-
-/// Series in an order that does not change from scrape to scrape.
-fn sorted<'a, V>(
-    series: impl Iterator<Item = (&'a Arc<str>, &'a Arc<Series<V>>)>,
-) -> Vec<(&'a str, &'a V)>
-where
-    V: 'a,
-{
-    let mut all: Vec<_> = series.map(|(labels, series)| (&**labels, &series.values)).collect();
-    all.sort_unstable_by_key(|(labels, _)| *labels);
-    all
 }

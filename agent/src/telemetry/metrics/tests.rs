@@ -8,7 +8,7 @@ use super::*;
 use crate::{
     mesh::SnapshotBuilder,
     telemetry::{
-        Telemetry, TelemetryOptions,
+        Reporter, Telemetry, TelemetryOptions,
         context::tests::headers,
         testing::{flow, principal, recording, workload},
     },
@@ -23,6 +23,10 @@ fn respond(telemetry: &Telemetry, flow: &Arc<Flow>, status: u16) {
     let mut span = telemetry.http_request(flow, &mut parts);
     span.response(&Response::builder().status(status).body(()).unwrap().into_parts().0);
     span.finish(700, 5, None);
+}
+
+fn scraped(metrics: &Metrics) -> String {
+    metrics.render(Vec::new()).collect()
 }
 
 /// The value of the one sample of `name` that has all of `labels`.
@@ -42,7 +46,7 @@ fn value(text: &str, name: &str, labels: &[&str]) -> f64 {
 fn a_request_has_istios_labels() {
     let telemetry = telemetry();
     respond(&telemetry, &Arc::new(flow(Reporter::Destination)), 200);
-    let text = telemetry.metrics().render(&[]);
+    let text = scraped(telemetry.metrics());
     let line = text.lines().find(|line| line.starts_with("istio_requests_total")).unwrap();
     assert_eq!(
         line,
@@ -69,7 +73,7 @@ fn what_is_unknown_is_said_to_be() {
     let outside =
         Flow { remote: None, service: None, destination_principal: None, ..flow(Reporter::Source) };
     respond(&telemetry, &Arc::new(outside), 200);
-    let text = telemetry.metrics().render(&[]);
+    let text = scraped(telemetry.metrics());
     let labels = [
         "destination_workload=\"unknown\"",
         "destination_principal=\"unknown\"",
@@ -88,7 +92,7 @@ fn requests_fall_into_buckets_by_duration_and_size() {
     let flow = Arc::new(flow(Reporter::Source));
     let outcome = Outcome::http(None, false, None, Some(Failure::ResetLocal));
     telemetry.metrics().request(&flow, outcome, Duration::from_millis(30), 700, 5, None);
-    let text = telemetry.metrics().render(&[]);
+    let text = scraped(telemetry.metrics());
     let labels = ["response_code=\"0\"", "response_flags=\"DC\""];
     let bucket = |name: &str, le: &str| {
         value(&text, &format!("{name}_bucket"), &[labels[0], labels[1], &format!("le=\"{le}\"")])
@@ -108,7 +112,7 @@ fn bytes_sent_are_those_of_the_response_as_istio_has_it() {
     let telemetry = telemetry();
     let flow = Arc::new(flow(Reporter::Source));
     telemetry.connection(&flow, None).finish(10, 2000, None);
-    let text = telemetry.metrics().render(&[]);
+    let text = scraped(telemetry.metrics());
     let labels = ["request_protocol=\"tcp\"", "response_flags=\"-\""];
     assert_eq!(value(&text, "istio_tcp_sent_bytes_total", &labels), 2000.0);
     assert_eq!(value(&text, "istio_tcp_received_bytes_total", &labels), 10.0);
@@ -122,7 +126,7 @@ fn an_opaque_connection_is_open_before_it_is_closed() {
     let mut span = telemetry.connection(&Arc::new(flow(Reporter::Source)), None);
     span.opaque();
     let opened = |telemetry: &Telemetry| {
-        let text = telemetry.metrics().render(&[]);
+        let text = scraped(telemetry.metrics());
         let flags = &["response_flags=\"-\""];
         (
             value(&text, "istio_tcp_connections_opened_total", flags),
@@ -143,7 +147,7 @@ fn a_grpc_request_carries_its_status() {
     let mut span = telemetry.http_request(&flow, &mut parts);
     span.trailers(&headers(&[("grpc-status", "14")]));
     span.finish(0, 0, None);
-    let text = telemetry.metrics().render(&[]);
+    let text = scraped(telemetry.metrics());
     let labels = ["request_protocol=\"grpc\"", "grpc_response_status=\"14\""];
     assert_eq!(value(&text, "istio_requests_total", &labels), 1.0);
 }
@@ -155,7 +159,7 @@ fn pods_of_one_workload_share_a_series() {
         // A new pod of the same deployment each time.
         respond(&telemetry, &Arc::new(flow(Reporter::Source)), 200);
     }
-    let text = telemetry.metrics().render(&[]);
+    let text = scraped(telemetry.metrics());
     assert_eq!(value(&text, "istio_requests_total", &[]), 3.0);
 }
 
@@ -174,38 +178,104 @@ fn series_go_with_their_workloads_and_no_sooner() {
     respond(&telemetry, &stays, 200);
     telemetry.connection(&gone, None).finish(0, 0, None);
     // Sources build every workload anew, so that only names tell that one has stayed.
-    let snapshot = SnapshotBuilder {
+    let snapshot = || SnapshotBuilder {
         workloads: vec![Arc::new(workload("worker"))],
         ..SnapshotBuilder::default()
     };
-    metrics.retain(&snapshot.build(2));
-    let text = metrics.render(&[]);
-    assert_eq!(value(&text, "istio_requests_total", &["source_workload=\"worker\""]), 1.0);
-    assert!(!text.contains("frontend"));
+    metrics.retain(&snapshot().build(2));
     assert_eq!(metrics.flows.len(), 0);
+    let (frontend, worker) = (["source_workload=\"frontend\""], ["source_workload=\"worker\""]);
     // A request that was under way then still counts, and once.
     respond(&telemetry, &stays, 200);
     respond(&telemetry, &gone, 200);
-    let text = metrics.render(&[]);
-    assert_eq!(value(&text, "istio_requests_total", &["source_workload=\"worker\""]), 2.0);
-    assert_eq!(value(&text, "istio_requests_total", &["source_workload=\"frontend\""]), 1.0);
+    let text = scraped(metrics);
+    assert_eq!(value(&text, "istio_requests_total", &worker), 2.0);
+    assert_eq!(value(&text, "istio_requests_total", &frontend), 2.0);
+    metrics.retain(&snapshot().build(3));
+
+    metrics.expire(Instant::now() + KEPT - Duration::from_secs(2));
+    assert_eq!(value(&scraped(metrics), "istio_requests_total", &frontend), 2.0);
+    metrics.expire(Instant::now() + KEPT + Duration::from_secs(2));
+    let text = scraped(metrics);
+    assert!(!text.contains("frontend"));
+    assert_eq!(value(&text, "istio_requests_total", &worker), 2.0);
+    assert!(text.contains("\nsluice_metrics_series 1\n"), "{text}");
+}
+
+#[test]
+fn a_workload_that_comes_back_in_time_keeps_its_series() {
+    let telemetry = telemetry();
+    let metrics = telemetry.metrics();
+    let there = || SnapshotBuilder {
+        workloads: ["frontend", "order"].map(|name| Arc::new(workload(name))).into(),
+        ..SnapshotBuilder::default()
+    };
+    respond(&telemetry, &Arc::new(flow(Reporter::Source)), 200);
+    metrics.retain(&SnapshotBuilder::default().build(2));
+    metrics.retain(&there().build(3));
+    metrics.expire(Instant::now() + 2 * KEPT);
+    assert_eq!(value(&scraped(metrics), "istio_requests_total", &[]), 1.0);
+}
+
+fn answer(metrics: &Metrics, flow: &Flow, codes: impl IntoIterator<Item = u16>) {
+    for code in codes {
+        let outcome = Outcome::http(http::StatusCode::from_u16(code).ok(), false, None, None);
+        metrics.request(flow, outcome, Duration::ZERO, 0, 0, None);
+    }
 }
 
 #[test]
 fn beyond_the_cap_everything_counts_in_one_series() {
     let mut metrics = Metrics::new("Kubernetes".into(), Arc::default(), None);
-    metrics.most_series = 2;
-    let flow = Arc::new(flow(Reporter::Source));
-    for code in [200, 201, 202, 203, 200] {
-        let outcome = Outcome::http(http::StatusCode::from_u16(code).ok(), false, None, None);
-        metrics.request(&flow, outcome, Duration::ZERO, 0, 0, None);
-    }
-    let text = metrics.render(&[]);
+    metrics.most_series = 4;
+    answer(&metrics, &flow(Reporter::Source), [200, 201, 202, 203, 200]);
+    let text = scraped(&metrics);
     assert_eq!(value(&text, "istio_requests_total", &["response_code=\"200\""]), 2.0);
     assert_eq!(value(&text, "istio_requests_total", &["response_code=\"201\""]), 1.0);
-    let overflow = ["response_code=\"overflow\"", "source_workload=\"overflow\""];
+    let overflow = [
+        "reporter=\"overflow\"",
+        "source_workload=\"overflow\"",
+        "destination_service=\"overflow\"",
+        "connection_security_policy=\"overflow\"",
+        "request_protocol=\"overflow\"",
+        "response_flags=\"overflow\"",
+        "response_code=\"overflow\"",
+        "grpc_response_status=\"overflow\"",
+    ];
     assert_eq!(value(&text, "istio_requests_total", &overflow), 2.0);
     assert!(text.contains("\nsluice_metrics_overflows_total 2\n"));
+}
+
+#[test]
+fn a_workload_that_makes_all_series_it_can_leaves_room_for_others() {
+    let mut metrics = Metrics::new("Kubernetes".into(), Arc::default(), None);
+    metrics.most_series = 40;
+    answer(&metrics, &flow(Reporter::Destination), 100..1000);
+    let hidden = metrics.overflows.load(Relaxed);
+    assert!(hidden > 0);
+    // The frontend dials the same workload, and counts for itself.
+    answer(&metrics, &flow(Reporter::Source), [200, 404, 503]);
+    assert_eq!(metrics.overflows.load(Relaxed), hidden);
+    let text = scraped(&metrics);
+    for code in ["200", "404", "503"] {
+        let labels = ["reporter=\"source\"", &format!("response_code=\"{code}\"")];
+        assert_eq!(value(&text, "istio_requests_total", &labels), 1.0);
+    }
+}
+
+#[test]
+fn what_is_scraped_comes_in_pieces_that_make_one_text() {
+    let telemetry = telemetry();
+    answer(telemetry.metrics(), &flow(Reporter::Source), [200, 301, 404, 500, 503]);
+    let pieces: Vec<_> = telemetry.metrics().render(Vec::new()).collect();
+    assert!(pieces.len() > 1);
+    let largest = pieces.iter().map(String::len).max().unwrap();
+    assert!(largest < 128 << 10, "{largest}");
+    let text = pieces.concat();
+    assert_eq!(text.matches("# TYPE istio_requests counter").count(), 1);
+    assert_eq!(text.matches("\nistio_requests_total{").count(), 5);
+    assert_eq!(text.matches("\nistio_response_bytes_count{").count(), 5);
+    assert!(text.ends_with("\n# EOF\n") && text.matches("# EOF").count() == 1);
 }
 
 #[test]
@@ -214,7 +284,7 @@ fn a_recorded_request_is_an_exemplar_of_its_bucket() {
     let mut parts = Request::get("/").body(()).unwrap().into_parts().0;
     telemetry.http_request(&Arc::new(flow(Reporter::Source)), &mut parts).finish(0, 0, None);
     let trace = &parts.headers["traceparent"].to_str().unwrap()[3..35];
-    let text = telemetry.metrics().render(&[]);
+    let text = scraped(telemetry.metrics());
     let examples: Vec<_> = text.lines().filter(|line| line.contains(" # {")).collect();
     assert_eq!(examples.len(), 1);
     assert!(examples[0].starts_with("istio_request_duration_milliseconds_bucket{"));
@@ -231,7 +301,7 @@ fn the_agent_and_other_rooms_add_their_own() {
         labels: Vec::new(),
         value: 7.0,
     };
-    let text = telemetry.metrics().render(&[extra]);
+    let text = telemetry.metrics().render(vec![extra]).collect::<String>();
     assert!(text.contains("istio_build{component=\"sluice\",tag=\""));
     assert!(text.contains("\nsluice_snapshot_version 7\n"));
     assert!(text.contains("\nsluice_telemetry_spans_dropped_total{reason=\"queue_full\"} 0\n"));
@@ -247,7 +317,7 @@ fn threads_that_count_into_one_series_lose_nothing() {
             scope.spawn(|| (0..1000).for_each(|_| respond(&telemetry, &flow, 200)));
         }
     });
-    let text = telemetry.metrics().render(&[]);
+    let text = scraped(telemetry.metrics());
     assert_eq!(value(&text, "istio_requests_total", &[]), 4000.0);
     assert_eq!(value(&text, "istio_request_bytes_count", &[]), 4000.0);
 }

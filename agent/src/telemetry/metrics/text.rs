@@ -48,7 +48,7 @@ impl Reading {
         }
         let mut labels = String::new();
         for (name, value) in &self.labels {
-            append_label(&mut labels, name, value);
+            append_label(&mut labels, &[name], value);
         }
         format!("{}{{{labels}}}", self.name)
     }
@@ -58,7 +58,8 @@ impl Reading {
 pub fn openmetrics(readings: &[Reading]) -> String {
     let mut out = Text::default();
     out.readings(readings);
-    out.finish()
+    out.end();
+    out.into_string()
 }
 
 /// One request that stands for others in its bucket.
@@ -69,12 +70,13 @@ pub(super) struct Exemplar {
     pub(super) at: SystemTime,
 }
 
-/// Appends `name="value"`, and a comma before it where it is not the first.
-pub(super) fn append_label(labels: &mut String, name: &str, value: &str) {
+/// Appends `name="value"`, and a comma before it where it is not the first. The name may come
+/// in parts.
+pub(super) fn append_label(labels: &mut String, name: &[&str], value: &str) {
     if !labels.is_empty() {
         labels.push(',');
     }
-    labels.push_str(name);
+    labels.extend(name.iter().copied());
     labels.push_str("=\"");
     for c in value.chars() {
         match c {
@@ -130,14 +132,21 @@ impl Text {
             }
             let mut text = String::new();
             for (name, value) in labels {
-                append_label(&mut text, name, value);
+                append_label(&mut text, &[name], value);
             }
             self.sample(name, &text, *value);
         }
     }
 
-    pub(super) fn finish(mut self) -> String {
+    pub(super) fn end(&mut self) {
         self.0.push_str("# EOF\n");
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    pub(super) fn into_string(self) -> String {
         self.0
     }
 }
@@ -149,8 +158,8 @@ mod tests {
     #[test]
     fn label_values_are_escaped() {
         let mut labels = String::new();
-        append_label(&mut labels, "a", "1");
-        append_label(&mut labels, "b", "say \"hi\"\\\n");
+        append_label(&mut labels, &["a"], "1");
+        append_label(&mut labels, &["b"], "say \"hi\"\\\n");
         assert_eq!(labels, r#"a="1",b="say \"hi\"\\\n""#);
     }
 
@@ -165,8 +174,9 @@ mod tests {
         };
         let mut text = Text::default();
         text.readings(&[reading("a"), reading("b")]);
+        text.end();
         assert_eq!(
-            text.finish(),
+            text.into_string(),
             "# TYPE sluice_things counter\n# HELP sluice_things Things.\n\
              sluice_things_total{reason=\"a\"} 2\nsluice_things_total{reason=\"b\"} 2\n# EOF\n"
         );
