@@ -1,7 +1,7 @@
 //! Puts what is known of each object together into a snapshot.
 
 use std::{
-    collections::{BTreeMap, HashMap, hash_map::Entry},
+    collections::{BTreeMap, BTreeSet, HashMap, hash_map::Entry},
     net::IpAddr,
     sync::Arc,
 };
@@ -34,6 +34,7 @@ pub(super) struct Facts {
 pub(super) struct Compiled {
     workloads: Vec<Arc<Workload>>,
     services: Vec<Arc<Service>>,
+    nodes: BTreeSet<IpAddr>,
     /// Who was left out because somebody else has what only one can have.
     pub(super) conflicts: Vec<Conflict>,
 }
@@ -64,7 +65,19 @@ impl Facts {
         let mut compiled = Compiled::default();
         let pods = compiled.place_pods(&self.pods);
         compiled.place_services(self, &pods, former);
+        compiled.nodes = self.nodes();
         compiled
+    }
+
+    /// The addresses of nodes; none where no Service has a port of every node, so that most
+    /// clusters' pods are not asked.
+    fn nodes(&self) -> BTreeSet<IpAddr> {
+        let mut ports = self.services.values().flat_map(|service| &service.ports);
+        if !ports.any(|port| port.node_port.is_some()) {
+            return BTreeSet::new();
+        }
+        let told = self.pods.values().flat_map(|pod| pod.node_addresses.iter().copied());
+        told.filter(|ip| !ip.is_loopback()).collect()
     }
 
     /// Settles which pods belong to the mesh: their own label decides, else their namespace's; and
@@ -94,13 +107,15 @@ impl Facts {
 impl Compiled {
     /// Whether `snapshot` says the same already.
     pub(super) fn is_in(&self, snapshot: &Snapshot) -> bool {
-        self.workloads == snapshot.workloads() && self.services == snapshot.services()
+        self.workloads == snapshot.workloads()
+            && self.services == snapshot.services()
+            && self.nodes == *snapshot.nodes()
     }
 
     /// The snapshot of this configuration.
     pub(super) fn snapshot(self, trust_domain: TrustDomain, version: u64) -> Snapshot {
-        let Self { workloads, services, conflicts: _ } = self;
-        SnapshotBuilder { trust_domain, workloads, services }.build(version)
+        let Self { workloads, services, nodes, conflicts: _ } = self;
+        SnapshotBuilder { trust_domain, workloads, services, nodes }.build(version)
     }
 
     /// Gives each address to one pod: the one made last, since the address of a pod that ends is
@@ -165,12 +180,15 @@ impl Compiled {
             let slices = slices.get(&(namespace, name)).map(Vec::as_slice).unwrap_or_default();
             let ports = service.ports.iter().map(|port| {
                 let endpoints = pods.behind(namespace, service, port, slices);
-                Arc::new(ServicePort::new(port.number, port.name.clone(), port.protocol, endpoints))
+                let name = port.name.clone();
+                let reached = ServicePort::new(port.number, name, port.protocol, endpoints);
+                Arc::new(reached.on_nodes(port.node_port))
             });
             let service = Service {
                 name: name.to_owned(),
                 namespace: namespace.to_owned(),
                 vips: service.vips.clone(),
+                external: service.external.clone(),
                 ports: ports.collect(),
             };
             self.services.push(match former.get(&(namespace, name)) {

@@ -32,6 +32,8 @@ pub(super) struct PodFacts {
     pub(super) workload: Arc<Workload>,
     /// Its addresses, which are the node's when it uses the host's network; none while it starts.
     pub(super) addresses: Vec<IpAddr>,
+    /// The addresses of its node, as the kubelet tells them.
+    pub(super) node_addresses: Arc<[IpAddr]>,
     /// What its own label says.
     pub(super) mode: Option<Mode>,
     pub(super) host_network: bool,
@@ -46,6 +48,8 @@ pub(super) struct PodFacts {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct ServiceFacts {
     pub(super) vips: Vec<IpAddr>,
+    /// Those that lead to it from outside the cluster: of load balancers, and `externalIPs`.
+    pub(super) external: Vec<IpAddr>,
     /// One is usually assigned, and is not there.
     pub(super) lacks_vip: bool,
     pub(super) selector: BTreeMap<String, String>,
@@ -59,6 +63,8 @@ pub(super) struct ServiceFacts {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct PortFacts {
     pub(super) number: u16,
+    /// The port of every node that leads to it.
+    pub(super) node_port: Option<u16>,
     pub(super) name: String,
     pub(super) protocol: AppProtocol,
     pub(super) target: Target,

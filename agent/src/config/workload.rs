@@ -12,7 +12,7 @@ use super::{
     error::Problem,
     facts::{Mode, NamespaceFacts, PodFacts},
     object::Object,
-    service::is_tcp,
+    service::{ip, is_tcp},
     shared::Shared,
     yaml::Step,
 };
@@ -68,6 +68,7 @@ pub(super) fn read(
     Ok(Some(PodFacts {
         workload: Arc::new(workload),
         addresses,
+        node_addresses: shared.addresses(node_addresses(pod)?),
         mode,
         host_network,
         ready: is_ready(pod),
@@ -137,19 +138,35 @@ fn uid(pod: &Object<Pod>) -> Result<PodUid, Problem> {
 
 fn addresses(pod: &Object<Pod>) -> Result<Vec<IpAddr>, Problem> {
     let Some(status) = &pod.body.status else { return Ok(Vec::new()) };
-    let parse = |text: &str, steps: &[Step<'_>]| {
-        text.parse::<IpAddr>().map_err(|_| {
-            pod.problem(steps, format_args!("`{}` is not an IP address", text.escape_debug()))
-        })
-    };
+    let all = status.pod_ips.iter().flatten().map(|entry| entry.ip.as_str());
+    status_addresses(pod, status.pod_ip.as_deref(), "podIP", all, "podIPs")
+}
+
+/// The addresses of the pod's node. A kubelet tells one of each family, those inside the cluster
+/// before those outside; so whoever reads pods needs no right to read nodes.
+fn node_addresses(pod: &Object<Pod>) -> Result<Vec<IpAddr>, Problem> {
+    let Some(status) = &pod.body.status else { return Ok(Vec::new()) };
+    let all = status.host_ips.iter().flatten().map(|entry| entry.ip.as_str());
+    status_addresses(pod, status.host_ip.as_deref(), "hostIP", all, "hostIPs")
+}
+
+/// What the fields `first` and `rest` of the status hold, of which the former repeats one of the
+/// latter where both are there.
+fn status_addresses<'a>(
+    pod: &Object<Pod>,
+    one: Option<&str>,
+    first: &str,
+    all: impl Iterator<Item = &'a str>,
+    rest: &str,
+) -> Result<Vec<IpAddr>, Problem> {
     let mut ips = Vec::new();
-    for (index, entry) in status.pod_ips.iter().flatten().enumerate() {
-        let steps = ["status".into(), "podIPs".into(), index.into(), "ip".into()];
+    for (index, text) in all.enumerate() {
+        let steps = ["status".into(), Step::Field(rest), index.into(), "ip".into()];
         pod.require(&steps)?;
-        ips.push(parse(&entry.ip, &steps)?);
+        ips.push(ip(pod, text, &steps)?);
     }
-    if let Some(ip) = status.pod_ip.as_deref().filter(|ip| !ip.is_empty()) {
-        let ip = parse(ip, &["status".into(), "podIP".into()])?;
+    if let Some(text) = one.filter(|text| !text.is_empty()) {
+        let ip = ip(pod, text, &["status".into(), Step::Field(first)])?;
         if !ips.contains(&ip) {
             ips.insert(0, ip);
         }

@@ -51,6 +51,7 @@ pub(super) fn flow(reporter: Reporter) -> Flow {
         name: "order".into(),
         namespace: "shop".into(),
         vips: vec!["10.96.0.5".parse().unwrap()],
+        external: Vec::new(),
         ports: vec![Arc::new(port)],
     };
     let (local, remote, server, peer) = match reporter {

@@ -26,6 +26,7 @@ mod probes;
 mod rotel;
 mod same_ports;
 mod server_first;
+mod service_addresses;
 mod sockets;
 mod spans;
 mod takeover;

@@ -21,7 +21,7 @@ use crate::{
 };
 
 /// Counts up when the form changes: what another version wrote is not guessed at.
-const FORMAT: u32 = 2;
+const FORMAT: u32 = 3;
 
 /// Where the facts are saved, and for which mesh.
 #[derive(Clone, Debug)]
