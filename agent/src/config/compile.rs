@@ -80,8 +80,7 @@ impl Facts {
         told.filter(|ip| !ip.is_loopback()).collect()
     }
 
-    /// Settles which pods belong to the mesh: their own label decides, else their namespace's; and
-    /// whether those insist on mutual TLS.
+    /// Settles which pods belong to the mesh, and whether those insist on mutual TLS.
     fn settle(&mut self, former: &Snapshot, root: &RootNamespace) {
         let named = |(_, name): &Key, facts: &NamespaceFacts| Some((name.clone(), facts.mode?));
         let modes: HashMap<Arc<str>, Mode> =
@@ -90,8 +89,7 @@ impl Facts {
         let mut policies = Policies::new(&self.peer_authentications, root);
         let nothing = Arc::default();
         for ((namespace, _), pod) in &mut self.pods {
-            let mode = pod.mode.or_else(|| modes.get(&pod.workload.namespace).copied());
-            let meshed = mode == Some(Mode::Ambient) && !pod.host_network;
+            let meshed = pod.belongs(modes.get(&pod.workload.namespace).copied());
             let labels = &pod.workload.labels;
             let mtls = if meshed { policies.of(namespace, labels) } else { Arc::clone(&nothing) };
             if pod.workload.meshed != meshed || pod.workload.mtls != mtls {

@@ -13,8 +13,8 @@ use crate::mesh::{AppProtocol, MutualTlsMode, Workload};
 pub(super) enum Mode {
     /// Take part.
     Ambient,
-    /// `none`, or something else that is not ours to do.
-    Other,
+    /// `none`: stay out, whatever the namespace says.
+    Out,
 }
 
 /// A Namespace.
@@ -112,8 +112,23 @@ pub(super) struct PeerAuthenticationFacts {
     pub(super) created: i64,
 }
 
+impl PodFacts {
+    /// Whether the pod belongs to the mesh, where its namespace says `mode`. That is Istio's
+    /// rule (`PodRedirectionEnabled`): either may ask for it, the pod's own `none` goes before
+    /// both, and whoever has a proxy already, or the node's network, gets no second one.
+    pub(super) fn belongs(&self, namespace: Option<Mode>) -> bool {
+        let asked = [namespace, self.mode].contains(&Some(Mode::Ambient));
+        asked && self.mode != Some(Mode::Out) && !self.host_network && !self.workload.sidecar
+    }
+}
+
 impl Mode {
-    pub(super) fn of(label: &str) -> Self {
-        if label == "ambient" { Self::Ambient } else { Self::Other }
+    /// `None` for what the label says to somebody else, which is as if it said nothing.
+    pub(super) fn of(label: &str) -> Option<Self> {
+        match label {
+            "ambient" => Some(Self::Ambient),
+            "none" => Some(Self::Out),
+            _ => None,
+        }
     }
 }

@@ -109,6 +109,18 @@ fn the_pods_own_label_decides_before_its_namespaces() {
     assert!(meshed(pod(&label("ambient"))));
     assert!(meshed(namespace("none") + &pod(&label("ambient"))));
     assert!(!meshed(namespace("ambient") + &pod(&label("none"))));
+    // What the label says to somebody else is nothing to us.
+    assert!(meshed(namespace("ambient") + &pod(&label("other"))));
+    assert!(!meshed(pod(&label("other"))));
+}
+
+#[test]
+fn a_pod_with_a_sidecar_stays_out_whatever_the_labels_say() {
+    let sidecar = ", labels: {istio.io/dataplane-mode: ambient}, annotations: \
+                   {sidecar.istio.io/status: '{}'}";
+    let snapshot = load(&pod("a", "10.0.0.1", sidecar)).unwrap();
+    let a = workload(&snapshot, "a");
+    assert!(a.sidecar && !a.meshed);
 }
 
 #[test]

@@ -20,6 +20,8 @@ use crate::mesh::{DATAPLANE_MODE, Owner, PodUid, Principal, TrustDomain, Workloa
 
 /// Annotation of a pod in a file: where its network namespace is.
 const NETNS: &str = "sluice.dev/netns";
+/// Annotation by which Istio's injector tells that it gave the pod a proxy of its own.
+const SIDECAR: &str = "sidecar.istio.io/status";
 /// Annotations with this prefix are resource attributes of the pod's spans.
 const RESOURCE_ATTRIBUTE: &str = "resource.opentelemetry.io/";
 
@@ -38,7 +40,9 @@ pub(super) fn read(
     let host_network = spec.and_then(|spec| spec.host_network).unwrap_or(false);
     let addresses = addresses(pod)?;
     let labels = meta.labels.clone().unwrap_or_default();
-    let mode = labels.get(DATAPLANE_MODE).map(|mode| Mode::of(mode));
+    let mode = labels.get(DATAPLANE_MODE).and_then(|mode| Mode::of(mode));
+    let annotations = meta.annotations.as_ref();
+    let sidecar = annotations.is_some_and(|all| all.contains_key(SIDECAR));
     let workload = Workload {
         uid: uid(pod)?,
         name: pod.name().into(),
@@ -51,7 +55,8 @@ pub(super) fn read(
         node: shared.text(spec.and_then(|spec| spec.node_name.as_deref()).unwrap_or_default()),
         ips: if host_network { Vec::new() } else { addresses.clone() },
         principal: shared.principal(principal(pod, trust_domain)?),
-        meshed: mode == Some(Mode::Ambient) && !host_network,
+        sidecar,
+        meshed: false,
         mtls: Arc::default(),
         starts: starts(pod),
         netns: netns(pod)?,
@@ -79,7 +84,7 @@ pub(super) fn read(
 
 /// The dataplane mode that a Namespace asks for.
 pub(super) fn read_namespace(namespace: &Object<Namespace>) -> NamespaceFacts {
-    NamespaceFacts { mode: namespace.label(DATAPLANE_MODE).map(Mode::of) }
+    NamespaceFacts { mode: namespace.label(DATAPLANE_MODE).and_then(Mode::of) }
 }
 
 /// Whether the pod may take traffic; one without conditions was written by hand.

@@ -69,6 +69,7 @@ mod tests {
             ips: vec!["10.0.0.1".parse().unwrap()],
             labels: Arc::default(),
             principal: "spiffe://cluster.local/ns/shop/sa/order".parse().unwrap(),
+            sidecar: false,
             meshed: true,
             mtls: Arc::new(MutualTls { usual, ..MutualTls::default() }),
             starts,

@@ -35,6 +35,7 @@ pub(super) fn workload(name: &str) -> Workload {
                 .into(),
         ),
         principal: principal(name),
+        sidecar: false,
         meshed: true,
         mtls: Arc::default(),
         starts: 1,
