@@ -112,6 +112,22 @@ pub(super) struct PeerAuthenticationFacts {
     pub(super) created: i64,
 }
 
+/// A NetworkPolicy: which pods of its namespace it selects. The default selects all of them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct NetworkPolicyFacts {
+    pub(super) labels: BTreeMap<String, String>,
+    pub(super) tests: Vec<LabelTest>,
+}
+
+/// What a pod's label has to be.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum LabelTest {
+    In(String, Vec<String>),
+    NotIn(String, Vec<String>),
+    Exists(String),
+    DoesNotExist(String),
+}
+
 impl PodFacts {
     /// Whether the pod belongs to the mesh, where its namespace says `mode`. That is Istio's
     /// rule (`PodRedirectionEnabled`): either may ask for it, the pod's own `none` goes before

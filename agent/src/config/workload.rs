@@ -57,6 +57,7 @@ pub(super) fn read(
         principal: shared.principal(principal(pod, trust_domain)?),
         sidecar,
         meshed: false,
+        policed: false,
         mtls: Arc::default(),
         starts: starts(pod),
         netns: netns(pod)?,

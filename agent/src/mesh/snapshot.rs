@@ -15,6 +15,8 @@ pub struct Snapshot {
     pub version: u64,
     /// The root of trust of local workloads.
     pub trust_domain: TrustDomain,
+    /// Whether there may be policies between pods of kinds that only the CNI understands.
+    pub cni_policies: bool,
     workloads: Vec<Arc<Workload>>,
     services: Vec<Arc<Service>>,
     nodes: BTreeSet<IpAddr>,
@@ -111,13 +113,19 @@ pub struct SnapshotBuilder {
     pub services: Vec<Arc<Service>>,
     /// The addresses of nodes.
     pub nodes: BTreeSet<IpAddr>,
+    /// Whether there may be policies between pods of kinds that only the CNI understands.
+    pub cni_policies: bool,
 }
 
 impl SnapshotBuilder {
     /// Indexes everything under `version`.
     pub fn build(self, version: u64) -> Snapshot {
-        let mut snapshot =
-            Snapshot { version, trust_domain: self.trust_domain, ..Snapshot::default() };
+        let mut snapshot = Snapshot {
+            version,
+            trust_domain: self.trust_domain,
+            cni_policies: self.cni_policies,
+            ..Snapshot::default()
+        };
         for workload in &self.workloads {
             for ip in &workload.ips {
                 snapshot.workload_by_ip.insert(*ip, workload.clone());

@@ -84,6 +84,10 @@ pub struct Workload {
     /// Whether it belongs to the mesh: namespace or pod ask for that by their labels
     /// (`istio.io/dataplane-mode`), it has no sidecar, and does not use the host's network.
     pub meshed: bool,
+    /// Whether a NetworkPolicy selects it, so that the CNI has to see what reaches and leaves it.
+    /// Settled and saved as the next.
+    #[serde(skip)]
+    pub policed: bool,
     /// What it accepts on its ports. Settled by policies together with the rest of the mesh, and
     /// never saved without those.
     #[serde(skip)]

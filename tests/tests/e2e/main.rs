@@ -19,6 +19,7 @@ mod lab;
 mod leaks;
 mod lifecycle;
 mod load;
+mod network_policy;
 mod observing;
 mod otlp;
 mod peer_authentication;
