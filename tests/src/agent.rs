@@ -39,7 +39,7 @@ pub struct AgentOptions<'a> {
     pub otlp: Option<(&'a OtlpReceiver, Protocol)>,
     /// The API server to watch, in place of reading the lab's files.
     pub kubeconfig: Option<PathBuf>,
-    /// More flags, e.g. `--force-tunnel`; or others in place of the usual ones.
+    /// More flags, e.g. `--same-node=tunnel`; or others in place of the usual ones.
     pub flags: Vec<String>,
     /// More of the environment.
     pub environment: Vec<(String, String)>,

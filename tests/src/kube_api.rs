@@ -45,6 +45,7 @@ pub enum KubeKind {
     Service,
     EndpointSlice,
     PeerAuthentication,
+    NetworkPolicy,
 }
 
 /// An API server at the lab's router. It answers from [`Self::start`] to [`Self::stop`], and
@@ -76,13 +77,21 @@ struct State {
     streams_lists: bool,
     /// Kinds that the server does not have.
     not_installed: Vec<KubeKind>,
+    /// Groups of kinds that it has beside those of [`KubeKind`].
+    more_groups: Vec<&'static str>,
     /// Paths and queries asked for.
     asked: Vec<String>,
 }
 
 impl KubeKind {
-    const ALL: [Self; 5] =
-        [Self::Namespace, Self::Pod, Self::Service, Self::EndpointSlice, Self::PeerAuthentication];
+    const ALL: [Self; 6] = [
+        Self::Namespace,
+        Self::Pod,
+        Self::Service,
+        Self::EndpointSlice,
+        Self::PeerAuthentication,
+        Self::NetworkPolicy,
+    ];
 
     fn path(self) -> &'static str {
         match self {
@@ -91,6 +100,7 @@ impl KubeKind {
             Self::Service => "/api/v1/services",
             Self::EndpointSlice => "/apis/discovery.k8s.io/v1/endpointslices",
             Self::PeerAuthentication => "/apis/security.istio.io/v1/peerauthentications",
+            Self::NetworkPolicy => "/apis/networking.k8s.io/v1/networkpolicies",
         }
     }
 
@@ -101,6 +111,7 @@ impl KubeKind {
             Self::Service => "Service",
             Self::EndpointSlice => "EndpointSlice",
             Self::PeerAuthentication => "PeerAuthentication",
+            Self::NetworkPolicy => "NetworkPolicy",
         }
     }
 
@@ -108,6 +119,7 @@ impl KubeKind {
         match self {
             Self::EndpointSlice => "discovery.k8s.io/v1",
             Self::PeerAuthentication => "security.istio.io/v1",
+            Self::NetworkPolicy => "networking.k8s.io/v1",
             _ => "v1",
         }
     }
@@ -135,6 +147,7 @@ impl KubeApi {
             version: 1,
             streams_lists: true,
             not_installed: Vec::new(),
+            more_groups: Vec::new(),
             asked: Vec::new(),
         };
         let cluster = Cluster { state: Mutex::new(state), version: watch::Sender::new(1) };
@@ -244,6 +257,11 @@ impl KubeApi {
         self.cluster.state().not_installed.clear();
     }
 
+    /// Has a group of kinds of which nobody lists any here.
+    pub fn install_group(&self, group: &'static str) {
+        self.cluster.state().more_groups.push(group);
+    }
+
     /// The requests so far that contain `text`.
     pub fn asked(&self, text: &str) -> usize {
         self.cluster.state().asked.iter().filter(|asked| asked.contains(text)).count()
@@ -284,6 +302,9 @@ fn answer(request: &Request<Incoming>, cluster: &Arc<Cluster>) -> Response<Body>
         query.split('&').filter_map(|pair| pair.split_once('=')).collect();
     let mut state = cluster.state();
     state.asked.push(request.uri().to_string());
+    if path == "/apis" {
+        return groups(&state);
+    }
     let kind = KubeKind::ALL.into_iter().find(|kind| kind.path() == path);
     let Some(kind) = kind.filter(|kind| !state.not_installed.contains(kind)) else {
         return failure(404, "NotFound");
@@ -346,6 +367,20 @@ impl Following {
             let _ = versions.changed().await;
         }
     }
+}
+
+/// The groups of kinds that the server has.
+fn groups(state: &State) -> Response<Body> {
+    let installed = KubeKind::ALL.into_iter().filter(|kind| !state.not_installed.contains(kind));
+    let installed = installed.filter_map(|kind| Some(kind.version().split_once('/')?.0));
+    let named = installed.chain(state.more_groups.iter().copied()).map(|group| {
+        let version = json!({"groupVersion": format!("{group}/v1"), "version": "v1"});
+        json!({"name": group, "versions": [version], "preferredVersion": version})
+    });
+    let list = json!({
+        "apiVersion": "v1", "kind": "APIGroupList", "groups": named.collect::<Vec<_>>(),
+    });
+    Response::new(Full::from(list.to_string()).boxed_unsync())
 }
 
 /// One page of a list.

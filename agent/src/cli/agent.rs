@@ -12,6 +12,7 @@ use crate::{
     identity::istio::{CaAddress, IstioCaOptions},
     mesh::{RootNamespace, TrustDomain},
     node::{self, CaOptions},
+    proxy::SameNode,
 };
 
 /// Run the agent of this node.
@@ -103,9 +104,9 @@ pub(super) struct Agent {
     #[arg(long, env = "SLUICE_UNKNOWN_PODS", value_enum, default_value_t = UnknownPods::Allow)]
     unknown_pods: UnknownPods,
 
-    /// Use HBONE between pods of this node too, instead of handing over in the agent
-    #[arg(long, env = "SLUICE_FORCE_TUNNEL")]
-    force_tunnel: bool,
+    /// How pods of this node reach each other
+    #[arg(long, env = "SLUICE_SAME_NODE", value_enum, default_value_t = SameNode::Auto)]
+    same_node: SameNode,
 
     /// Share of new traces that are recorded, 0 to 1; a caller's decision is always kept
     #[arg(long, env = "SLUICE_TRACE_SAMPLING", value_name = "RATIO", default_value = "0.01", value_parser = ratio)]
@@ -162,7 +163,7 @@ impl Agent {
             node_netns: self.node_netns,
             bpffs: self.bpffs,
             unknown_pods: self.unknown_pods,
-            force_tunnel: self.force_tunnel,
+            same_node: self.same_node,
             trace_sampling: self.trace_sampling,
             ready_addr: self.ready_addr,
             stats_addr: self.stats_addr,

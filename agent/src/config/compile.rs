@@ -1,14 +1,18 @@
 //! Puts what is known of each object together into a snapshot.
 
 use std::{
-    collections::{BTreeMap, HashMap, hash_map::Entry},
+    collections::{BTreeMap, BTreeSet, HashMap, hash_map::Entry},
     net::IpAddr,
     sync::Arc,
 };
 
 use super::{
     endpoints::Pods,
-    facts::{Mode, NamespaceFacts, PeerAuthenticationFacts, PodFacts, ServiceFacts, SliceFacts},
+    facts::{
+        Mode, NamespaceFacts, NetworkPolicyFacts, PeerAuthenticationFacts, PodFacts, ServiceFacts,
+        SliceFacts,
+    },
+    network_policy::NetworkPolicies,
     peer_authentication::Policies,
 };
 use crate::mesh::{
@@ -27,6 +31,10 @@ pub(super) struct Facts {
     pub(super) services: BTreeMap<Key, ServiceFacts>,
     pub(super) slices: BTreeMap<Key, SliceFacts>,
     pub(super) peer_authentications: BTreeMap<Key, PeerAuthenticationFacts>,
+    pub(super) network_policies: BTreeMap<Key, NetworkPolicyFacts>,
+    /// Whether there may be policies of kinds that the CNI alone understands; `None` where that
+    /// is not known, which counts as if there were some.
+    pub(super) cni_policies: Option<bool>,
 }
 
 /// One configuration, ready to be published.
@@ -34,6 +42,8 @@ pub(super) struct Facts {
 pub(super) struct Compiled {
     workloads: Vec<Arc<Workload>>,
     services: Vec<Arc<Service>>,
+    nodes: BTreeSet<IpAddr>,
+    cni_policies: bool,
     /// Who was left out because somebody else has what only one can have.
     pub(super) conflicts: Vec<Conflict>,
 }
@@ -64,25 +74,40 @@ impl Facts {
         let mut compiled = Compiled::default();
         let pods = compiled.place_pods(&self.pods);
         compiled.place_services(self, &pods, former);
+        compiled.nodes = self.nodes();
+        compiled.cni_policies = self.cni_policies.unwrap_or(true);
         compiled
     }
 
-    /// Settles which pods belong to the mesh: their own label decides, else their namespace's; and
-    /// whether those insist on mutual TLS.
+    /// The addresses of nodes; none where no Service has a port of every node, so that most
+    /// clusters' pods are not asked.
+    fn nodes(&self) -> BTreeSet<IpAddr> {
+        let mut ports = self.services.values().flat_map(|service| &service.ports);
+        if !ports.any(|port| port.node_port.is_some()) {
+            return BTreeSet::new();
+        }
+        let told = self.pods.values().flat_map(|pod| pod.node_addresses.iter().copied());
+        told.filter(|ip| !ip.is_loopback()).collect()
+    }
+
+    /// Settles which pods belong to the mesh, whether those insist on mutual TLS, and whether a
+    /// NetworkPolicy selects them.
     fn settle(&mut self, former: &Snapshot, root: &RootNamespace) {
         let named = |(_, name): &Key, facts: &NamespaceFacts| Some((name.clone(), facts.mode?));
         let modes: HashMap<Arc<str>, Mode> =
             self.namespaces.iter().filter_map(|(key, facts)| named(key, facts)).collect();
         let former: HashMap<&PodUid, _> = former.workloads().iter().map(|w| (&w.uid, w)).collect();
         let mut policies = Policies::new(&self.peer_authentications, root);
+        let network_policies = NetworkPolicies::new(&self.network_policies);
         let nothing = Arc::default();
         for ((namespace, _), pod) in &mut self.pods {
-            let mode = pod.mode.or_else(|| modes.get(&pod.workload.namespace).copied());
-            let meshed = mode == Some(Mode::Ambient) && !pod.host_network;
+            let meshed = pod.belongs(modes.get(&pod.workload.namespace).copied());
             let labels = &pod.workload.labels;
             let mtls = if meshed { policies.of(namespace, labels) } else { Arc::clone(&nothing) };
-            if pod.workload.meshed != meshed || pod.workload.mtls != mtls {
-                pod.workload = Arc::new(Workload { meshed, mtls, ..(*pod.workload).clone() });
+            let policed = meshed && network_policies.select(namespace, labels);
+            let known = &pod.workload;
+            if (known.meshed, known.policed, &known.mtls) != (meshed, policed, &mtls) {
+                pod.workload = Arc::new(Workload { meshed, policed, mtls, ..(**known).clone() });
             }
             if let Some(&same) = former.get(&pod.workload.uid).filter(|f| ***f == pod.workload) {
                 pod.workload = same.clone();
@@ -94,13 +119,16 @@ impl Facts {
 impl Compiled {
     /// Whether `snapshot` says the same already.
     pub(super) fn is_in(&self, snapshot: &Snapshot) -> bool {
-        self.workloads == snapshot.workloads() && self.services == snapshot.services()
+        self.workloads == snapshot.workloads()
+            && self.services == snapshot.services()
+            && self.nodes == *snapshot.nodes()
+            && self.cni_policies == snapshot.cni_policies
     }
 
     /// The snapshot of this configuration.
     pub(super) fn snapshot(self, trust_domain: TrustDomain, version: u64) -> Snapshot {
-        let Self { workloads, services, conflicts: _ } = self;
-        SnapshotBuilder { trust_domain, workloads, services }.build(version)
+        let Self { workloads, services, nodes, cni_policies, conflicts: _ } = self;
+        SnapshotBuilder { trust_domain, workloads, services, nodes, cni_policies }.build(version)
     }
 
     /// Gives each address to one pod: the one made last, since the address of a pod that ends is
@@ -165,12 +193,15 @@ impl Compiled {
             let slices = slices.get(&(namespace, name)).map(Vec::as_slice).unwrap_or_default();
             let ports = service.ports.iter().map(|port| {
                 let endpoints = pods.behind(namespace, service, port, slices);
-                Arc::new(ServicePort::new(port.number, port.name.clone(), port.protocol, endpoints))
+                let name = port.name.clone();
+                let reached = ServicePort::new(port.number, name, port.protocol, endpoints);
+                Arc::new(reached.on_nodes(port.node_port))
             });
             let service = Service {
                 name: name.to_owned(),
                 namespace: namespace.to_owned(),
                 vips: service.vips.clone(),
+                external: service.external.clone(),
                 ports: ports.collect(),
             };
             self.services.push(match former.get(&(namespace, name)) {

@@ -13,8 +13,8 @@ use crate::mesh::{AppProtocol, MutualTlsMode, Workload};
 pub(super) enum Mode {
     /// Take part.
     Ambient,
-    /// `none`, or something else that is not ours to do.
-    Other,
+    /// `none`: stay out, whatever the namespace says.
+    Out,
 }
 
 /// A Namespace.
@@ -32,6 +32,8 @@ pub(super) struct PodFacts {
     pub(super) workload: Arc<Workload>,
     /// Its addresses, which are the node's when it uses the host's network; none while it starts.
     pub(super) addresses: Vec<IpAddr>,
+    /// The addresses of its node, as the kubelet tells them.
+    pub(super) node_addresses: Arc<[IpAddr]>,
     /// What its own label says.
     pub(super) mode: Option<Mode>,
     pub(super) host_network: bool,
@@ -46,6 +48,8 @@ pub(super) struct PodFacts {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct ServiceFacts {
     pub(super) vips: Vec<IpAddr>,
+    /// Those that lead to it from outside the cluster: of load balancers, and `externalIPs`.
+    pub(super) external: Vec<IpAddr>,
     /// One is usually assigned, and is not there.
     pub(super) lacks_vip: bool,
     pub(super) selector: BTreeMap<String, String>,
@@ -59,6 +63,8 @@ pub(super) struct ServiceFacts {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct PortFacts {
     pub(super) number: u16,
+    /// The port of every node that leads to it.
+    pub(super) node_port: Option<u16>,
     pub(super) name: String,
     pub(super) protocol: AppProtocol,
     pub(super) target: Target,
@@ -106,8 +112,39 @@ pub(super) struct PeerAuthenticationFacts {
     pub(super) created: i64,
 }
 
+/// A NetworkPolicy: which pods of its namespace it selects. The default selects all of them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct NetworkPolicyFacts {
+    pub(super) labels: BTreeMap<String, String>,
+    pub(super) tests: Vec<LabelTest>,
+}
+
+/// What a pod's label has to be.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum LabelTest {
+    In(String, Vec<String>),
+    NotIn(String, Vec<String>),
+    Exists(String),
+    DoesNotExist(String),
+}
+
+impl PodFacts {
+    /// Whether the pod belongs to the mesh, where its namespace says `mode`. That is Istio's
+    /// rule (`PodRedirectionEnabled`): either may ask for it, the pod's own `none` goes before
+    /// both, and whoever has a proxy already, or the node's network, gets no second one.
+    pub(super) fn belongs(&self, namespace: Option<Mode>) -> bool {
+        let asked = [namespace, self.mode].contains(&Some(Mode::Ambient));
+        asked && self.mode != Some(Mode::Out) && !self.host_network && !self.workload.sidecar
+    }
+}
+
 impl Mode {
-    pub(super) fn of(label: &str) -> Self {
-        if label == "ambient" { Self::Ambient } else { Self::Other }
+    /// `None` for what the label says to somebody else, which is as if it said nothing.
+    pub(super) fn of(label: &str) -> Option<Self> {
+        match label {
+            "ambient" => Some(Self::Ambient),
+            "none" => Some(Self::Out),
+            _ => None,
+        }
     }
 }

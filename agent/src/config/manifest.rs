@@ -10,6 +10,7 @@ use k8s_openapi::{
     api::{
         core::v1::{Namespace, Pod, Service, ServiceAccount},
         discovery::v1::EndpointSlice,
+        networking::v1::NetworkPolicy,
     },
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
@@ -19,6 +20,7 @@ use super::{
     compile::{Claim, Conflict, Facts, Key},
     directory::File,
     error::{Place, Problem, nearest},
+    network_policy,
     object::{Object, Text, named},
     peer_authentication::{self, PeerAuthentication},
     service,
@@ -38,10 +40,13 @@ pub(super) struct Manifests {
     pub(super) services: Vec<Object<Service>>,
     pub(super) slices: Vec<Object<EndpointSlice>>,
     pub(super) peer_authentications: Vec<Object<PeerAuthentication>>,
+    pub(super) network_policies: Vec<Object<NetworkPolicy>>,
+    /// There is a policy of a kind that the CNI alone understands.
+    pub(super) cni_policies: bool,
 }
 
 /// Kinds by name, with the versions each is read in, the one to be written first.
-const KINDS: [(&str, &[&str]); 7] = [
+const KINDS: [(&str, &[&str]); 8] = [
     (Namespace::KIND, &[Namespace::API_VERSION]),
     (ServiceAccount::KIND, &[ServiceAccount::API_VERSION]),
     (Pod::KIND, &[Pod::API_VERSION]),
@@ -51,6 +56,7 @@ const KINDS: [(&str, &[&str]); 7] = [
         PeerAuthentication::KIND,
         &[PeerAuthentication::API_VERSION, PeerAuthentication::FORMER_API_VERSION],
     ),
+    (NetworkPolicy::KIND, &[NetworkPolicy::API_VERSION]),
     ("List", &["v1"]),
 ];
 
@@ -74,6 +80,10 @@ impl Manifests {
             peer_authentications: unique(&self.peer_authentications, problems, |policy| {
                 peer_authentication::read(policy).map(Some)
             }),
+            network_policies: unique(&self.network_policies, problems, |policy| {
+                network_policy::read(policy).map(Some)
+            }),
+            cni_policies: Some(self.cni_policies),
         }
     }
 
@@ -115,6 +125,10 @@ impl Manifests {
     }
 
     fn add(&mut self, source: Text, problems: &mut Vec<Problem>) {
+        if source.is_cni_policy() {
+            self.cni_policies = true;
+            return;
+        }
         match source.kind() {
             Ok("Namespace") => source.keep(&mut self.namespaces, problems, &[]),
             Ok("ServiceAccount") => source.keep(&mut self.service_accounts, problems, &[]),
@@ -122,6 +136,7 @@ impl Manifests {
             Ok("Service") => source.keep(&mut self.services, problems, &["spec"]),
             Ok("EndpointSlice") => source.keep(&mut self.slices, problems, &["addressType"]),
             Ok("PeerAuthentication") => source.keep(&mut self.peer_authentications, problems, &[]),
+            Ok("NetworkPolicy") => source.keep(&mut self.network_policies, problems, &["spec"]),
             // `KINDS` has no other name left.
             Ok(_list) => self.add_items(source, problems),
             Err(problem) => problems.push(problem),
@@ -154,6 +169,13 @@ impl Manifests {
 }
 
 impl Text {
+    /// Whether it keeps pods apart in a way that the CNI alone understands.
+    fn is_cni_policy(&self) -> bool {
+        let version = self.node.text("apiVersion").unwrap_or_default();
+        let kind = self.node.text("kind").unwrap_or_default();
+        network_policy::is_of_cni(group(version)) && kind.ends_with("NetworkPolicy")
+    }
+
     /// The name of the object's kind, if it is one of [`KINDS`].
     fn kind(&self) -> Result<&str, Problem> {
         if !matches!(self.node.value, Value::Mapping(_)) {

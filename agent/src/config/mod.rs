@@ -14,6 +14,7 @@ mod facts;
 pub mod files;
 pub mod kube;
 mod manifest;
+mod network_policy;
 mod object;
 mod peer_authentication;
 mod protocol;

@@ -44,10 +44,13 @@ pub(super) fn read(service: &Object<Service>) -> Result<ServiceFacts, Problem> {
             }
             Some(IntOrString::String(name)) => Target::Name(name.clone()),
         };
-        ports.push(PortFacts { number, name, protocol: speaks, target });
+        let node_port = port.node_port.and_then(|port| u16::try_from(port).ok());
+        let node_port = node_port.filter(|port| *port > 0);
+        ports.push(PortFacts { number, node_port, name, protocol: speaks, target });
     }
     Ok(ServiceFacts {
         vips: vips(service)?,
+        external: external_addresses(service)?,
         lacks_vip: lacks_cluster_ip(service),
         selector: spec.and_then(|spec| spec.selector.clone()).unwrap_or_default(),
         publish_not_ready: spec.and_then(|spec| spec.publish_not_ready_addresses).unwrap_or(false),
@@ -120,6 +123,40 @@ fn vips(service: &Object<Service>) -> Result<Vec<IpAddr>, Problem> {
         }
     }
     Ok(vips)
+}
+
+/// The addresses by which the Service is reached from outside the cluster, and which every node
+/// leads to its endpoints without asking anybody outside. That is kube-proxy's rule, with its
+/// exception: a load balancer of `ipMode: Proxy` (Kubernetes 1.29) wants to see what is sent to
+/// it.
+fn external_addresses(service: &Object<Service>) -> Result<Vec<IpAddr>, Problem> {
+    let spec = service.body.spec.as_ref();
+    let listed = spec.and_then(|spec| spec.external_ips.as_ref()).into_iter().flatten();
+    let listed = listed.enumerate().map(|(index, text)| {
+        (text.as_str(), vec!["spec".into(), "externalIPs".into(), index.into()])
+    });
+    let balancer = service.body.status.as_ref().and_then(|status| status.load_balancer.as_ref());
+    let ingress = balancer.and_then(|balancer| balancer.ingress.as_ref()).into_iter().flatten();
+    let ingress = ingress.enumerate().filter_map(|(index, ingress)| {
+        let text = ingress.ip.as_deref().filter(|text| !text.is_empty())?;
+        (ingress.ip_mode.as_deref() != Some("Proxy")).then_some(())?;
+        let steps = ["status".into(), "loadBalancer".into(), "ingress".into(), index.into()];
+        Some((text, steps.into_iter().chain(["ip".into()]).collect::<Vec<Step<'_>>>()))
+    });
+    let mut addresses = Vec::new();
+    for (text, steps) in listed.chain(ingress) {
+        let ip = ip(service, text, &steps)?;
+        if leads_outside(ip) && !addresses.contains(&ip) {
+            addresses.push(ip);
+        }
+    }
+    Ok(addresses)
+}
+
+/// Whether an address may be that of something on a network: what a pod dials on itself is never
+/// a Service's.
+fn leads_outside(ip: IpAddr) -> bool {
+    !(ip.is_loopback() || ip.is_unspecified() || ip.is_multicast())
 }
 
 /// Whether the Service is one that is given a cluster IP by the API server but has none here.

@@ -1,6 +1,12 @@
 //! Values that many objects have in common, held once.
 
-use std::{borrow::Borrow, collections::BTreeMap, collections::HashSet, hash::Hash, sync::Arc};
+use std::{
+    borrow::Borrow,
+    collections::{BTreeMap, HashSet},
+    hash::Hash,
+    net::IpAddr,
+    sync::Arc,
+};
 
 use crate::mesh::{Owner, Principal};
 
@@ -11,6 +17,7 @@ pub(super) struct Shared {
     texts: HashSet<Arc<str>>,
     labels: HashSet<Arc<BTreeMap<String, String>>>,
     owners: HashSet<Arc<Owner>>,
+    addresses: HashSet<Arc<[IpAddr]>>,
     principals: HashSet<Principal>,
 }
 
@@ -30,6 +37,11 @@ impl Shared {
         one(&mut self.owners, owner)
     }
 
+    /// Those of a node, which all its pods tell.
+    pub(super) fn addresses(&mut self, addresses: Vec<IpAddr>) -> Arc<[IpAddr]> {
+        one(&mut self.addresses, addresses)
+    }
+
     pub(super) fn principal(&mut self, principal: Principal) -> Principal {
         match self.principals.get(&principal) {
             Some(same) => same.clone(),
@@ -45,6 +57,7 @@ impl Shared {
         self.texts.retain(|text| Arc::strong_count(text) > 1);
         self.labels.retain(|labels| Arc::strong_count(labels) > 1);
         self.owners.retain(|owner| Arc::strong_count(owner) > 1);
+        self.addresses.retain(|addresses| Arc::strong_count(addresses) > 1);
     }
 }
 

@@ -109,6 +109,18 @@ fn the_pods_own_label_decides_before_its_namespaces() {
     assert!(meshed(pod(&label("ambient"))));
     assert!(meshed(namespace("none") + &pod(&label("ambient"))));
     assert!(!meshed(namespace("ambient") + &pod(&label("none"))));
+    // What the label says to somebody else is nothing to us.
+    assert!(meshed(namespace("ambient") + &pod(&label("other"))));
+    assert!(!meshed(pod(&label("other"))));
+}
+
+#[test]
+fn a_pod_with_a_sidecar_stays_out_whatever_the_labels_say() {
+    let sidecar = ", labels: {istio.io/dataplane-mode: ambient}, annotations: \
+                   {sidecar.istio.io/status: '{}'}";
+    let snapshot = load(&pod("a", "10.0.0.1", sidecar)).unwrap();
+    let a = workload(&snapshot, "a");
+    assert!(a.sidecar && !a.meshed);
 }
 
 #[test]
@@ -205,6 +217,82 @@ spec: {}
     assert_eq!(endpoints(&snapshot, "number", 80), ["10.0.0.1:8080 → a", "10.0.0.3:8080 → c"]);
     assert_eq!(endpoints(&snapshot, "named", 80), ["10.0.0.3:9000 → c"]);
     assert!(service(&snapshot, "number").vips.is_empty());
+}
+
+/// What `address` leads to: `service:port → pods`, or a pod's name, or nothing.
+fn leads_to(snapshot: &Snapshot, address: &str) -> String {
+    match snapshot.destination(address.parse().unwrap()) {
+        Destination::Service(service, port) => format!("{}:{}", service.name, port.port),
+        Destination::Workload(workload, _) => workload.name.to_string(),
+        Destination::Unknown => "nothing".to_owned(),
+    }
+}
+
+/// A node's own pod, which tells of the node's addresses.
+const NODE: &str = "---
+{apiVersion: v1, kind: Pod, metadata: {name: node, namespace: shop}, spec: {hostNetwork: true, nodeName: b},
+  status: {podIP: 192.0.2.1, hostIP: 192.0.2.1, hostIPs: [{ip: 192.0.2.1}, {ip: '2001:db8::1'}]}}
+";
+
+#[test]
+fn every_address_of_a_service_is_that_service_on_its_tcp_ports() {
+    let text = pod("a", "10.0.0.1", "")
+        + NODE
+        + "---
+apiVersion: v1
+kind: Service
+metadata: {name: s, namespace: shop}
+spec:
+  type: LoadBalancer
+  clusterIP: 10.96.0.1
+  externalIPs: [198.51.100.1, 127.0.0.1, 10.0.0.1, 10.96.0.2]
+  ports: [{name: a, port: 80, nodePort: 30080}, {name: b, port: 53, nodePort: 30053, protocol: UDP}]
+status: {loadBalancer: {ingress: [{ip: 203.0.113.1}, {hostname: lb.example}, {ip: 203.0.113.2, ipMode: Proxy}]}}
+---
+{apiVersion: v1, kind: Service, metadata: {name: t, namespace: shop}, spec: {clusterIP: 10.96.0.2,
+  externalIPs: [198.51.100.1], ports: [{name: a, port: 80}, {name: b, port: 81}]}}
+";
+    let snapshot = load(&text).unwrap();
+    for (address, expected) in [
+        ("10.96.0.1:80", "s:80"),
+        ("198.51.100.1:80", "s:80"),
+        ("203.0.113.1:80", "s:80"),
+        ("192.0.2.1:30080", "s:80"),
+        ("[2001:db8::1]:30080", "s:80"),
+        // Two Services share an address, by their ports.
+        ("198.51.100.1:81", "t:81"),
+        // A load balancer that wants to see everything itself.
+        ("203.0.113.2:80", "nothing"),
+        // UDP is not carried; other ports, and the port of nodes elsewhere, are somebody else's.
+        ("203.0.113.1:53", "nothing"),
+        ("192.0.2.1:30053", "nothing"),
+        ("192.0.2.1:80", "nothing"),
+        ("198.51.100.1:30080", "nothing"),
+        ("127.0.0.1:80", "nothing"),
+        // Nobody takes a pod's address, or another Service's, by claiming it.
+        ("10.0.0.1:80", "a"),
+        ("10.96.0.2:80", "t:80"),
+    ] {
+        assert_eq!(leads_to(&snapshot, address), expected, "{address}");
+    }
+}
+
+#[test]
+fn a_node_that_comes_or_goes_makes_another_snapshot() {
+    let service = "---
+{apiVersion: v1, kind: Service, metadata: {name: s, namespace: shop}, spec: {clusterIP: 10.96.0.1,
+  ports: [{port: 80, nodePort: 30080}]}}
+";
+    let text = pod("a", "10.0.0.1", "") + service;
+    let before = load(&text).unwrap();
+    assert_eq!(leads_to(&before, "192.0.2.1:30080"), "nothing");
+    let with_address = text.replace("podIP: 10.0.0.1", "podIP: 10.0.0.1, hostIP: 192.0.2.1");
+    let file = File { path: Path::new("mesh.yaml").into(), text: with_address };
+    let (trust_domain, root) = (TrustDomain::default(), RootNamespace::default());
+    let (compiled, _) = compile(&[file], &trust_domain, &root, &before, &mut Vec::new());
+    assert!(!compiled.is_in(&before));
+    let after = compiled.snapshot(trust_domain, 2);
+    assert_eq!(leads_to(&after, "192.0.2.1:30080"), "s:80");
 }
 
 #[test]

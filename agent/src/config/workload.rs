@@ -12,7 +12,7 @@ use super::{
     error::Problem,
     facts::{Mode, NamespaceFacts, PodFacts},
     object::Object,
-    service::is_tcp,
+    service::{ip, is_tcp},
     shared::Shared,
     yaml::Step,
 };
@@ -20,6 +20,8 @@ use crate::mesh::{DATAPLANE_MODE, Owner, PodUid, Principal, TrustDomain, Workloa
 
 /// Annotation of a pod in a file: where its network namespace is.
 const NETNS: &str = "sluice.dev/netns";
+/// Annotation by which Istio's injector tells that it gave the pod a proxy of its own.
+const SIDECAR: &str = "sidecar.istio.io/status";
 /// Annotations with this prefix are resource attributes of the pod's spans.
 const RESOURCE_ATTRIBUTE: &str = "resource.opentelemetry.io/";
 
@@ -38,7 +40,9 @@ pub(super) fn read(
     let host_network = spec.and_then(|spec| spec.host_network).unwrap_or(false);
     let addresses = addresses(pod)?;
     let labels = meta.labels.clone().unwrap_or_default();
-    let mode = labels.get(DATAPLANE_MODE).map(|mode| Mode::of(mode));
+    let mode = labels.get(DATAPLANE_MODE).and_then(|mode| Mode::of(mode));
+    let annotations = meta.annotations.as_ref();
+    let sidecar = annotations.is_some_and(|all| all.contains_key(SIDECAR));
     let workload = Workload {
         uid: uid(pod)?,
         name: pod.name().into(),
@@ -51,7 +55,9 @@ pub(super) fn read(
         node: shared.text(spec.and_then(|spec| spec.node_name.as_deref()).unwrap_or_default()),
         ips: if host_network { Vec::new() } else { addresses.clone() },
         principal: shared.principal(principal(pod, trust_domain)?),
-        meshed: mode == Some(Mode::Ambient) && !host_network,
+        sidecar,
+        meshed: false,
+        policed: false,
         mtls: Arc::default(),
         starts: starts(pod),
         netns: netns(pod)?,
@@ -68,6 +74,7 @@ pub(super) fn read(
     Ok(Some(PodFacts {
         workload: Arc::new(workload),
         addresses,
+        node_addresses: shared.addresses(node_addresses(pod)?),
         mode,
         host_network,
         ready: is_ready(pod),
@@ -78,7 +85,7 @@ pub(super) fn read(
 
 /// The dataplane mode that a Namespace asks for.
 pub(super) fn read_namespace(namespace: &Object<Namespace>) -> NamespaceFacts {
-    NamespaceFacts { mode: namespace.label(DATAPLANE_MODE).map(Mode::of) }
+    NamespaceFacts { mode: namespace.label(DATAPLANE_MODE).and_then(Mode::of) }
 }
 
 /// Whether the pod may take traffic; one without conditions was written by hand.
@@ -137,19 +144,35 @@ fn uid(pod: &Object<Pod>) -> Result<PodUid, Problem> {
 
 fn addresses(pod: &Object<Pod>) -> Result<Vec<IpAddr>, Problem> {
     let Some(status) = &pod.body.status else { return Ok(Vec::new()) };
-    let parse = |text: &str, steps: &[Step<'_>]| {
-        text.parse::<IpAddr>().map_err(|_| {
-            pod.problem(steps, format_args!("`{}` is not an IP address", text.escape_debug()))
-        })
-    };
+    let all = status.pod_ips.iter().flatten().map(|entry| entry.ip.as_str());
+    status_addresses(pod, status.pod_ip.as_deref(), "podIP", all, "podIPs")
+}
+
+/// The addresses of the pod's node. A kubelet tells one of each family, those inside the cluster
+/// before those outside; so whoever reads pods needs no right to read nodes.
+fn node_addresses(pod: &Object<Pod>) -> Result<Vec<IpAddr>, Problem> {
+    let Some(status) = &pod.body.status else { return Ok(Vec::new()) };
+    let all = status.host_ips.iter().flatten().map(|entry| entry.ip.as_str());
+    status_addresses(pod, status.host_ip.as_deref(), "hostIP", all, "hostIPs")
+}
+
+/// What the fields `first` and `rest` of the status hold, of which the former repeats one of the
+/// latter where both are there.
+fn status_addresses<'a>(
+    pod: &Object<Pod>,
+    one: Option<&str>,
+    first: &str,
+    all: impl Iterator<Item = &'a str>,
+    rest: &str,
+) -> Result<Vec<IpAddr>, Problem> {
     let mut ips = Vec::new();
-    for (index, entry) in status.pod_ips.iter().flatten().enumerate() {
-        let steps = ["status".into(), "podIPs".into(), index.into(), "ip".into()];
+    for (index, text) in all.enumerate() {
+        let steps = ["status".into(), Step::Field(rest), index.into(), "ip".into()];
         pod.require(&steps)?;
-        ips.push(parse(&entry.ip, &steps)?);
+        ips.push(ip(pod, text, &steps)?);
     }
-    if let Some(ip) = status.pod_ip.as_deref().filter(|ip| !ip.is_empty()) {
-        let ip = parse(ip, &["status".into(), "podIP".into()])?;
+    if let Some(text) = one.filter(|text| !text.is_empty()) {
+        let ip = ip(pod, text, &["status".into(), Step::Field(first)])?;
         if !ips.contains(&ip) {
             ips.insert(0, ip);
         }

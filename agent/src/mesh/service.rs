@@ -37,6 +37,8 @@ pub struct Endpoint {
 pub struct ServicePort {
     /// The port clients dial.
     pub port: u16,
+    /// The port of every node that leads here too.
+    pub node_port: Option<u16>,
     /// The port's name; empty when the Service has one unnamed port.
     pub name: String,
     /// What the port speaks.
@@ -49,8 +51,9 @@ pub struct ServicePort {
 
 impl PartialEq for ServicePort {
     fn eq(&self, other: &Self) -> bool {
-        let Self { port, name, protocol, endpoints, next: _ } = self;
+        let Self { port, node_port, name, protocol, endpoints, next: _ } = self;
         *port == other.port
+            && *node_port == other.node_port
             && *name == other.name
             && *protocol == other.protocol
             && *endpoints == other.endpoints
@@ -62,7 +65,13 @@ impl Eq for ServicePort {}
 impl ServicePort {
     /// A port with its endpoints.
     pub fn new(port: u16, name: String, protocol: AppProtocol, endpoints: Vec<Endpoint>) -> Self {
-        Self { port, name, protocol, endpoints, next: AtomicUsize::new(0) }
+        let next = AtomicUsize::new(0);
+        Self { port, node_port: None, name, protocol, endpoints, next }
+    }
+
+    /// The same, reached by the port `node_port` of every node as well.
+    pub fn on_nodes(self, node_port: Option<u16>) -> Self {
+        Self { node_port, ..self }
     }
 
     /// The next endpoint in round-robin order, of the family of the address that was dialled: a
@@ -86,6 +95,9 @@ pub struct Service {
     pub namespace: String,
     /// `spec.clusterIPs`; empty for a headless Service.
     pub vips: Vec<IpAddr>,
+    /// Addresses by which it is reached from outside the cluster, and from inside too: those of
+    /// its load balancers and `spec.externalIPs`. Services may share one, by their ports.
+    pub external: Vec<IpAddr>,
     /// The ports.
     pub ports: Vec<Arc<ServicePort>>,
 }

@@ -1,7 +1,7 @@
 //! The one immutable picture of the mesh that the data path reads.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     net::{IpAddr, SocketAddr},
     sync::Arc,
 };
@@ -15,17 +15,26 @@ pub struct Snapshot {
     pub version: u64,
     /// The root of trust of local workloads.
     pub trust_domain: TrustDomain,
+    /// Whether there may be policies between pods of kinds that only the CNI understands.
+    pub cni_policies: bool,
     workloads: Vec<Arc<Workload>>,
     services: Vec<Arc<Service>>,
+    nodes: BTreeSet<IpAddr>,
     workload_by_ip: HashMap<IpAddr, Arc<Workload>>,
     service_by_vip: HashMap<IpAddr, Arc<Service>>,
-    service_by_endpoint: HashMap<SocketAddr, (Arc<Service>, Arc<ServicePort>)>,
+    service_by_external: HashMap<SocketAddr, Reached>,
+    service_by_node_port: HashMap<u16, Reached>,
+    service_by_endpoint: HashMap<SocketAddr, Reached>,
 }
+
+/// A Service and the port of it that an address leads to.
+type Reached = (Arc<Service>, Arc<ServicePort>);
 
 /// What a dialled address means.
 #[derive(Clone, Debug)]
 pub enum Destination {
-    /// A Service's cluster IP and one of its ports: an endpoint has to be picked.
+    /// A Service and one of its ports, by whichever of its addresses: an endpoint has to be
+    /// picked.
     Service(Arc<Service>, Arc<ServicePort>),
     /// A pod dialled by its own address, with the Service port it serves where one does.
     Workload(Arc<Workload>, Option<(Arc<Service>, Arc<ServicePort>)>),
@@ -57,23 +66,38 @@ impl Snapshot {
         &self.services
     }
 
+    /// The addresses of nodes, where some Service has a port of every node.
+    pub fn nodes(&self) -> &BTreeSet<IpAddr> {
+        &self.nodes
+    }
+
     /// What `address` leads to. Allocates nothing.
+    ///
+    /// Cluster IPs and pods go first: whoever may write a Service may claim any address as an
+    /// external one, and must not come between others with it.
     pub fn destination(&self, address: SocketAddr) -> Destination {
         if let Some(service) = self.service_by_vip.get(&address.ip())
             && let Some(port) = service.port(address.port())
         {
             return Destination::Service(service.clone(), port.clone());
         }
-        match self.workload(address.ip()) {
-            Some(workload) => {
-                Destination::Workload(workload.clone(), self.serving(address).cloned())
-            }
+        if let Some(workload) = self.workload(address.ip()) {
+            return Destination::Workload(workload.clone(), self.serving(address).cloned());
+        }
+        match self.service_by_external.get(&address).or_else(|| self.on_node(address)) {
+            Some((service, port)) => Destination::Service(service.clone(), port.clone()),
             None => Destination::Unknown,
         }
     }
 
+    /// The Service port that `address` leads to because every node does.
+    fn on_node(&self, address: SocketAddr) -> Option<&Reached> {
+        let reached = self.service_by_node_port.get(&address.port())?;
+        self.nodes.contains(&address.ip()).then_some(reached)
+    }
+
     /// The Service port that `address`, a pod address and target port, serves.
-    pub fn serving(&self, address: SocketAddr) -> Option<&(Arc<Service>, Arc<ServicePort>)> {
+    pub fn serving(&self, address: SocketAddr) -> Option<&Reached> {
         self.service_by_endpoint.get(&address)
     }
 }
@@ -87,13 +111,21 @@ pub struct SnapshotBuilder {
     pub workloads: Vec<Arc<Workload>>,
     /// Every Service, its endpoints already resolved to workloads.
     pub services: Vec<Arc<Service>>,
+    /// The addresses of nodes.
+    pub nodes: BTreeSet<IpAddr>,
+    /// Whether there may be policies between pods of kinds that only the CNI understands.
+    pub cni_policies: bool,
 }
 
 impl SnapshotBuilder {
     /// Indexes everything under `version`.
     pub fn build(self, version: u64) -> Snapshot {
-        let mut snapshot =
-            Snapshot { version, trust_domain: self.trust_domain, ..Snapshot::default() };
+        let mut snapshot = Snapshot {
+            version,
+            trust_domain: self.trust_domain,
+            cni_policies: self.cni_policies,
+            ..Snapshot::default()
+        };
         for workload in &self.workloads {
             for ip in &workload.ips {
                 snapshot.workload_by_ip.insert(*ip, workload.clone());
@@ -104,16 +136,23 @@ impl SnapshotBuilder {
                 snapshot.service_by_vip.insert(*vip, service.clone());
             }
             for port in &service.ports {
+                let reached = || (service.clone(), port.clone());
+                for external in &service.external {
+                    let address = SocketAddr::new(*external, port.port);
+                    snapshot.service_by_external.entry(address).or_insert_with(reached);
+                }
+                if let Some(node_port) = port.node_port {
+                    snapshot.service_by_node_port.entry(node_port).or_insert_with(reached);
+                }
                 for endpoint in &port.endpoints {
-                    snapshot
-                        .service_by_endpoint
-                        .entry(endpoint.address)
-                        .or_insert_with(|| (service.clone(), port.clone()));
+                    let address = endpoint.address;
+                    snapshot.service_by_endpoint.entry(address).or_insert_with(reached);
                 }
             }
         }
         snapshot.workloads = self.workloads;
         snapshot.services = self.services;
+        snapshot.nodes = self.nodes;
         snapshot
     }
 }

@@ -79,9 +79,15 @@ pub struct Workload {
     pub labels: Arc<BTreeMap<String, String>>,
     /// Who the pod is to its peers.
     pub principal: Principal,
-    /// Whether namespace and pod labels ask for the mesh (`istio.io/dataplane-mode`), and the
-    /// pod does not use the host's network.
+    /// It has a proxy of Istio's in it, which its traffic passes through already.
+    pub sidecar: bool,
+    /// Whether it belongs to the mesh: namespace or pod ask for that by their labels
+    /// (`istio.io/dataplane-mode`), it has no sidecar, and does not use the host's network.
     pub meshed: bool,
+    /// Whether a NetworkPolicy selects it, so that the CNI has to see what reaches and leaves it.
+    /// Settled and saved as the next.
+    #[serde(skip)]
+    pub policed: bool,
     /// What it accepts on its ports. Settled by policies together with the rest of the mesh, and
     /// never saved without those.
     #[serde(skip)]

@@ -448,6 +448,9 @@ fn reason(workload: &Workload) -> String {
     let label = workload.labels.get(DATAPLANE_MODE);
     match label {
         _ if workload.ips.is_empty() => "it uses the node's network".to_owned(),
+        _ if workload.sidecar => "it has a sidecar, a proxy of its own (annotation \
+            sidecar.istio.io/status; hint: restart it without injection)"
+            .to_owned(),
         Some(mode) => format!("its label {DATAPLANE_MODE} is {mode}"),
         None => format!("neither it nor its namespace has the label {DATAPLANE_MODE}=ambient"),
     }

@@ -38,7 +38,7 @@ use crate::{
         istio::{IstioCa, IstioCaOptions},
     },
     mesh::{RootNamespace, SnapshotStore, TrustDomain},
-    proxy::{Admissions, Drain, LocalPods, Proxy},
+    proxy::{Admissions, Drain, LocalPods, Proxy, SameNode},
     signals::Signals,
     telemetry::{Telemetry, TelemetryOptions},
 };
@@ -66,7 +66,7 @@ pub struct Options {
     pub node_netns: Option<PathBuf>,
     pub bpffs: PathBuf,
     pub unknown_pods: UnknownPods,
-    pub force_tunnel: bool,
+    pub same_node: SameNode,
     pub trace_sampling: f64,
     pub ready_addr: SocketAddr,
     pub stats_addr: SocketAddr,
@@ -132,7 +132,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         node_sockets: Arc::new(node_sockets),
         unknown_clients: Notify::new(),
         admissions: Admissions::default(),
-        force_tunnel: options.force_tunnel,
+        same_node: options.same_node,
     });
     let source_state = source.state();
     let runtime = match (options.nri_socket, &source) {

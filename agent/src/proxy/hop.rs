@@ -1,6 +1,9 @@
 //! Where a connection or request goes next, and how it gets there.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
 
 use super::{LocalPod, Proxy};
 use crate::mesh::{
@@ -52,9 +55,11 @@ pub struct NoEndpoint {
 }
 
 impl Hop {
-    /// Picks an endpoint for `destination`, which is what the dialled `address` means.
+    /// Picks an endpoint for `destination`, which is what the `address` means that `client`
+    /// dialled.
     pub fn choose(
         proxy: &Proxy,
+        client: &LocalPod,
         address: SocketAddr,
         destination: &Destination,
     ) -> Result<Self, NoEndpoint> {
@@ -74,14 +79,28 @@ impl Hop {
         };
         let Endpoint { address, workload } = endpoint;
         let way = match &workload {
-            Some(workload) if workload.meshed => match proxy.pods.at(address.ip()) {
-                Some(pod) if !proxy.force_tunnel => Way::SameNode(pod),
+            Some(workload) if workload.meshed => match proxy.enrolled(address.ip(), workload) {
+                Some(server) if proxy.hands_over(client, workload) => Way::SameNode(server),
                 _ if workload.mtls.on(address.port()).mode == MutualTlsMode::Disable => Way::Plain,
                 _ => Way::Tunnel(workload.principal.clone()),
             },
             _ => Way::Plain,
         };
         Ok(Self { address, workload, service, way })
+    }
+}
+
+impl Proxy {
+    /// `workload`, if it is the pod of this node that is enrolled with the address `ip`. The
+    /// address may be another pod's already, or still: who is enrolled and what the snapshot
+    /// says do not change in one moment.
+    fn enrolled(&self, ip: IpAddr, workload: &Workload) -> Option<Arc<LocalPod>> {
+        self.pods.at(ip).filter(|pod| pod.uid == workload.uid)
+    }
+
+    /// Whether what `client` sends to `server`, both enrolled here, is handed over.
+    fn hands_over(&self, client: &LocalPod, server: &Workload) -> bool {
+        self.same_node.hands_over(&self.snapshots.load(), client, server)
     }
 }
 

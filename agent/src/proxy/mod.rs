@@ -16,6 +16,7 @@ mod loops;
 mod outbound;
 mod pods;
 mod relay;
+mod same_node;
 
 use std::{sync::Arc, time::Duration};
 
@@ -24,6 +25,7 @@ pub use drain::Drain;
 pub use hop::{Hop, NoEndpoint, Way};
 pub use io::Io;
 pub use pods::{LocalPod, LocalPods};
+pub use same_node::SameNode;
 use tokio::{net::TcpListener, sync::Notify};
 
 use crate::{capture, identity::IdentityStore, mesh::SnapshotStore, telemetry::Telemetry};
@@ -52,8 +54,8 @@ pub struct Proxy {
     pub unknown_clients: Notify,
     /// What policy decided.
     pub admissions: Admissions,
-    /// Tunnel between pods of one node too, instead of handing over in this process.
-    pub force_tunnel: bool,
+    /// How pods of this node reach each other.
+    pub same_node: SameNode,
 }
 
 /// Serves the two listeners of an enrolled pod until the returned handle is dropped, or until

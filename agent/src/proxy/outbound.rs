@@ -134,7 +134,7 @@ impl Outbound {
     }
 
     async fn open(&self, destination: &Destination) -> Result<Opened, Unopened> {
-        let hop = match Hop::choose(&self.proxy, self.dialled, destination) {
+        let hop = match Hop::choose(&self.proxy, &self.pod, self.dialled, destination) {
             Ok(hop) => hop,
             Err(error) => {
                 let flow = self.flow(None, service_of(destination));
@@ -320,7 +320,7 @@ impl web::Handler for Requests {
         let destination = self.outbound.destination();
         let chosen = match self.first_hop() {
             Some(hop) => Ok(hop),
-            None => Hop::choose(proxy, *dialled, &destination),
+            None => Hop::choose(proxy, pod, *dialled, &destination),
         };
         let hop = match chosen {
             Ok(hop) => hop,

@@ -35,7 +35,9 @@ pub(super) fn workload(name: &str) -> Workload {
                 .into(),
         ),
         principal: principal(name),
+        sidecar: false,
         meshed: true,
+        policed: false,
         mtls: Arc::default(),
         starts: 1,
         netns: None,
@@ -51,6 +53,7 @@ pub(super) fn flow(reporter: Reporter) -> Flow {
         name: "order".into(),
         namespace: "shop".into(),
         vips: vec!["10.96.0.5".parse().unwrap()],
+        external: Vec::new(),
         ports: vec![Arc::new(port)],
     };
     let (local, remote, server, peer) = match reporter {

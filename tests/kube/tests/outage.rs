@@ -90,7 +90,7 @@ fn without_the_api_server_traffic_goes_on_and_an_agent_starts_from_what_it_saved
     );
     load.none_failed(&before, &during)?;
     let broken = metrics.watches_down()?;
-    println!("watches that broke meanwhile, of five: {broken}");
+    println!("watches that broke meanwhile, of six: {broken}");
     ensure!(broken > 0, "no watch noticed");
 
     // The kubelet starts it again by itself. The CA can judge nobody without the API server: what

@@ -100,7 +100,7 @@ async fn watches_become(
     eventually(what, || async {
         let status = Agent::status(node)?;
         let watches = status["watches"].as_array().map(Vec::as_slice).unwrap_or_default();
-        assert_eq!(watches.len(), 5, "{status}");
+        assert_eq!(watches.len(), 6, "{status}");
         Ok(watches.iter().all(&is).then_some(()))
     })
     .await
@@ -172,8 +172,9 @@ async fn labelling_a_namespace_brings_its_running_pods_in_but_those_that_decline
     let in_shop = || PodOptions { namespace: "shop".into(), ..PodOptions::default() };
     let (plain, declining) =
         (mesh.a.pod_with("plain", in_shop())?, mesh.a.pod_with("declining", in_shop())?);
-    let on_host = mesh.a.pod_with("on-host", in_shop())?;
-    for pod in [&plain, &declining, &on_host] {
+    let (on_host, injected) =
+        (mesh.a.pod_with("on-host", in_shop())?, mesh.a.pod_with("injected", in_shop())?);
+    for pod in [&plain, &declining, &on_host, &injected] {
         pod.listen(0)?;
     }
     api.namespace("shop", &BTreeMap::new());
@@ -182,7 +183,11 @@ async fn labelling_a_namespace_brings_its_running_pods_in_but_those_that_decline
     let mut host_pod = KubePod::new(&on_host, &BTreeMap::new()).0;
     host_pod["spec"]["hostNetwork"] = true.into();
     api.apply(KubeKind::Pod, host_pod);
-    let before = [NetnsState::of(&declining)?, NetnsState::of(&on_host)?];
+    let mut sidecar = KubePod::new(&injected, &BTreeMap::new()).0;
+    sidecar["metadata"]["annotations"] = json!({"sidecar.istio.io/status": "{}"});
+    api.apply(KubeKind::Pod, sidecar);
+    let state = || [&declining, &on_host, &injected].map(|pod| NetnsState::of(pod));
+    let before = state().into_iter().collect::<anyhow::Result<Vec<_>>>()?;
     let _agent = cluster.agent(&mesh.a).await?;
     let reason = reason_of(&mesh.a, &plain)?.unwrap_or_default();
     assert_says(&reason, &["neither it nor its namespace", "istio.io/dataplane-mode=ambient"]);
@@ -191,7 +196,8 @@ async fn labelling_a_namespace_brings_its_running_pods_in_but_those_that_decline
     wait_until_captured(&mesh.a, &plain, true).await?;
     assert_says(&reason_of(&mesh.a, &declining)?.unwrap_or_default(), &["is none"]);
     assert_says(&reason_of(&mesh.a, &on_host)?.unwrap_or_default(), &["the node's network"]);
-    assert_eq!([NetnsState::of(&declining)?, NetnsState::of(&on_host)?], before);
+    assert_says(&reason_of(&mesh.a, &injected)?.unwrap_or_default(), &["it has a sidecar"]);
+    assert_eq!(state().into_iter().collect::<anyhow::Result<Vec<_>>>()?, before);
 
     api.namespace("shop", &BTreeMap::new());
     wait_until_captured(&mesh.a, &plain, false).await
@@ -349,7 +355,7 @@ async fn connections_that_break_are_made_anew_without_listing() -> anyhow::Resul
         cluster.api.pod_with(&cluster.mesh.near, &labels);
         wait_until_captured(&cluster.mesh.a, &cluster.mesh.near, mode == "ambient").await?;
     }
-    assert_eq!(cluster.api.asked("sendInitialEvents=true"), 5, "each kind was listed once");
+    assert_eq!(cluster.api.asked("sendInitialEvents=true"), 6, "each kind was listed once");
     assert_eq!(cluster.api.asked("limit="), 0, "nothing was listed in pages");
     Ok(())
 }

@@ -103,7 +103,7 @@ async fn strict_lets_in_whom_the_mesh_carries() -> anyhow::Result<()> {
         talk(&mesh.client, server, UNDECLARED).await?;
     }
     drop(agents);
-    let _agents = mesh.start_agents(&["--force-tunnel"]).await?;
+    let _agents = mesh.start_agents(&["--same-node=tunnel"]).await?;
     talk(&mesh.client, &mesh.near, UNDECLARED).await?;
     Ok(())
 }

@@ -146,7 +146,7 @@ async fn a_request_within_a_node_is_two_spans_too_and_they_say_so() -> anyhow::R
 #[tokio::test]
 async fn a_request_forced_into_a_tunnel_within_a_node_is_two_spans_of_two_nodes()
 -> anyhow::Result<()> {
-    let shop = Shop::open_with(Protocol::Grpc, &["--force-tunnel"]).await?;
+    let shop = Shop::open_with(Protocol::Grpc, &["--same-node=tunnel"]).await?;
     examine_one_request(&shop, &shop.near, false).await
 }
 

@@ -75,7 +75,7 @@ impl Refused {
     }
 }
 
-pub(super) const CASES: [Case; 25] = [
+pub(super) const CASES: [Case; 26] = [
     Case::DEFAULTS,
     Case::with("a release of another name", "")
         .released("mesh", "mesh-system")
@@ -126,6 +126,9 @@ pub(super) const CASES: [Case; 25] = [
         "telemetry: {endpoint: 'https://otlp.example', headersSecret: {name: otlp}}",
     )
     .holds(&["secretKeyRef", "name: otlp\n", "key: headers\n"]),
+    Case::with("no pod handed over past the CNI", "sameNode: tunnel")
+        .holds(&["--same-node=tunnel\n"])
+        .lacks(&["--same-node=auto"]),
     Case::with("one trace in ten thousand", "telemetry: {sampling: 0.0001}")
         .holds(&["--trace-sampling=0.0001\n"]),
     Case::with("no annotations for Prometheus", "metrics: {annotations: false}")
@@ -192,12 +195,12 @@ pub(super) const CASES: [Case; 25] = [
     .lacks(&["memory: 128Mi", "cpu: 100m"]),
     Case::with(
         "more flags and variables",
-        "agent:\n  extraArgs: [--force-tunnel]\n  \
+        "agent:\n  extraArgs: [--unknown-pods=allow]\n  \
          extraEnv: [{name: OTEL_BSP_SCHEDULE_DELAY, value: '1000'}]\n\
          ca:\n  extraEnv: [{name: RUST_BACKTRACE, value: '1'}]\n  dnsNames: [ca.example, 10.0.0.7]",
     )
     .holds(&[
-        "- --force-tunnel",
+        "- --unknown-pods=allow",
         "name: OTEL_BSP_SCHEDULE_DELAY\n",
         "name: RUST_BACKTRACE\n",
         "--dns-name=10.0.0.7",

@@ -7,6 +7,7 @@ use k8s_openapi::{
     api::{
         core::v1::{Namespace, Pod, Service},
         discovery::v1::EndpointSlice,
+        networking::v1::NetworkPolicy,
     },
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
@@ -20,7 +21,11 @@ use crate::{
     config::{
         compile::{Facts, Key},
         error::{Place, Problem},
-        facts::{NamespaceFacts, PeerAuthenticationFacts, PodFacts, ServiceFacts, SliceFacts},
+        facts::{
+            NamespaceFacts, NetworkPolicyFacts, PeerAuthenticationFacts, PodFacts, ServiceFacts,
+            SliceFacts,
+        },
+        network_policy,
         object::{Object, named},
         peer_authentication::{self, PeerAuthentication},
         service,
@@ -48,6 +53,12 @@ pub(super) trait Kind: Sized + Send + 'static {
 
     /// What is to be kept of an object, if anything.
     fn read(object: &Object<Self::Object>, reader: &mut Reader) -> Result<Option<Self>, Problem>;
+
+    /// What is in force of an object that cannot be read, whatever was before; `None` for those
+    /// whose last good version stays.
+    fn of_unreadable() -> Option<Self> {
+        None
+    }
 
     /// What is kept of all objects of the kind.
     fn table(facts: &mut Facts) -> &mut BTreeMap<Key, Self>;
@@ -177,5 +188,28 @@ impl Kind for PeerAuthenticationFacts {
 
     fn change(delta: Delta<Self>) -> Change {
         Change::PeerAuthentications(delta)
+    }
+}
+
+impl Kind for NetworkPolicyFacts {
+    type Object = NetworkPolicy;
+
+    const PLURAL: &'static str = "networkpolicies";
+
+    fn read(policy: &Object<NetworkPolicy>, _: &mut Reader) -> Result<Option<Self>, Problem> {
+        network_policy::read(policy).map(Some)
+    }
+
+    /// Whom it selects is not known: it may be everybody in its namespace.
+    fn of_unreadable() -> Option<Self> {
+        Some(Self::default())
+    }
+
+    fn table(facts: &mut Facts) -> &mut BTreeMap<Key, Self> {
+        &mut facts.network_policies
+    }
+
+    fn change(delta: Delta<Self>) -> Change {
+        Change::NetworkPolicies(delta)
     }
 }

@@ -1,13 +1,15 @@
 //! The source that watches an API server.
 //!
-//! Five watches, for namespaces, pods, Services, EndpointSlices and PeerAuthentications, turn each
-//! object into facts as it arrives and let go of it. Their changes meet in one place, which gathers those that come
-//! together, compiles them, publishes the snapshot and now and then saves the facts on the node.
+//! Six watches, for namespaces, pods, Services, EndpointSlices, PeerAuthentications and
+//! NetworkPolicies, turn each object into facts as it arrives and let go of it; beside them the
+//! server is asked which kinds of policies it has. Their changes meet in one place, which gathers
+//! those that come together, compiles them, publishes the snapshot and now and then saves the facts on the node.
 //! An agent that starts while the API server is gone goes on from there.
 
 mod addresses;
 mod arrival;
 mod backoff;
+mod discovery;
 mod gather;
 mod kinds;
 mod saved;
@@ -26,7 +28,10 @@ use tokio::{
 
 use super::{
     ConfigError, SourceState,
-    facts::{NamespaceFacts, PeerAuthenticationFacts, PodFacts, ServiceFacts, SliceFacts},
+    facts::{
+        NamespaceFacts, NetworkPolicyFacts, PeerAuthenticationFacts, PodFacts, ServiceFacts,
+        SliceFacts,
+    },
 };
 use crate::{
     causes::causes,
@@ -83,12 +88,14 @@ impl KubeSource {
         let gather =
             Gather::new(saved, trust_domain.clone(), root_namespace, store, report.clone());
         following.spawn(gather.run(arriving));
+        following.spawn(discovery::follow(client.clone(), changes.clone()));
         let watching = Watching { client, trust_domain, changes: changes.clone(), report };
         following.spawn(watching.of::<NamespaceFacts>(0));
         following.spawn(watching.of::<PodFacts>(1));
         following.spawn(watching.of::<ServiceFacts>(2));
         following.spawn(watching.of::<SliceFacts>(3));
         following.spawn(watching.of::<PeerAuthenticationFacts>(4));
+        following.spawn(watching.of::<NetworkPolicyFacts>(5));
         Self { state, changes, _following: following }
     }
 

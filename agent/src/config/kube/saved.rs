@@ -15,13 +15,16 @@ use serde::{Deserialize, Serialize};
 use crate::{
     config::{
         compile::{Facts, Key},
-        facts::{NamespaceFacts, PeerAuthenticationFacts, PodFacts, ServiceFacts, SliceFacts},
+        facts::{
+            NamespaceFacts, NetworkPolicyFacts, PeerAuthenticationFacts, PodFacts, ServiceFacts,
+            SliceFacts,
+        },
     },
     mesh::TrustDomain,
 };
 
 /// Counts up when the form changes: what another version wrote is not guessed at.
-const FORMAT: u32 = 2;
+const FORMAT: u32 = 3;
 
 /// Where the facts are saved, and for which mesh.
 #[derive(Clone, Debug)]
@@ -32,7 +35,7 @@ pub(super) struct SavedFacts {
 
 /// The file.
 #[derive(Deserialize, Serialize)]
-struct Saved<N, P, S, E, A> {
+struct Saved<N, P, S, E, A, W> {
     format: u32,
     /// Identities hold it, so that the facts are of use in this one only.
     trust_domain: String,
@@ -43,6 +46,8 @@ struct Saved<N, P, S, E, A> {
     services: S,
     slices: E,
     peer_authentications: A,
+    network_policies: W,
+    cni_policies: Option<bool>,
 }
 
 type Read = Saved<
@@ -51,6 +56,7 @@ type Read = Saved<
     Vec<(Key, ServiceFacts)>,
     Vec<(Key, SliceFacts)>,
     Vec<(Key, PeerAuthenticationFacts)>,
+    Vec<(Key, NetworkPolicyFacts)>,
 >;
 
 /// What is read first, to see whether the rest can be.
@@ -96,6 +102,8 @@ impl SavedFacts {
             services: saved.services.into_iter().collect(),
             slices: saved.slices.into_iter().collect(),
             peer_authentications: saved.peer_authentications.into_iter().collect(),
+            network_policies: saved.network_policies.into_iter().collect(),
+            cni_policies: saved.cni_policies,
         };
         Ok(Some((facts, SystemTime::UNIX_EPOCH + Duration::from_secs(saved.saved_at))))
     }
@@ -118,6 +126,8 @@ impl SavedFacts {
             services: listed(&facts.services),
             slices: listed(&facts.slices),
             peer_authentications: listed(&facts.peer_authentications),
+            network_policies: listed(&facts.network_policies),
+            cni_policies: facts.cni_policies,
         };
         let file =
             File::options().write(true).create(true).truncate(true).mode(0o600).open(&draft)?;

@@ -10,18 +10,22 @@ use crate::{
     config::{
         compile::{Facts, Key},
         error::Problem,
-        facts::{NamespaceFacts, PeerAuthenticationFacts, PodFacts, ServiceFacts, SliceFacts},
+        facts::{
+            NamespaceFacts, NetworkPolicyFacts, PeerAuthenticationFacts, PodFacts, ServiceFacts,
+            SliceFacts,
+        },
     },
     mesh::PodUid,
 };
 
 /// The kinds that are watched.
-pub(super) const KINDS: [&str; 5] = [
+pub(super) const KINDS: [&str; 6] = [
     NamespaceFacts::PLURAL,
     PodFacts::PLURAL,
     ServiceFacts::PLURAL,
     SliceFacts::PLURAL,
     PeerAuthenticationFacts::PLURAL,
+    NetworkPolicyFacts::PLURAL,
 ];
 
 /// What an object comes to: facts, nothing the mesh needs to know of, or a problem.
@@ -59,6 +63,9 @@ pub(super) enum Change {
     Services(Delta<ServiceFacts>),
     Slices(Delta<SliceFacts>),
     PeerAuthentications(Delta<PeerAuthenticationFacts>),
+    NetworkPolicies(Delta<NetworkPolicyFacts>),
+    /// Whether the server has kinds of policies that the CNI alone understands.
+    CniPolicies(bool),
     /// The addresses of a pod, from elsewhere; none when it ends.
     Addresses(PodUid, Vec<IpAddr>),
 }
@@ -89,6 +96,8 @@ impl Tables {
             Change::Services(delta) => self.apply_to(delta),
             Change::Slices(delta) => self.apply_to(delta),
             Change::PeerAuthentications(delta) => self.apply_to(delta),
+            Change::NetworkPolicies(delta) => self.apply_to(delta),
+            Change::CniPolicies(there_are) => self.facts.cni_policies = Some(there_are),
             Change::Addresses(uid, ips) => {
                 self.given.note(uid, ips, self.facts.pods.values_mut());
             }
@@ -136,7 +145,7 @@ impl Tables {
                 None
             }
             Err(problem) => {
-                if let Some(facts) = last_good {
+                if let Some(facts) = F::of_unreadable().or(last_good) {
                     table.insert(key.clone(), facts);
                 }
                 Some(problem)

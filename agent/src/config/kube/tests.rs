@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::{core::v1::Pod, networking::v1::NetworkPolicy};
 use serde_json::json;
 
 use super::{
@@ -59,6 +59,7 @@ fn tables(pods: Vec<(Key, Verdict<PodFacts>)>) -> Tables {
     tables.apply(Change::Services(Delta::All(Vec::new())));
     tables.apply(Change::Slices(Delta::All(Vec::new())));
     tables.apply(Change::PeerAuthentications(Delta::All(Vec::new())));
+    tables.apply(Change::NetworkPolicies(Delta::All(Vec::new())));
     assert!(!tables.are_complete());
     tables.apply(Change::Pods(Delta::All(pods)));
     assert!(tables.are_complete());
@@ -222,7 +223,49 @@ fn what_was_saved_is_read_back_in_the_same_mesh_alone() {
 }
 
 #[test]
+fn a_network_policy_that_cannot_be_read_selects_its_whole_namespace() {
+    let mut reader = Reader::new(TrustDomain::default());
+    let policy = |selector: serde_json::Value| {
+        let metadata = json!({"name": "one", "namespace": "shop"});
+        let object = json!({"metadata": metadata, "spec": {"podSelector": selector}});
+        let arrival: Arrival<NetworkPolicy> = serde_json::from_value(object).unwrap();
+        arrival
+    };
+    let mut labelled = pod("a", "10.0.0.1", json!({}));
+    labelled["metadata"]["labels"]["istio.io/dataplane-mode"] = "ambient".into();
+    let mut tables = tables(vec![read(&mut reader, labelled)]);
+    let mut policed = |selector: serde_json::Value| {
+        let (key, verdict) = reader.read(policy(selector));
+        tables.apply(Change::NetworkPolicies(Delta::Set(key, verdict)));
+        let compiled = compile(&mut tables);
+        let snapshot = compiled.snapshot(TrustDomain::default(), 1);
+        (snapshot.workloads()[0].policed, tables.problems().len())
+    };
+    assert_eq!(policed(json!({"matchLabels": {"app": "other"}})), (false, 0));
+    let newer = json!({"matchExpressions": [{"key": "app", "operator": "Like"}]});
+    assert_eq!(policed(newer), (true, 1));
+    assert_eq!(policed(json!({"matchLabels": {"app": "other"}})), (false, 0));
+    assert_eq!(policed(json!({"matchLabels": 7})), (true, 1));
+}
+
+#[test]
+fn what_the_cni_alone_understands_is_there_until_the_server_says_otherwise() {
+    let mut tables = tables(Vec::new());
+    let there_are =
+        |tables: &mut Tables| compile(tables).snapshot(TrustDomain::default(), 1).cni_policies;
+    assert!(there_are(&mut tables));
+    tables.apply(Change::CniPolicies(false));
+    assert!(!there_are(&mut tables));
+    tables.apply(Change::CniPolicies(true));
+    assert!(there_are(&mut tables));
+}
+
+#[test]
 fn every_kind_is_watched_under_its_own_name() {
-    let kinds = ["namespaces", "pods", "services", "endpointslices", "peerauthentications"];
-    assert_eq!(KINDS, kinds);
+    let [namespaces, pods, services, slices, policies, network] = KINDS;
+    assert_eq!([namespaces, pods, services], ["namespaces", "pods", "services"]);
+    assert_eq!(
+        [slices, policies, network],
+        ["endpointslices", "peerauthentications", "networkpolicies"]
+    );
 }

@@ -1,0 +1,82 @@
+use std::path::Path;
+
+use super::super::{directory::File, files::compile};
+use crate::mesh::{RootNamespace, Snapshot, TrustDomain};
+
+/// The snapshot of `order` in namespace `shop` beside what `text` has, or the problems.
+fn load(text: &str) -> Result<Snapshot, String> {
+    let pod = "apiVersion: v1\nkind: Pod\nmetadata: {name: order, namespace: shop, labels: \
+               {app: order, istio.io/dataplane-mode: ambient}}\nspec: {}\nstatus: {podIP: 10.0.0.1}\n";
+    let file = File { path: Path::new("mesh.yaml").into(), text: format!("{text}\n---\n{pod}") };
+    let (trust_domain, root) = (TrustDomain::default(), RootNamespace::default());
+    let mut problems = Vec::new();
+    let (compiled, _) = compile(&[file], &trust_domain, &root, &Snapshot::default(), &mut problems);
+    match problems.first() {
+        None => Ok(compiled.snapshot(trust_domain, 1)),
+        Some(problem) => Err(problem.to_string()),
+    }
+}
+
+/// Whether a policy of `namespace` with `selector` selects `order`.
+fn selects(namespace: &str, selector: &str) -> bool {
+    let text = format!(
+        "---\napiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\n\
+         metadata: {{namespace: {namespace}, name: one}}\n\
+         spec: {{podSelector: {selector}, policyTypes: [Ingress], ingress: []}}\n"
+    );
+    let snapshot = load(&text).unwrap();
+    snapshot.workload("10.0.0.1".parse().unwrap()).unwrap().policed
+}
+
+#[test]
+fn a_policy_selects_by_labels_and_expressions_in_its_own_namespace() {
+    assert!(selects("shop", "{}"));
+    assert!(!selects("other", "{}"));
+    assert!(selects("shop", "{matchLabels: {app: order}}"));
+    assert!(!selects("shop", "{matchLabels: {app: user}}"));
+    for (expression, expected) in [
+        ("{key: app, operator: In, values: [user, order]}", true),
+        ("{key: app, operator: In, values: [user]}", false),
+        ("{key: app, operator: NotIn, values: [user]}", true),
+        ("{key: app, operator: NotIn, values: [order]}", false),
+        ("{key: tier, operator: NotIn, values: [order]}", true),
+        ("{key: app, operator: Exists}", true),
+        ("{key: tier, operator: Exists}", false),
+        ("{key: tier, operator: DoesNotExist}", true),
+        ("{key: app, operator: DoesNotExist}", false),
+    ] {
+        let selector = format!("{{matchExpressions: [{expression}]}}");
+        assert_eq!(selects("shop", &selector), expected, "{expression}");
+    }
+    let both = "{matchLabels: {app: order}, matchExpressions: [{key: tier, operator: Exists}]}";
+    assert!(!selects("shop", both));
+}
+
+#[test]
+fn kinds_that_the_cni_alone_understands_are_noted_in_files_and_not_read() {
+    assert!(!load("").unwrap().cni_policies);
+    for (version, kind) in [
+        ("crd.projectcalico.org/v1", "GlobalNetworkPolicy"),
+        ("projectcalico.org/v3", "NetworkPolicy"),
+        ("cilium.io/v2", "CiliumClusterwideNetworkPolicy"),
+        ("policy.networking.k8s.io/v1alpha1", "AdminNetworkPolicy"),
+        ("crd.antrea.io/v1beta1", "ClusterNetworkPolicy"),
+    ] {
+        let policy = format!("apiVersion: {version}\nkind: {kind}\nspec: {{anything: [at, all]}}");
+        assert!(load(&policy).unwrap().cni_policies, "{kind}");
+    }
+    let other = load("apiVersion: cilium.io/v2\nkind: CiliumNode").unwrap_err();
+    assert!(other.contains("is no kind the agent knows"), "{other}");
+}
+
+#[test]
+fn an_operator_that_is_none_is_named() {
+    let said = load(
+        "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: one}\n\
+         spec: {podSelector: {matchExpressions: [{key: app, operator: Is}]}}",
+    )
+    .unwrap_err();
+    let expected = "mesh.yaml:4:62: spec.podSelector.matchExpressions[0].operator `Is` is no \
+                    operator (hint: the operators are In, NotIn, Exists, DoesNotExist)";
+    assert_eq!(said, expected);
+}
