@@ -57,6 +57,8 @@ fn workload(name: &str) -> Arc<Workload> {
         ),
         principal: Principal::new(Default::default(), "shop", name).unwrap(),
         meshed: true,
+        sidecar: false,
+        policed: false,
         mtls: Arc::default(),
         starts: 1,
         netns: None,
