@@ -34,6 +34,7 @@ use crate::{
     netns::Netns,
     node::Node,
     output::Output,
+    pod::Pod,
     process::Process,
     programs::agent_program,
     tunnel_fixture::within,
@@ -217,6 +218,24 @@ impl Cluster {
     }
 }
 
+/// Connects to `ca` from `pod` and asks for nothing.
+///
+/// # Errors
+/// When there is no connection.
+pub async fn idle_at(
+    ca: &Ca,
+    pod: &Pod,
+    trusted: &[CertificateDer<'static>],
+) -> anyhow::Result<CaConnection> {
+    let mut roots = RootCertStore::empty();
+    for root in trusted {
+        roots.add(root.clone())?;
+    }
+    let name = ServerName::from(ca.address().ip());
+    let connected = connect(pod.netns(), ca.address(), name, roots);
+    within(PATIENCE, "a connection to the CA", connected).await?
+}
+
 /// What the API server says of the token of the agent on `node`.
 pub fn agent_token(node: &str) -> Token {
     Token {
@@ -310,14 +329,26 @@ pub async fn ask_ca(
     within(PATIENCE, "an answer of the CA", answer).await?
 }
 
-async fn request(
+/// A connection to a CA, which answers its pings.
+#[derive(Debug)]
+pub struct CaConnection {
+    sender: http2::SendRequest<Body>,
+    driver: JoinSet<()>,
+}
+
+impl CaConnection {
+    /// Waits until the CA closes it.
+    pub async fn closed(mut self) {
+        self.driver.join_next().await;
+    }
+}
+
+async fn connect(
     netns: &Netns,
     address: SocketAddr,
     name: ServerName<'static>,
     roots: RootCertStore,
-    token: Option<&str>,
-    identity: Option<&str>,
-) -> anyhow::Result<Result<TestCertificate, Status>> {
+) -> anyhow::Result<CaConnection> {
     let socket = netns.run(|| Socket::new(Domain::IPV4, Type::STREAM, None))??;
     socket.set_nonblocking(true)?;
     let stream = TcpSocket::from_std_stream(socket.into()).connect(address).await?;
@@ -331,7 +362,18 @@ async fn request(
         http2::handshake::<_, _, Body>(TokioExecutor::new(), TokioIo::new(stream)).await?;
     let mut driver = JoinSet::new();
     driver.spawn(async move { drop(connection.await) });
+    Ok(CaConnection { sender, driver })
+}
 
+async fn request(
+    netns: &Netns,
+    address: SocketAddr,
+    name: ServerName<'static>,
+    roots: RootCertStore,
+    token: Option<&str>,
+    identity: Option<&str>,
+) -> anyhow::Result<Result<TestCertificate, Status>> {
+    let CaConnection { sender, driver: _driver } = connect(netns, address, name, roots).await?;
     let service = tower::service_fn(move |request| sender.clone().send_request(request));
     let mut grpc = Grpc::with_origin(service, Uri::try_from(format!("https://{address}"))?);
     grpc.ready().await?;

@@ -47,7 +47,7 @@ mod tunnel_fixture;
 pub use agent::{Agent, AgentOptions};
 pub use api_server::{ApiServer, Token, jwt};
 pub use ask::{Answer, ask};
-pub use ca_fixture::{Ca, Cluster, agent_token, ask_ca, expect_refusal};
+pub use ca_fixture::{Ca, CaConnection, Cluster, agent_token, ask_ca, expect_refusal, idle_at};
 pub use cgroup::Cgroup;
 pub use cgroup_layout::CgroupLayout;
 pub use cgroup_program::{Attachment, CgroupProgram, OnConnect};
