@@ -15,7 +15,7 @@ use std::{
 use anyhow::Context;
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
-use http::{Request, Response, StatusCode};
+use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full, StreamBody, combinators::UnsyncBoxBody};
 use hyper::{
     body::{Frame, Incoming},
@@ -77,6 +77,8 @@ struct State {
     streams_lists: bool,
     /// Kinds that the server does not have.
     not_installed: Vec<KubeKind>,
+    /// Nobody may change anything.
+    refuses_patches: bool,
     /// Groups of kinds that it has beside those of [`KubeKind`].
     more_groups: Vec<&'static str>,
     /// Paths and queries asked for.
@@ -147,6 +149,7 @@ impl KubeApi {
             version: 1,
             streams_lists: true,
             not_installed: Vec::new(),
+            refuses_patches: false,
             more_groups: Vec::new(),
             asked: Vec::new(),
         };
@@ -257,6 +260,17 @@ impl KubeApi {
         self.cluster.state().not_installed.clear();
     }
 
+    /// Lets nobody change anything, or lets everybody again.
+    pub fn refuse_patches(&self, refuse: bool) {
+        self.cluster.state().refuses_patches = refuse;
+    }
+
+    /// An object as it is now.
+    pub fn object(&self, kind: KubeKind, namespace: &str, name: &str) -> Option<Value> {
+        let key = (kind, namespace.to_owned(), name.to_owned());
+        self.cluster.state().objects.get(&key).cloned()
+    }
+
     /// Has a group of kinds of which nobody lists any here.
     pub fn install_group(&self, group: &'static str) {
         self.cluster.state().more_groups.push(group);
@@ -273,6 +287,32 @@ impl Cluster {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Changes a pod by a merge patch, where it is the one that is meant.
+    fn patch(&self, path: &str, patch: &Value) -> Response<Body> {
+        let mut state = self.state();
+        if state.refuses_patches {
+            return failure(403, "Forbidden");
+        }
+        let parts: Vec<_> = path.split('/').collect();
+        let ["", "api", "v1", "namespaces", namespace, "pods", name] = parts[..] else {
+            return failure(404, "NotFound");
+        };
+        let key = (KubeKind::Pod, namespace.to_owned(), name.to_owned());
+        let Some(mut object) = state.objects.get(&key).cloned() else {
+            return failure(404, "NotFound");
+        };
+        let uid = &patch["metadata"]["uid"];
+        if !uid.is_null() && *uid != object["metadata"]["uid"] {
+            return failure(409, "Conflict");
+        }
+        merge(&mut object, patch);
+        state.version += 1;
+        object["metadata"]["resourceVersion"] = state.version.to_string().into();
+        state.objects.insert(key, object.clone());
+        self.happened(&mut state, KubeKind::Pod, "MODIFIED", object.clone());
+        Response::new(Full::from(object.to_string()).boxed_unsync())
+    }
+
     fn happened(&self, state: &mut State, kind: KubeKind, event: &str, object: Value) {
         let version = state.version;
         state.history.push((version, kind, json!({"type": event, "object": object})));
@@ -286,14 +326,27 @@ async fn serve(listener: TcpListener, cluster: Arc<Cluster>) {
     while let Ok((stream, _)) = listener.accept().await {
         let cluster = cluster.clone();
         connections.spawn(async move {
-            let service = service_fn(|request| {
-                let answer = answer(&request, &cluster);
-                async move { Ok::<_, Infallible>(answer) }
+            let service = service_fn(|request: Request<Incoming>| {
+                let cluster = cluster.clone();
+                async move { Ok::<_, Infallible>(respond(request, &cluster).await) }
             });
             // A connection that breaks is its client's matter.
             let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
         });
     }
+}
+
+async fn respond(request: Request<Incoming>, cluster: &Arc<Cluster>) -> Response<Body> {
+    if request.method() != Method::PATCH {
+        return answer(&request, cluster);
+    }
+    let path = request.uri().path().to_owned();
+    let Ok(body) = request.into_body().collect().await else { return failure(400, "BadRequest") };
+    let Ok(patch) = serde_json::from_slice(&body.to_bytes()) else {
+        return failure(400, "BadRequest");
+    };
+    cluster.state().asked.push(format!("PATCH {path}"));
+    cluster.patch(&path, &patch)
 }
 
 fn answer(request: &Request<Incoming>, cluster: &Arc<Cluster>) -> Response<Body> {
@@ -365,6 +418,24 @@ impl Following {
             }
             // The sender lives in the cluster that `self` holds.
             let _ = versions.changed().await;
+        }
+    }
+}
+
+/// RFC 7396.
+fn merge(into: &mut Value, patch: &Value) {
+    let Value::Object(patch) = patch else {
+        *into = patch.clone();
+        return;
+    };
+    if !into.is_object() {
+        *into = json!({});
+    }
+    for (field, value) in patch {
+        if value.is_null() {
+            into.as_object_mut().expect("it was made one").remove(field);
+        } else {
+            merge(&mut into[field], value);
         }
     }
 }

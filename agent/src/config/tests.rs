@@ -124,6 +124,17 @@ fn a_pod_with_a_sidecar_stays_out_whatever_the_labels_say() {
 }
 
 #[test]
+fn files_are_taken_at_their_word_that_a_pod_is_captured() {
+    let captured = |annotations: &str| {
+        let more = format!(", annotations: {{{annotations}}}");
+        workload(&load(&pod("a", "10.0.0.1", &more)).unwrap(), "a").captured
+    };
+    assert!(captured(""));
+    assert!(captured("ambient.istio.io/redirection: enabled"));
+    assert!(!captured("ambient.istio.io/redirection: pending"));
+}
+
+#[test]
 fn pods_on_the_hosts_network_share_its_address_and_are_never_meshed() {
     let snapshot = load(
         "

@@ -16,7 +16,10 @@ use super::{
     shared::Shared,
     yaml::Step,
 };
-use crate::mesh::{DATAPLANE_MODE, Owner, PodUid, Principal, TrustDomain, Workload};
+use crate::mesh::{
+    DATAPLANE_MODE, Owner, PodUid, Principal, REDIRECTION, REDIRECTION_ENABLED, TrustDomain,
+    Workload,
+};
 
 /// Annotation of a pod in a file: where its network namespace is.
 const NETNS: &str = "sluice.dev/netns";
@@ -57,6 +60,7 @@ pub(super) fn read(
         principal: shared.principal(principal(pod, trust_domain)?),
         sidecar,
         meshed: false,
+        captured: captured(pod),
         policed: false,
         mtls: Arc::default(),
         starts: starts(pod),
@@ -81,6 +85,13 @@ pub(super) fn read(
         ports: ports(pod),
         created: meta.creation_timestamp.as_ref().map_or(0, |time| time.0.as_second()),
     }))
+}
+
+/// Whether the agent of the pod's node tells that it is captured. No agent writes to files: there
+/// a pod that is to be captured is, unless they say otherwise.
+fn captured(pod: &Object<Pod>) -> bool {
+    let told = pod.body.metadata.annotations.as_ref().and_then(|all| all.get(REDIRECTION));
+    told.map_or(pod.is_of_file(), |told| told == REDIRECTION_ENABLED)
 }
 
 /// The dataplane mode that a Namespace asks for.

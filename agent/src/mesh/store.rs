@@ -71,6 +71,7 @@ mod tests {
             principal: "spiffe://cluster.local/ns/shop/sa/order".parse().unwrap(),
             sidecar: false,
             meshed: true,
+            captured: true,
             policed: false,
             mtls: Arc::new(MutualTls { usual, ..MutualTls::default() }),
             starts,

@@ -9,6 +9,12 @@ use super::{MutualTls, Principal};
 /// Label of namespaces and pods: whether they belong to the mesh, as Istio has it.
 pub const DATAPLANE_MODE: &str = "istio.io/dataplane-mode";
 
+/// Annotation of pods by which the agent of a pod's node tells that it is captured, as Istio's does;
+/// its value is [`REDIRECTION_ENABLED`].
+pub const REDIRECTION: &str = "ambient.istio.io/redirection";
+/// What [`REDIRECTION`] says of a pod that is captured.
+pub const REDIRECTION_ENABLED: &str = "enabled";
+
 /// The UID the API server gave a pod; the name of the pod's enrolment everywhere.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
@@ -84,6 +90,9 @@ pub struct Workload {
     /// Whether it belongs to the mesh: namespace or pod ask for that by their labels
     /// (`istio.io/dataplane-mode`), it has no sidecar, and does not use the host's network.
     pub meshed: bool,
+    /// Whether it is captured, as far as is known: the agent of its node tells, after the fact.
+    /// Files are taken at their word.
+    pub captured: bool,
     /// Whether a NetworkPolicy selects it, so that the CNI has to see what reaches and leaves it.
     /// Settled and saved as the next.
     #[serde(skip)]

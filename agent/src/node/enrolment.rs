@@ -419,6 +419,16 @@ impl Enrolment {
         self.progress.send_replace(());
     }
 
+    /// Whether a pod is captured and has its certificate; `None` when that was not tried yet.
+    pub(super) fn is_captured(&self, uid: &PodUid) -> Option<bool> {
+        self.pods().get(uid).map(|state| matches!(state, State::Captured(_)))
+    }
+
+    /// Told of whenever a pod was seen to.
+    pub(super) fn progress(&self) -> watch::Receiver<()> {
+        self.progress.subscribe()
+    }
+
     fn expected(&self) -> MutexGuard<'_, Expected> {
         self.expected.lock().unwrap_or_else(PoisonError::into_inner)
     }

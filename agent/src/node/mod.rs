@@ -3,6 +3,7 @@
 //! Enters: [`Options`]. Leaves: nothing but an exit; every other room is reached from here,
 //! and none reaches back.
 
+mod annotation;
 mod descriptors;
 mod enrolment;
 mod events;
@@ -21,6 +22,7 @@ use std::{
 };
 
 use anyhow::Context;
+use kube::Client;
 use tokio::{
     sync::{Notify, watch},
     task::JoinHandle,
@@ -28,7 +30,10 @@ use tokio::{
 };
 use tokio_util::task::AbortOnDropHandle;
 
-use self::{enrolment::Enrolment, events::Events, kubelet::Kubelet, new_pods::NewPods};
+use self::{
+    annotation::Annotations, enrolment::Enrolment, events::Events, kubelet::Kubelet,
+    new_pods::NewPods,
+};
 use crate::{
     admin::{Readiness, RecentLog},
     capture::{self, Capture, CaptureOptions, KubeletSearch, NodeSockets, Prepared, UnknownPods},
@@ -106,7 +111,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let readiness = Readiness::waiting_for([CAPTURE, IDENTITY, CONFIGURATION]);
 
     let snapshots = Arc::new(SnapshotStore::default());
-    let (source, events) = source(&options, &snapshots, &readiness).await?;
+    let (source, events, client) = source(&options, &snapshots, &readiness).await?;
 
     let ca = certificate_source(options.ca, &options.trust_domain)?;
     let identity = IdentityStore::new(ca, options.trust_domain.clone());
@@ -178,6 +183,15 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let enrolment = enrolment.get_or_init(|| {
         Enrolment::new(options.node_name.clone(), capture.clone(), proxy.clone(), events)
     });
+    let annotating = client.map(|client| {
+        let annotations = Annotations {
+            client,
+            node: options.node_name.clone(),
+            enrolment: enrolment.clone(),
+            snapshots: proxy.snapshots.clone(),
+        };
+        AbortOnDropHandle::new(tokio::spawn(annotations.keep()))
+    });
     let mut enrolling = tokio::spawn(enrolment.clone().follow(source_state, readiness.clone()));
     let new_pods = runtime.map(|(socket, addresses, connected)| {
         let plugin = NewPods { addresses, enrolment: enrolment.clone() }.plugin(connected);
@@ -188,6 +202,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
 
     // Whoever comes next tells the runtime when a new pod is captured; without anyone, nobody can.
     drop(new_pods);
+    drop(annotating);
     drop(kubelet);
     let asked = Instant::now();
     tracing::info!(%signal, open = proxy.drain.open(), "ending");
@@ -258,18 +273,18 @@ fn certificate_source(
 }
 
 /// Starts what snapshots come from: a directory, or without one the API server, which is told of
-/// pods' troubles then.
+/// pods' troubles then, and whose client is for what else it is to be told.
 async fn source(
     options: &Options,
     store: &Arc<SnapshotStore>,
     readiness: &Readiness,
-) -> Result<(Source, Events), ConfigError> {
+) -> Result<(Source, Events, Option<Client>), ConfigError> {
     let (trust_domain, store) = (options.trust_domain.clone(), store.clone());
     let root_namespace = options.root_namespace.clone();
     match &options.config_dir {
         Some(dir) => {
             let source = FileSource::start(dir, trust_domain, root_namespace, store)?;
-            Ok((Source::Files(source), Events::default()))
+            Ok((Source::Files(source), Events::default(), None))
         }
         None => {
             let client = KubeSource::client().await?;
@@ -279,8 +294,9 @@ async fn source(
                 tokio::spawn(taint::take_off(client.clone(), node, taint, readiness.clone()));
             }
             let dir = &options.state_dir;
-            let source = KubeSource::start(client, trust_domain, root_namespace, dir, store);
-            Ok((Source::Kube(source), events))
+            let source =
+                KubeSource::start(client.clone(), trust_domain, root_namespace, dir, store);
+            Ok((Source::Kube(source), events, Some(client)))
         }
     }
 }

@@ -28,9 +28,10 @@ pub struct Hop {
 pub enum Way {
     /// An enrolled pod of this node: handed over in this process.
     SameNode(Arc<LocalPod>),
-    /// An enrolled pod elsewhere: through HBONE, to exactly this identity.
+    /// A captured pod: through HBONE, to exactly this identity.
     Tunnel(Principal),
-    /// Not in the mesh, or in it with mutual TLS disabled: plaintext, from the pod's own address.
+    /// Not in the mesh, or not captured yet and not STRICT, or with mutual TLS disabled: plaintext,
+    /// from the pod's own address.
     Plain,
 }
 
@@ -79,11 +80,7 @@ impl Hop {
         };
         let Endpoint { address, workload } = endpoint;
         let way = match &workload {
-            Some(workload) if workload.meshed => match proxy.enrolled(address.ip(), workload) {
-                Some(server) if proxy.hands_over(client, workload) => Way::SameNode(server),
-                _ if workload.mtls.on(address.port()).mode == MutualTlsMode::Disable => Way::Plain,
-                _ => Way::Tunnel(workload.principal.clone()),
-            },
+            Some(workload) if workload.meshed => proxy.way(client, address, workload),
             _ => Way::Plain,
         };
         Ok(Self { address, workload, service, way })
@@ -91,6 +88,20 @@ impl Hop {
 }
 
 impl Proxy {
+    /// How `client` reaches `server`, of the mesh, at its `address`.
+    fn way(&self, client: &LocalPod, address: SocketAddr, server: &Workload) -> Way {
+        let here = self.enrolled(address.ip(), server);
+        let captured = here.is_some() || server.captured;
+        match (here, server.mtls.on(address.port()).mode) {
+            (Some(server_here), _) if self.hands_over(client, server) => Way::SameNode(server_here),
+            (_, MutualTlsMode::Disable) => Way::Plain,
+            // What nobody has captured takes plaintext alone. STRICT it gets none from us: until it
+            // is captured, nothing.
+            (_, MutualTlsMode::Permissive) if !captured => Way::Plain,
+            _ => Way::Tunnel(server.principal.clone()),
+        }
+    }
+
     /// `workload`, if it is the pod of this node that is enrolled with the address `ip`. The
     /// address may be another pod's already, or still: who is enrolled and what the snapshot
     /// says do not change in one moment.

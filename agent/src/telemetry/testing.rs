@@ -37,6 +37,7 @@ pub(super) fn workload(name: &str) -> Workload {
         principal: principal(name),
         sidecar: false,
         meshed: true,
+        captured: true,
         policed: false,
         mtls: Arc::default(),
         starts: 1,

@@ -1,6 +1,7 @@
 //! The end-to-end tests, a subject a module, in one program: while some wait, others run, whatever
 //! their subject.
 
+mod annotation;
 mod bad_input;
 mod bugreport;
 mod ca;

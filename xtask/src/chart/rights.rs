@@ -8,6 +8,7 @@ use super::objects::{Objects, PodTemplate, name, text};
 /// What the agent may write: what it tells of pods.
 const EVENTS: [&str; 1] = ["create"];
 const NODES: [&str; 2] = ["get", "patch"];
+const PODS: [&str; 4] = ["get", "list", "watch", "patch"];
 const READING: [&str; 3] = ["get", "list", "watch"];
 
 /// Rights that are too many, or that `security`, the document, does not name.
@@ -90,6 +91,8 @@ fn of_rule(rule: &Value, of_agent: bool, security: &str) -> Vec<String> {
             (true, "events") => &EVENTS,
             // An admission policy narrows it to its own, and to a taint.
             (true, "nodes") => &NODES,
+            // Likewise: to those of its node, and to an annotation.
+            (true, "pods") => &PODS,
             (true, _) => &READING,
             (false, _) => continue,
         };
@@ -182,6 +185,7 @@ mod tests {
             )
         };
         assert_eq!(role("pods", "watch"), "");
+        assert_eq!(role("pods", "patch"), "");
         assert_eq!(role("events", "create"), "");
         assert!(role("pods", "delete").contains("the agent may delete pods"));
         assert!(role("secrets", "get").contains("the agent may get secrets"));

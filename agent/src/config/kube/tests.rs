@@ -88,6 +88,18 @@ fn what_a_snapshot_needs_is_kept_and_what_a_pod_claims_of_its_namespace_is_not()
 }
 
 #[test]
+fn a_pod_of_a_cluster_is_captured_when_its_nodes_agent_says_so() {
+    let captured = |annotations: serde_json::Value| {
+        let mut pod = pod("a", "10.0.0.1", json!({}));
+        pod["metadata"]["annotations"] = annotations;
+        facts(pod).workload.captured
+    };
+    assert!(!captured(json!({})));
+    assert!(!captured(json!({"ambient.istio.io/redirection": "pending"})));
+    assert!(captured(json!({"ambient.istio.io/redirection": "enabled"})));
+}
+
+#[test]
 fn pods_of_one_deployment_share_what_they_have_in_common() {
     let mut reader = Reader::new(TrustDomain::default());
     let mut read = |name, ip| read(&mut reader, pod(name, ip, json!({}))).1.unwrap().unwrap();
