@@ -59,6 +59,7 @@ fn workload(name: &str) -> Arc<Workload> {
         meshed: true,
         sidecar: false,
         policed: false,
+        captured: true,
         mtls: Arc::default(),
         starts: 1,
         netns: None,
