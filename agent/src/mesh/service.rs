@@ -63,9 +63,10 @@ impl PartialEq for ServicePort {
 impl Eq for ServicePort {}
 
 impl ServicePort {
-    /// A port with its endpoints.
+    /// A port with its endpoints. Turns begin anywhere: every change of the endpoints makes a new
+    /// port, and all nodes would begin with the first each time.
     pub fn new(port: u16, name: String, protocol: AppProtocol, endpoints: Vec<Endpoint>) -> Self {
-        let next = AtomicUsize::new(0);
+        let next = AtomicUsize::new(rand::random_range(..endpoints.len().max(1)));
         Self { port, node_port: None, name, protocol, endpoints, next }
     }
 
@@ -129,8 +130,23 @@ mod tests {
             let dialled = dialled.parse().unwrap();
             (0..times).map(|_| port.pick(dialled).unwrap().address.to_string()).collect()
         };
+        port.next.store(0, Ordering::Relaxed);
         assert_eq!(picked("10.96.0.1", 3), ["10.0.0.1:80", "10.0.0.2:80", "10.0.0.1:80"]);
         assert_eq!(picked("fd00:96::1", 2), ["[fd00::2]:80", "[fd00::1]:80"]);
+    }
+
+    #[test]
+    fn a_new_port_begins_with_any_of_its_endpoints() {
+        let endpoint =
+            |last: u8| Endpoint { address: ([10, 0, 0, last], 80).into(), workload: None };
+        let endpoints = [endpoint(1), endpoint(2), endpoint(3)];
+        let first = || {
+            let port = ServicePort::new(80, "".into(), AppProtocol::Http, endpoints.to_vec());
+            port.pick([10, 96, 0, 1].into()).unwrap().address
+        };
+        // Three of so many are alike by a chance of one in 10^26.
+        let began: std::collections::BTreeSet<_> = (0..150).map(|_| first()).collect();
+        assert_eq!(began.len(), 3);
     }
 
     #[test]

@@ -186,7 +186,7 @@ async fn labelling_a_namespace_brings_its_running_pods_in_but_those_that_decline
     let mut sidecar = KubePod::new(&injected, &BTreeMap::new()).0;
     sidecar["metadata"]["annotations"] = json!({"sidecar.istio.io/status": "{}"});
     api.apply(KubeKind::Pod, sidecar);
-    let state = || [&declining, &on_host, &injected].map(|pod| NetnsState::of(pod));
+    let state = || [&declining, &on_host, &injected].map(NetnsState::of);
     let before = state().into_iter().collect::<anyhow::Result<Vec<_>>>()?;
     let _agent = cluster.agent(&mesh.a).await?;
     let reason = reason_of(&mesh.a, &plain)?.unwrap_or_default();

@@ -41,6 +41,7 @@ use crate::{
 
 /// Subjects that say nothing about a kernel, and why.
 const ELSEWHERE: &[(&str, &str)] = &[
+    ANNOTATION,
     ("bad_input", "what is said of mistakes"),
     ("bugreport", "what is collected"),
     ("ca", "certificates and who may use them"),
@@ -53,19 +54,28 @@ const ELSEWHERE: &[(&str, &str)] = &[
     ("otlp", "the encoding of spans"),
     ("peer_authentication", "what policy means"),
     ROTEL,
+    ("service_addresses", "what an address means"),
     ("server_first", "how protocols are told apart"),
     ("spans", "what is recorded"),
     ("tunnel", "HBONE between agents"),
 ];
-// These two cannot run in a virtual machine, whoever asks for them.
+// These cannot run in a virtual machine, whoever asks for them.
+const ANNOTATION: (&str, &str) =
+    ("annotation", "what an API server is told; it takes the machine's root certificates");
 const KUBE_SOURCE: (&str, &str) =
     ("kube_source", "what an API server says; it takes the machine's root certificates");
 const ROTEL: (&str, &str) = ("rotel", "a receiver that comes as a Python package");
 /// Single tests that run elsewhere, of subjects that do not, and why.
-const TESTS_ELSEWHERE: &[(&str, &str)] = &[(
-    "an_upgrade_on_both_nodes_fails_no_connect_and_no_request",
-    "a load for a real processor; beside it each kernel sees agents take over from one another",
-)];
+const TESTS_ELSEWHERE: &[(&str, &str)] = &[
+    (
+        "an_upgrade_on_both_nodes_fails_no_connect_and_no_request",
+        "a load for a real processor; beside it each kernel sees agents take over from one another",
+    ),
+    (
+        "the_api_server_tells_of_policies_and_of_kinds_that_only_the_cni_understands",
+        "what an API server says; it takes the machine's root certificates",
+    ),
+];
 /// Between these lines of `docs/kernels.md` a run writes its table.
 const BEGIN: &str = "<!-- begin: cargo xtask vm --record -->\n";
 const END: &str = "<!-- end -->\n";
@@ -79,7 +89,7 @@ pub(crate) struct Vm {
     kernel: Kernels,
 
     /// Only tests whose name contains this, those that do not concern the kernel included, except
-    /// `kube_source` and `rotel`, which cannot run there
+    /// `annotation`, `kube_source` and `rotel`, which cannot run there
     #[arg(long, value_name = "FILTER")]
     test: Option<String>,
 
@@ -135,7 +145,8 @@ impl Vm {
 
     /// Which tests are left out, by parts of their names with commas between.
     fn elsewhere(&self) -> String {
-        let subjects = if self.test.is_some() { &[KUBE_SOURCE, ROTEL] } else { ELSEWHERE };
+        let subjects =
+            if self.test.is_some() { &[ANNOTATION, KUBE_SOURCE, ROTEL] } else { ELSEWHERE };
         let subjects = subjects.iter().map(|(subject, _)| format!("{subject}::"));
         let tests = TESTS_ELSEWHERE.iter().filter(|_| self.test.is_none());
         subjects.chain(tests.map(|(test, _)| (*test).to_owned())).collect::<Vec<_>>().join(",")
