@@ -74,7 +74,9 @@ impl Hop {
         };
         let Endpoint { address, workload } = endpoint;
         let way = match &workload {
-            Some(workload) if workload.meshed => match proxy.pods.at(address.ip()) {
+            // An address may have gone from one pod to the next before the snapshot says so; a
+            // tunnel finds out by the identity.
+            Some(workload) if workload.meshed => match proxy.pods.of(workload, address.ip()) {
                 Some(pod) if !proxy.force_tunnel => Way::SameNode(pod),
                 _ if workload.mtls.on(address.port()).mode == MutualTlsMode::Disable => Way::Plain,
                 _ => Way::Tunnel(workload.principal.clone()),
