@@ -6,6 +6,7 @@
 //! - [`proxy`]: decides per connection who, where and how; owns no protocol.
 //! - [`http`]: HTTP/1.1 and HTTP/2, request by request.
 //! - [`tunnel`]: HBONE between nodes.
+//! - [`limits`]: budgets of connections, handshakes and memory, and each pod's part of them.
 //! - [`identity`]: SPIFFE certificates and the TLS configurations made of them.
 //! - [`mesh`]: the immutable [`mesh::Snapshot`] everything above reads.
 //! - [`config`]: the sources that write a `Snapshot`.
@@ -28,6 +29,7 @@ pub mod cli;
 pub mod config;
 pub mod http;
 pub mod identity;
+pub mod limits;
 mod listen;
 mod log;
 pub mod mesh;

@@ -18,8 +18,8 @@ use rustls::{
 };
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
 use time::OffsetDateTime;
-use tokio::task::JoinSet;
-use tokio_rustls::TlsConnector;
+use tokio::{net::TcpStream, task::JoinSet};
+use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use crate::{PATIENCE, pod::Pod, tunnel_fixture::within};
 
@@ -124,6 +124,20 @@ impl HboneClient {
             Ok(Self { requests, server, _driver: driver })
         };
         within(PATIENCE, "connect to HBONE", work).await?
+    }
+
+    /// Does the TLS handshake on `stream` and nothing more.
+    ///
+    /// # Errors
+    /// When the server does not.
+    pub async fn tls_over(
+        stream: TcpStream,
+        TestCertificate { chain, key }: &TestCertificate,
+    ) -> anyhow::Result<TlsStream<TcpStream>> {
+        let name = ServerName::from(stream.peer_addr()?.ip());
+        let certificate = TestCertificate { chain: chain.clone(), key: key.clone_key() };
+        let connector = TlsConnector::from(Arc::new(tls(Some(certificate))?));
+        Ok(within(PATIENCE, "a TLS handshake", connector.connect(name, stream)).await??)
     }
 
     /// Whether the server's certificate has this serial number, in hexadecimal.

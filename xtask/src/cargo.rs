@@ -222,16 +222,19 @@ pub(crate) fn demo_program() -> anyhow::Result<PathBuf> {
 
 impl Programs {
     pub(crate) fn end_to_end_tests(&self, filter: Option<&str>) -> anyhow::Result<()> {
-        let test = |arguments: &[&str]| {
+        let test = |program: &str, arguments: &[&str]| {
             let mut cargo = self.named_to(cargo());
-            cargo.args(["test", "--package", TESTS, "--"]).args(arguments).args(filter);
-            run(&mut cargo, "an end-to-end test")
+            cargo.args(["test", "--package", TESTS, "--test", program, "--"]);
+            run(cargo.args(arguments).args(filter), "an end-to-end test")
         };
+        // One at a time, and what was measured is worth seeing.
+        let attacks = || test("attacks", &["--test-threads=1", "--show-output"]);
         if filter.is_some() {
-            return test(&[]);
+            return test("e2e", &[]).and(attacks());
         }
-        let others = test(&HEAVY.map(|subject| ["--skip", subject]).concat());
-        test(&HEAVY).and(others)
+        let others = test("e2e", &HEAVY.map(|subject| ["--skip", subject]).concat());
+        let heavy = test("e2e", &HEAVY);
+        heavy.and(others).and(attacks())
     }
 
     pub(crate) fn demo(&self, keep: bool) -> anyhow::Result<()> {

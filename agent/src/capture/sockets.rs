@@ -104,10 +104,16 @@ fn listener_at(address: Ipv4Addr) -> io::Result<Socket> {
     Ok(socket)
 }
 
+/// Bytes that wait in a socket for the first time to be sent, beyond which it takes no more.
+const LONGEST_QUEUE: u32 = 128 << 10;
+
 /// What every connection the agent carries wants: small writes leave at once, and a peer that
 /// vanished without a word is noticed, about five minutes later.
 pub(super) fn ready_for_traffic(socket: &Socket) -> io::Result<()> {
     socket.set_tcp_nodelay(true)?;
+    // Linux lets a queue that a reader leaves alone grow to 4 MiB, and charges it to the agent's
+    // cgroup. What is under way does not count here, so this slows nobody down.
+    socket.set_tcp_notsent_lowat(LONGEST_QUEUE)?;
     let probes = TcpKeepalive::new()
         .with_time(Duration::from_secs(180))
         .with_interval(Duration::from_secs(15))

@@ -10,6 +10,7 @@ use super::{duration::duration, log::Log};
 use crate::{
     capture::UnknownPods,
     identity::istio::{CaAddress, IstioCaOptions},
+    limits::LimitOptions,
     mesh::{RootNamespace, TrustDomain},
     node::{self, CaOptions},
     proxy::SameNode,
@@ -108,6 +109,21 @@ pub(super) struct Agent {
     #[arg(long, env = "SLUICE_SAME_NODE", value_enum, default_value_t = SameNode::Auto)]
     same_node: SameNode,
 
+    /// Connections that pods of this node may have open in all, and streams of tunnels to them; one
+    /// pod may have no more than are left for all others. A third of the open files that the
+    /// process may have, where that is less
+    #[arg(long, env = "SLUICE_MAX_CONNECTIONS", value_name = "NUMBER", default_value_t = LimitOptions::DEFAULT.connections, value_parser = clap::value_parser!(u64).range(1..))]
+    max_connections: u64,
+
+    /// MiB that may wait in the agent for readers that do not take them; connections of a pod for
+    /// which more wait than is left for all others are reset
+    #[arg(long, env = "SLUICE_MAX_BUFFERED", value_name = "MIB", default_value_t = LimitOptions::DEFAULT.buffered >> 20, value_parser = clap::value_parser!(u64).range(1..1 << 20))]
+    max_buffered: u64,
+
+    /// TLS handshakes of tunnels to pods of this node that may be in progress at once
+    #[arg(long, env = "SLUICE_MAX_HANDSHAKES", value_name = "NUMBER", default_value_t = LimitOptions::DEFAULT.handshakes, value_parser = clap::value_parser!(u64).range(1..))]
+    max_handshakes: u64,
+
     /// Share of new traces that are recorded, 0 to 1; a caller's decision is always kept
     #[arg(long, env = "SLUICE_TRACE_SAMPLING", value_name = "RATIO", default_value = "0.01", value_parser = ratio)]
     trace_sampling: f64,
@@ -164,6 +180,11 @@ impl Agent {
             bpffs: self.bpffs,
             unknown_pods: self.unknown_pods,
             same_node: self.same_node,
+            limits: LimitOptions {
+                connections: self.max_connections,
+                buffered: self.max_buffered << 20,
+                handshakes: self.max_handshakes,
+            },
             trace_sampling: self.trace_sampling,
             ready_addr: self.ready_addr,
             stats_addr: self.stats_addr,

@@ -10,6 +10,7 @@ mod farewell;
 mod fields;
 mod pool;
 mod prefixed;
+mod prompt;
 mod requests;
 mod serve;
 mod sniff;

@@ -5,19 +5,23 @@ use std::{
     fmt,
     future::Future,
     net::{IpAddr, SocketAddr},
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
-    time::{Duration, Instant},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+    time::Duration,
 };
 
 use http::{Request, Response, Version};
 use hyper::{
     body::Incoming,
-    client::conn::{http1, http2},
+    client::conn::{TrySendError, http1, http2},
 };
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpStream,
+    time::Instant,
 };
 
 use super::{Body, Protocol, Tap};
@@ -27,9 +31,10 @@ const MOST_IDLE: usize = 256;
 /// How long a connection may sit idle. Shorter than the 60 s many servers allow, so that ours
 /// closes first and no request meets a closing connection.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(50);
-/// Flow-control windows for HTTP/2 towards a server: large enough for 1 Gbit/s at 10 ms.
-pub(super) const H2_STREAM_WINDOW: u32 = 1 << 20;
-pub(super) const H2_CONNECTION_WINDOW: u32 = 4 << 20;
+/// Flow-control windows for HTTP/2: what a connection can make this process hold while somebody
+/// does not read. 64 KiB take half a Gbit/s at 1 ms.
+pub(super) const H2_STREAM_WINDOW: u32 = 64 << 10;
+pub(super) const H2_CONNECTION_WINDOW: u32 = 1 << 20;
 /// The most decoded header bytes one message may carry.
 pub(super) const MOST_HEADER_BYTES: u32 = 64 << 10;
 
@@ -113,7 +118,63 @@ type Servers = Mutex<HashMap<PoolKey, Arc<Server>>>;
 #[derive(Debug, Default)]
 struct Server {
     idle: Mutex<Vec<Idle>>,
-    http2: tokio::sync::Mutex<Option<http2::SendRequest<Body>>>,
+    http2: tokio::sync::Mutex<Option<Http2>>,
+}
+
+/// A connection for many requests at once.
+#[derive(Clone, Debug)]
+struct Http2 {
+    sender: http2::SendRequest<Body>,
+    usage: Arc<Usage>,
+}
+
+/// What a connection is used for.
+#[derive(Debug, Default)]
+struct Usage {
+    /// Requests whose responses are not through.
+    open: AtomicUsize,
+    /// All requests so far, so that those are not missed that come and go between two looks.
+    begun: AtomicUsize,
+    /// How many there were when it was last looked at, and since when nothing has changed.
+    seen: Mutex<Option<(usize, Instant)>>,
+}
+
+/// One request of an HTTP/2 connection.
+struct InUse(Arc<Usage>);
+
+impl Http2 {
+    async fn send(
+        &mut self,
+        request: Request<Body>,
+    ) -> Result<Response<Body>, TrySendError<Request<Body>>> {
+        self.usage.open.fetch_add(1, Relaxed);
+        self.usage.begun.fetch_add(1, Relaxed);
+        let in_use = InUse(self.usage.clone());
+        let response = self.sender.try_send_request(request).await?;
+        Ok(response.map(|body| Body::from(body).tapped(in_use)))
+    }
+
+    /// Whether it is to be kept. Asked now and then.
+    fn stays(&self) -> bool {
+        let Usage { open, begun, seen } = &*self.usage;
+        let (open, begun) = (open.load(Relaxed), begun.load(Relaxed));
+        let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let since = match *seen {
+            Some((before, since)) if open == 0 && before == begun => since,
+            _ => seen.insert((begun, Instant::now())).1,
+        };
+        !self.sender.is_closed() && since.elapsed() < IDLE_TIMEOUT
+    }
+}
+
+impl Tap for InUse {
+    fn data(&mut self, _bytes: usize) {}
+}
+
+impl Drop for InUse {
+    fn drop(&mut self) {
+        self.0.open.fetch_sub(1, Relaxed);
+    }
 }
 
 #[derive(Debug)]
@@ -226,9 +287,9 @@ impl Server {
         S: Stream,
     {
         let shared = self.http2.try_lock().ok().and_then(|shared| shared.clone());
-        if let Some(mut sender) = shared.filter(|sender| !sender.is_closed()) {
-            match sender.try_send_request(request).await {
-                Ok(response) => return Ok(response.map(Body::from)),
+        if let Some(mut shared) = shared.filter(|shared| !shared.sender.is_closed()) {
+            match shared.send(request).await {
+                Ok(response) => return Ok(response),
                 // The server is closing the connection and has not looked at the request.
                 Err(mut error) => match error.take_message() {
                     Some(unsent) => request = unsent,
@@ -239,25 +300,25 @@ impl Server {
         // Requests that come while the connection is being made wait for it here; where that
         // fails they try by themselves, all at once.
         let waited = self.http2.try_lock().is_err();
-        let mut sender = {
+        let mut connection = {
             let mut shared = self.http2.lock().await;
             match &*shared {
-                Some(sender) if !sender.is_closed() => sender.clone(),
+                Some(connection) if !connection.sender.is_closed() => connection.clone(),
                 _ if waited => {
                     drop(shared);
                     let io = dial().await.map_err(SendError::Connect)?;
-                    let sender = connect_http2(io).await.map_err(SendError::Exchange)?;
-                    self.http2.lock().await.insert(sender).clone()
+                    let connection = connect_http2(io).await.map_err(SendError::Exchange)?;
+                    self.http2.lock().await.insert(connection).clone()
                 }
                 _ => {
                     let io = dial().await.map_err(SendError::Connect)?;
-                    let sender = connect_http2(io).await.map_err(SendError::Exchange)?;
-                    shared.insert(sender).clone()
+                    let connection = connect_http2(io).await.map_err(SendError::Exchange)?;
+                    shared.insert(connection).clone()
                 }
             }
         };
-        let response = sender.send_request(request).await.map_err(SendError::Exchange)?;
-        Ok(response.map(Body::from))
+        let response = connection.send(request).await;
+        response.map_err(|error| SendError::Exchange(error.into_error()))
     }
 
     fn take_idle(&self) -> Option<Http1> {
@@ -316,7 +377,7 @@ async fn connect_http1(io: impl Stream) -> Result<Http1, hyper::Error> {
     let leaving = io.leaving();
     let (mut sender, connection) = http1::Builder::new()
         .preserve_header_case(true)
-        .max_header_size(MOST_HEADER_BYTES as usize)
+        .max_buf_size(MOST_HEADER_BYTES as usize)
         .handshake(TokioIo::new(io))
         .await?;
     tokio::spawn(async move {
@@ -329,7 +390,7 @@ async fn connect_http1(io: impl Stream) -> Result<Http1, hyper::Error> {
     Ok(Http1 { sender, leaving })
 }
 
-async fn connect_http2(io: impl Stream) -> Result<http2::SendRequest<Body>, hyper::Error> {
+async fn connect_http2(io: impl Stream) -> Result<Http2, hyper::Error> {
     let (sender, connection) = http2::Builder::new(TokioExecutor::new())
         .timer(TokioTimer::new())
         .initial_stream_window_size(H2_STREAM_WINDOW)
@@ -343,7 +404,7 @@ async fn connect_http2(io: impl Stream) -> Result<http2::SendRequest<Body>, hype
             tracing::debug!(%error, "upstream HTTP/2 connection ended");
         }
     });
-    Ok(sender)
+    Ok(Http2 { sender, usage: Arc::default() })
 }
 
 fn lock(servers: &Servers) -> MutexGuard<'_, HashMap<PoolKey, Arc<Server>>> {
@@ -360,10 +421,11 @@ async fn close_idle(servers: Weak<Servers>) {
         servers.retain(|_, server| {
             let mut idle = server.idle.lock().unwrap_or_else(PoisonError::into_inner);
             idle.retain(|idle| idle.since.elapsed() < IDLE_TIMEOUT && idle.connection.stays());
-            let http2 = server
-                .http2
-                .try_lock()
-                .map_or(true, |sender| sender.as_ref().is_some_and(|sender| !sender.is_closed()));
+            // Whoever has the lock is making a connection.
+            let http2 = server.http2.try_lock().map_or(true, |mut shared| {
+                shared.take_if(|connection| !connection.stays());
+                shared.is_some()
+            });
             !idle.is_empty() || http2 || Arc::strong_count(server) > 1
         });
         if servers.is_empty() {

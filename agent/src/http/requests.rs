@@ -5,7 +5,7 @@ use std::time::Duration;
 use http::Version;
 use tokio::{sync::watch, time::sleep};
 
-use super::Tap;
+use super::{Tap, prompt::Asked};
 
 /// How long a connection is kept for one more request when it is to end. A client that reuses a
 /// connection cannot know that it will close: what it has sent by then must be answered.
@@ -13,7 +13,7 @@ const LAST_REQUEST_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The requests of one connection. Clones count together.
 #[derive(Clone, Debug)]
-pub(super) struct Requests(watch::Sender<State>);
+pub(super) struct Requests(watch::Sender<State>, Asked);
 
 #[derive(Clone, Copy, Debug, Default)]
 struct State {
@@ -24,11 +24,12 @@ struct State {
 
 /// One request, from its header to the end of its response.
 #[derive(Debug)]
-pub(super) struct Open(watch::Sender<State>);
+pub(super) struct Open(watch::Sender<State>, Asked);
 
 impl Requests {
-    pub(super) fn none() -> Self {
-        Self(watch::Sender::default())
+    /// None yet. `asked` hears of each.
+    pub(super) fn none(asked: Asked) -> Self {
+        Self(watch::Sender::default(), asked)
     }
 
     /// One more.
@@ -37,7 +38,8 @@ impl Requests {
             state.open += 1;
             state.http2 = version == Version::HTTP_2;
         });
-        Open(self.0.clone())
+        self.1.begin();
+        Open(self.0.clone(), self.1.clone())
     }
 
     /// Waits until the client can be told to go without losing what it has asked: in HTTP/2 at
@@ -64,6 +66,7 @@ impl Tap for Open {
 
 impl Drop for Open {
     fn drop(&mut self) {
+        self.1.end();
         self.0.send_modify(|state| state.open -= 1);
     }
 }

@@ -22,13 +22,14 @@ use super::{
     Body, Stream,
     farewell::{Ending, Patient},
     pool::{H2_CONNECTION_WINDOW, H2_STREAM_WINDOW, MOST_HEADER_BYTES},
+    prompt::{Asked, Prompt},
     requests::Requests,
 };
 
-/// How long a client may take until the header of its next request is whole. hyper counts the
-/// time between two requests in, so this is also how long a connection may idle: as long as
-/// Envoy lets it, for a client whose pool keeps connections longer would meet closed ones.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(3600);
+/// How long a connection may idle, before its first request or between two: as long as Envoy lets
+/// it, for a client whose pool keeps connections longer would meet closed ones. hyper counts the
+/// time of the next head in; `Prompt` has a limit for that alone.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(3600);
 /// Requests one client may have open on one HTTP/2 connection.
 const MOST_STREAMS: u32 = 1000;
 
@@ -77,7 +78,7 @@ where
     builder
         .http1()
         .timer(TokioTimer::new())
-        .header_read_timeout(HEADER_TIMEOUT)
+        .header_read_timeout(IDLE_TIMEOUT)
         .half_close(true)
         .preserve_header_case(true)
         .auto_date_header(false)
@@ -90,7 +91,8 @@ where
         .max_concurrent_streams(MOST_STREAMS)
         .max_header_list_size(MOST_HEADER_BYTES)
         .keep_alive_interval(Duration::from_secs(30));
-    let requests = Requests::none();
+    let in_work = Asked::default();
+    let requests = Requests::none(in_work.clone());
     let upgrades = Upgrades::default();
     let upgraded = upgrades.clone();
     let ending = Ending::default();
@@ -103,7 +105,7 @@ where
             Ok::<_, Infallible>(response.map(|body| body.tapped(open)))
         }
     });
-    let stream = TokioIo::new(Patient::new(stream, ending.clone()));
+    let stream = TokioIo::new(Patient::new(Prompt::new(stream, in_work), ending.clone()));
     let mut connection = pin!(builder.serve_connection_with_upgrades(stream, service));
     let drained = async {
         drain.cancelled().await;

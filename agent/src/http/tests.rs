@@ -511,3 +511,38 @@ async fn a_body_that_ends_with_trailers_is_complete() {
     assert_eq!(how.recv().await, Some("trailers"));
     assert_eq!(how.recv().await, Some("complete"));
 }
+
+#[tokio::test(start_paused = true)]
+async fn an_http_2_connection_is_closed_once_nothing_was_asked_for_a_while() {
+    let (pool, server) = (Pool::default(), SocketAddr::from((Ipv4Addr::LOCALHOST, 80)));
+    let key = PoolKey { client: Ipv4Addr::LOCALHOST.into(), server, http2: true };
+    let (ours, theirs) = duplex(64 << 10);
+    let served = tokio::spawn(async move {
+        let mut connection = h2::server::handshake(theirs).await.unwrap();
+        while let Some(Ok((_, mut respond))) = connection.accept().await {
+            tokio::spawn(async move {
+                // As long as a connection may be idle.
+                tokio::time::sleep(Duration::from_secs(50)).await;
+                respond.send_response(Response::new(()), true).unwrap();
+            });
+        }
+    });
+    let request = Request::get("http://a/").version(http::Version::HTTP_2).body(Body::default());
+    let response = pool.send(key, request.unwrap(), async || Ok::<_, &str>(ours)).await.unwrap();
+    assert_eq!(response.status(), StatusCode::OK);
+    drop(response);
+    assert!(!served.is_finished(), "closed while it was in use");
+    tokio::time::timeout(Duration::from_secs(100), served).await.unwrap().unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_begins_to_ask_and_does_not_come_to_the_point_is_hung_up_on() {
+    for start in ["GET / HTTP/1.1\r\nhost: a\r\nx-slow: ", "PRI * HTTP/2.0\r\n\r\n"] {
+        let mut bench = bench();
+        bench.say(start).await;
+        let mut heard = Vec::new();
+        let hung_up = bench.client.read_to_end(&mut heard);
+        tokio::time::timeout(Duration::from_secs(60), hung_up).await.unwrap().unwrap();
+        assert_eq!(bench.dialled.load(Ordering::Relaxed), 0);
+    }
+}

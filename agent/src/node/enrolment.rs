@@ -376,7 +376,8 @@ impl Enrolment {
         let EnrolledPod { outbound, inbound, dialer } =
             self.capture.enroll(&workload.uid, netns, &workload.ips)?;
         let tunnels = HbonePool::new(PoolOptions::default());
-        let pod = Arc::new(LocalPod::new(workload.clone(), dialer, tunnels));
+        let pod =
+            Arc::new(LocalPod::new(workload.clone(), dialer, tunnels, self.proxy.limits.pod()));
         tracing::info!(pod = name_of(workload), principal = %workload.principal, "pod captured");
         let _serving = proxy::serve(self.proxy.clone(), pod.clone(), outbound, inbound);
         Ok(Captured { pod, told: workload.netns.clone(), netns: inode, _serving })

@@ -42,6 +42,7 @@ use crate::{
         CertificateSource, IdentityStore, SelfSignedCa,
         istio::{IstioCa, IstioCaOptions},
     },
+    limits::{LimitOptions, Limits},
     mesh::{RootNamespace, SnapshotStore, TrustDomain},
     proxy::{Admissions, Drain, LocalPods, Proxy, SameNode},
     signals::Signals,
@@ -72,6 +73,7 @@ pub struct Options {
     pub bpffs: PathBuf,
     pub unknown_pods: UnknownPods,
     pub same_node: SameNode,
+    pub limits: LimitOptions,
     pub trace_sampling: f64,
     pub ready_addr: SocketAddr,
     pub stats_addr: SocketAddr,
@@ -106,7 +108,7 @@ const CONFIGURATION: &str = "configuration";
 pub async fn run(options: Options) -> anyhow::Result<()> {
     // First, since everything else without root fails on some file, which says less.
     capture::need_root()?;
-    descriptors::allow_all();
+    let descriptors = descriptors::allow_all();
     let mut signals = Signals::listen()?;
     let readiness = Readiness::waiting_for([CAPTURE, IDENTITY, CONFIGURATION]);
 
@@ -138,6 +140,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         unknown_clients: Notify::new(),
         admissions: Admissions::default(),
         same_node: options.same_node,
+        limits: Limits::new(options.limits.within(descriptors)),
     });
     let source_state = source.state();
     let runtime = match (options.nri_socket, &source) {

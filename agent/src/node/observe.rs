@@ -139,6 +139,8 @@ impl Observed {
                 ..gauge("sluice_pods", "Pods of this node that belong to the mesh", count as f64)
             });
         }
+        // One after the other: both have connections refused.
+        readings.extend(self.limits());
         readings.extend(self.admissions());
         let (issued, failed) = self.proxy.identity.requests();
         for (outcome, count) in [("issued", issued), ("failed", failed)] {
@@ -166,7 +168,7 @@ impl Observed {
         let reason = Failure::MutualTlsRequired.as_str();
         let refused = admissions.refused().map(move |(client, count)| Reading {
             name: "sluice_connections_refused_total",
-            help: "Connections that policy refused or cut, and what the client was taken for",
+            help: REFUSED,
             kind: Kind::Counter,
             labels: vec![("reason", reason.to_owned()), ("client", client.to_owned())],
             value: count as f64,
@@ -179,6 +181,27 @@ impl Observed {
             value: admissions.probes() as f64,
         };
         refused.chain([probes])
+    }
+
+    /// What was refused for want of room, and how much room there is.
+    fn limits(&self) -> Vec<Reading> {
+        let limits = &self.proxy.limits;
+        let refused = limits.refusals().map(|(reason, count)| Reading {
+            name: "sluice_connections_refused_total",
+            help: REFUSED,
+            kind: Kind::Counter,
+            labels: vec![("reason", reason.to_owned())],
+            value: count as f64,
+        });
+        let used = limits.usage().map(|(resource, used, _)| Reading {
+            labels: vec![("resource", resource.to_owned())],
+            ..gauge("sluice_limit_used", "How much of what is limited is in use", used as f64)
+        });
+        let totals = limits.usage().map(|(resource, _, total)| Reading {
+            labels: vec![("resource", resource.to_owned())],
+            ..gauge("sluice_limit", "The most of it that all pods may use", total as f64)
+        });
+        used.into_iter().chain(totals).chain(refused).collect()
     }
 
     fn current(&self) -> Status {
@@ -237,6 +260,9 @@ impl Observed {
             .collect()
     }
 }
+
+const REFUSED: &str = "Connections refused or cut by reason; where policy did, what the client \
+                       was taken for";
 
 /// The readings of one watch on the API server.
 fn watch(watch: &WatchState) -> [Reading; 4] {

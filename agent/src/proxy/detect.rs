@@ -5,7 +5,7 @@ use std::time::Duration;
 use bytes::BytesMut;
 use tokio::{
     io::{AsyncRead, AsyncReadExt},
-    time::sleep,
+    time::{Instant, sleep_until},
 };
 
 use super::relay::Early;
@@ -14,8 +14,11 @@ use crate::{
     telemetry::Failure,
 };
 
-/// How long bytes that may yet become a request line are held back for more of it.
+/// How long bytes that may yet become a request line are held back for more of it, in all.
 const LONGEST_HOLD: Duration = Duration::from_millis(100);
+/// The same for bytes that hardly are anything else: a method, a blank, and more. A server has
+/// nothing to answer before the line is whole, and a lost segment takes longer than the above.
+const LONGEST_LINE: Duration = Duration::from_secs(5);
 
 /// What a connection speaks, and what was read to find out.
 #[derive(Debug)]
@@ -47,7 +50,11 @@ pub(super) async fn detect(
     server: &mut (impl AsyncRead + Unpin),
 ) -> Result<Detected, Side> {
     let (mut from_client, mut from_server) = (BytesMut::new(), BytesMut::new());
+    // Of the first byte, not of each: else one byte now and then would hold both ends for ever.
+    let mut began = None;
     let protocol = loop {
+        let hold = if from_client.contains(&b' ') { LONGEST_LINE } else { LONGEST_HOLD };
+        let deadline = began.map_or_else(Instant::now, |began| began + hold);
         from_client.reserve(1024);
         from_server.reserve(1024);
         tokio::select! {
@@ -57,7 +64,7 @@ pub(super) async fn detect(
                     (0, _) => break Protocol::Opaque,
                     (_, Sniff::Is(protocol)) => break protocol,
                     // Bounded: a line that grows too long is not HTTP.
-                    (_, Sniff::Undecided) => {}
+                    (_, Sniff::Undecided) => drop(began.get_or_insert_with(Instant::now)),
                 }
             },
             read = server.read_buf(&mut from_server) => {
@@ -65,7 +72,7 @@ pub(super) async fn detect(
                 break Protocol::Opaque;
             }
             // A client that waits for an answer to `HELLO` must not wait for us.
-            () = sleep(LONGEST_HOLD), if !from_client.is_empty() => break Protocol::Opaque,
+            () = sleep_until(deadline), if began.is_some() => break Protocol::Opaque,
         }
     };
     let early = Early { from_client: from_client.freeze(), from_server: from_server.freeze() };
@@ -110,6 +117,36 @@ mod tests {
         let detected = detect(&mut client, &mut server).await.unwrap();
         assert_eq!(detected.protocol, Protocol::Opaque);
         assert_eq!(detected.early.from_client, "HELLO");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_line_with_a_pause_in_it_is_still_http() {
+        let (mut client, mut client_end) = duplex(64);
+        let (mut server, _server_end) = duplex(64);
+        let detected = tokio::spawn(async move { detect(&mut client, &mut server).await });
+        for piece in ["GET ", "/order HTTP/1.1\r\n"] {
+            client_end.write_all(piece.as_bytes()).await.unwrap();
+            tokio::time::sleep(5 * LONGEST_HOLD).await;
+        }
+        assert_eq!(detected.await.unwrap().unwrap().protocol, Protocol::Http1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_byte_now_and_then_does_not_put_the_verdict_off() {
+        for (start, limit) in [("G", LONGEST_HOLD), ("GET /", LONGEST_LINE)] {
+            let (mut client, mut client_end) = duplex(64);
+            let (mut server, _server_end) = duplex(64);
+            let began = Instant::now();
+            let detected = tokio::spawn(async move { detect(&mut client, &mut server).await });
+            client_end.write_all(start.as_bytes()).await.unwrap();
+            while !detected.is_finished() {
+                // Errors once the other end is gone.
+                let _ = client_end.write_all(b"A").await;
+                tokio::time::sleep(limit / 20).await;
+            }
+            assert_eq!(detected.await.unwrap().unwrap().protocol, Protocol::Opaque);
+            assert!(began.elapsed() <= limit + limit / 10, "{start}: {:?}", began.elapsed());
+        }
     }
 
     #[tokio::test]

@@ -26,7 +26,8 @@ pub struct Drain {
 impl Drain {
     /// Runs a connection to its end, or until the drain deadline.
     pub fn connection(&self, connection: impl Future<Output = ()> + Send + 'static) {
-        let abort = self.abort.clone();
+        // A child: waiting on the one token of all connections takes its lock at every poll.
+        let abort = self.abort.child_token();
         self.connections.spawn(async move {
             tokio::select! {
                 // A connection that watches for the cut itself gets to record how it ended.

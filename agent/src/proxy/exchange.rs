@@ -81,7 +81,9 @@ where
         Err(refusal) => {
             let Refusal { status, failure, message } = sent.explain(refusal);
             tracing::debug!(error = %message, "request refused");
-            let response = plain(status, format!("sluice: {message}\n"));
+            // No more than the kind: addresses and identities of the mesh are not for whoever asks.
+            // Span and log have the rest.
+            let response = plain(status, format!("sluice: {}\n", failure.as_str()));
             let (parts, body) = response.into_parts();
             watch.begin(&parts);
             watch.finish(Some(failure));

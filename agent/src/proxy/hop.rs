@@ -1,9 +1,6 @@
 //! Where a connection or request goes next, and how it gets there.
 
-use std::{
-    net::{IpAddr, SocketAddr},
-    sync::Arc,
-};
+use std::{net::SocketAddr, sync::Arc};
 
 use super::{LocalPod, Proxy};
 use crate::mesh::{
@@ -90,7 +87,9 @@ impl Hop {
 impl Proxy {
     /// How `client` reaches `server`, of the mesh, at its `address`.
     fn way(&self, client: &LocalPod, address: SocketAddr, server: &Workload) -> Way {
-        let here = self.enrolled(address.ip(), server);
+        // An address may have gone from one pod to the next before the snapshot says so; a tunnel
+        // finds out by the identity.
+        let here = self.pods.of(server, address.ip());
         let captured = here.is_some() || server.captured;
         match (here, server.mtls.on(address.port()).mode) {
             (Some(server_here), _) if self.hands_over(client, server) => Way::SameNode(server_here),
@@ -100,13 +99,6 @@ impl Proxy {
             (_, MutualTlsMode::Permissive) if !captured => Way::Plain,
             _ => Way::Tunnel(server.principal.clone()),
         }
-    }
-
-    /// `workload`, if it is the pod of this node that is enrolled with the address `ip`. The
-    /// address may be another pod's already, or still: who is enrolled and what the snapshot
-    /// says do not change in one moment.
-    fn enrolled(&self, ip: IpAddr, workload: &Workload) -> Option<Arc<LocalPod>> {
-        self.pods.at(ip).filter(|pod| pod.uid == workload.uid)
     }
 
     /// Whether what `client` sends to `server`, both enrolled here, is handed over.

@@ -18,6 +18,7 @@ use crate::{
     capture::Accepted,
     http::{self as web, Body, PoolKey, Prefixed, Protocol},
     identity,
+    limits::Limit,
     mesh::{AppProtocol, Principal, Workload},
     telemetry::{Failure, Flow, Reporter, SecurityPolicy, TcpSpan},
     tunnel::{self, Connect, TunnelError},
@@ -47,6 +48,13 @@ pub(super) async fn connection(proxy: Arc<Proxy>, pod: Arc<LocalPod>, accepted: 
             "refused: a rule in the pod redirects it to the pod's loopback");
         return io::reset(&stream);
     }
+    let _permit = match pod.limits.arriving(peer.ip()) {
+        Ok(permit) => permit,
+        Err(limit) => {
+            io::reset(&stream);
+            return over(&proxy, &pod, limit, &Arrival::unknown(peer, original_destination));
+        }
+    };
     if original_destination.port() == HBONE_PORT {
         return hbone(proxy, pod, stream, peer, original_destination).await;
     }
@@ -65,6 +73,16 @@ pub(super) async fn connection(proxy: Arc<Proxy>, pod: Arc<LocalPod>, accepted: 
     carry(proxy, pod, arrival, Door::Plain(stream)).await;
 }
 
+/// Notes that a connection, a handshake or a stream was refused as one too many.
+fn over(proxy: &Proxy, pod: &LocalPod, limit: Limit, arrival: &Arrival) {
+    if proxy.limits.refused(limit) {
+        tracing::warn!(client = %arrival.client, app = %arrival.app, pod = %pod.uid,
+            reason = limit.as_str(), "inbound connections are refused: {limit}");
+        let span = proxy.telemetry.connection(&arrival.flow(proxy, pod), None);
+        span.finish(0, 0, Some(limit.into()));
+    }
+}
+
 /// Terminates HBONE: each CONNECT becomes one connection to the application.
 async fn hbone(
     proxy: Arc<Proxy>,
@@ -80,6 +98,14 @@ async fn hbone(
             return io::reset(&stream);
         }
     };
+    let handshaking = match pod.limits.handshake(peer.ip()) {
+        Ok(handshaking) => handshaking,
+        Err(limit) => {
+            io::reset(&stream);
+            return over(&proxy, &pod, limit, &Arrival::unknown(peer, local));
+        }
+    };
+    let (_tunnel, tunnels) = pod.limits.tunnel();
     let drain = proxy.drain.started().clone();
     let connect = {
         let (proxy, pod) = (proxy.clone(), pod.clone());
@@ -89,18 +115,13 @@ async fn hbone(
             async move { pod.while_captured(connected(proxy, pod.clone(), connect, peer)).await }
         }
     };
-    let served = tunnel::serve(stream, tls, identity::peer_principal, drain, connect).await;
+    let peer_of = identity::peer_principal;
+    let served = tunnel::serve(stream, tls, handshaking, tunnels, peer_of, drain, connect).await;
     match served {
         Ok(()) => {}
         Err(error @ TunnelError::Tls { .. }) => {
             tracing::info!(%peer, pod = %pod.uid, %error, "HBONE connection refused");
-            let arrival = Arrival {
-                client: peer,
-                app: local,
-                principal: None,
-                source: None,
-                same_node: false,
-            };
+            let arrival = Arrival::unknown(peer, local);
             let span = proxy.telemetry.connection(&arrival.flow(&proxy, &pod), None);
             span.finish(0, 0, Some(Failure::TlsFailure));
         }
@@ -115,6 +136,13 @@ async fn connected(proxy: Arc<Proxy>, pod: Arc<LocalPod>, connect: Connect, peer
         tracing::info!(%peer, %app, pod = %pod.uid, "CONNECT to an address that is not the pod's");
         return connect.reject(StatusCode::NOT_FOUND);
     }
+    let _permit = match pod.limits.arriving(peer.ip()) {
+        Ok(permit) => permit,
+        Err(limit) => {
+            connect.reject(StatusCode::SERVICE_UNAVAILABLE);
+            return over(&proxy, &pod, limit, &Arrival::unknown(peer, app));
+        }
+    };
     let principal = connect.peer.clone();
     let source = proxy.snapshots.load().workload(peer.ip()).cloned();
     let arrival = Arrival {
@@ -191,7 +219,8 @@ async fn probe(proxy: &Proxy, pod: &LocalPod, arrival: &Arrival, door: Door) {
     };
     match door.open() {
         Ok(client) => {
-            relay(client, Io::Tcp(app), Early::default(), pod.cut(&proxy.drain)).await;
+            let buffered = pod.limits.buffered();
+            relay(client, Io::Tcp(app), Early::default(), buffered, pod.cut(&proxy.drain)).await;
         }
         Err(_) => io::reset(&app),
     }
@@ -273,7 +302,11 @@ async fn traffic(
             }
         }
     };
-    let Outcome { sent, received, failure } = relay(client, Io::Tcp(app), early, end).await;
+    let Outcome { sent, received, failure } =
+        relay(client, Io::Tcp(app), early, pod.limits.buffered(), end).await;
+    if failure == Some(Failure::BufferLimit) {
+        proxy.overfull(&pod);
+    }
     match denied {
         Some(denied) => {
             let why = cut(&arrival, &denied);
@@ -378,6 +411,11 @@ pub(super) async fn deliver(
 }
 
 impl Arrival {
+    /// Of whoever is at `client`, when nothing else about it was looked at.
+    fn unknown(client: SocketAddr, app: SocketAddr) -> Self {
+        Self { client, app, principal: None, source: None, same_node: false }
+    }
+
     /// What spans and metrics of the server's side say about this connection.
     pub(super) fn flow(&self, proxy: &Proxy, pod: &LocalPod) -> Arc<Flow> {
         let local = pod.workload();

@@ -86,6 +86,15 @@ impl Io {
         }
     }
 
+    /// How much more its other end may send while nobody reads, into memory of this process. The
+    /// kernel's buffers are the pod's.
+    pub(super) fn window(&self) -> usize {
+        match self {
+            Io::Tcp(_) => 0,
+            Io::Hbone(stream) => stream.window(),
+        }
+    }
+
     /// Ends the connection as broken: the other side sees a reset, not an end.
     pub(super) fn abort(self) {
         match self {

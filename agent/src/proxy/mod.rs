@@ -28,7 +28,13 @@ pub use pods::{LocalPod, LocalPods};
 pub use same_node::SameNode;
 use tokio::{net::TcpListener, sync::Notify};
 
-use crate::{capture, identity::IdentityStore, mesh::SnapshotStore, telemetry::Telemetry};
+use crate::{
+    capture,
+    identity::IdentityStore,
+    limits::{Limit, Limits, is_exhaustion},
+    mesh::SnapshotStore,
+    telemetry::Telemetry,
+};
 
 /// The port HBONE is spoken on, as Istio's ambient mode has it.
 pub const HBONE_PORT: u16 = 15008;
@@ -56,6 +62,18 @@ pub struct Proxy {
     pub admissions: Admissions,
     /// How pods of this node reach each other.
     pub same_node: SameNode,
+    /// What there is for all pods to share.
+    pub limits: Limits,
+}
+
+impl Proxy {
+    /// Notes that a connection of `pod` was cut since too much waits for its readers.
+    fn overfull(&self, pod: &LocalPod) {
+        if self.limits.refused(Limit::Buffered) {
+            tracing::warn!(pod = %pod.uid, reason = Limit::Buffered.as_str(),
+                "connections are reset: {}", Limit::Buffered);
+        }
+    }
 }
 
 /// Serves the two listeners of an enrolled pod until the returned handle is dropped, or until
@@ -89,6 +107,7 @@ async fn accept<F>(
 ) where
     F: Future<Output = ()> + Send + 'static,
 {
+    let mut pause = FIRST_PAUSE;
     loop {
         let accepted = tokio::select! {
             biased;
@@ -97,16 +116,37 @@ async fn accept<F>(
         };
         match accepted {
             Ok(accepted) => {
+                pause = FIRST_PAUSE;
                 let carried = connection(proxy.clone(), pod.clone(), accepted);
                 let pod = pod.clone();
                 proxy.drain.connection(async move { pod.while_captured(carried).await });
             }
             Err(error) => {
-                // Out of file descriptors, or a client gone before it was accepted. Neither
-                // gets better by trying again at once.
-                tracing::warn!(pod = %pod.uid, %error, "could not accept a captured connection");
-                tokio::time::sleep(Duration::from_millis(10)).await;
+                // Out of file descriptors or memory, or a client gone before it was accepted.
+                // Neither gets better by trying again at once.
+                if is_exhaustion(&error) {
+                    proxy.limits.descriptors.in_need(|| refuse_one(&listener));
+                    if proxy.limits.refused(Limit::Descriptors) {
+                        tracing::warn!(pod = %pod.uid, %error, "connections are refused: {}", Limit::Descriptors);
+                    }
+                } else {
+                    tracing::debug!(pod = %pod.uid, %error, "could not accept a captured connection");
+                }
+                tokio::time::sleep(pause).await;
+                pause = (2 * pause).min(LONGEST_PAUSE);
             }
         }
+    }
+}
+
+/// How long nothing is accepted after accepting failed, at first and at most.
+const FIRST_PAUSE: Duration = Duration::from_millis(5);
+const LONGEST_PAUSE: Duration = Duration::from_millis(200);
+
+/// Resets the next connection that waits to be accepted, if one does.
+fn refuse_one(listener: &TcpListener) {
+    let mut now = std::task::Context::from_waker(std::task::Waker::noop());
+    if let std::task::Poll::Ready(Ok((stream, _))) = listener.poll_accept(&mut now) {
+        io::reset(&stream);
     }
 }

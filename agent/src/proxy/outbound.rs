@@ -22,6 +22,7 @@ use super::{
 use crate::{
     capture::Accepted,
     http::{self as web, Body, PoolKey, Prefixed, Protocol},
+    limits::Limit,
     mesh::{AppProtocol, Destination, Principal, Service},
     telemetry::{Failure, Flow, Reporter, SecurityPolicy, TcpSpan},
     tunnel::{ConnectRequest, PoolKey as TunnelKey, TunnelError},
@@ -36,6 +37,10 @@ pub(super) async fn connection(proxy: Arc<Proxy>, pod: Arc<LocalPod>, accepted: 
     }
     let outbound = Outbound { proxy, pod, client, dialled, mark };
     let destination = outbound.destination();
+    let _permit = match outbound.pod.limits.departing() {
+        Ok(permit) => permit,
+        Err(limit) => return outbound.over(limit, &stream, &destination),
+    };
     match declared(&destination) {
         AppProtocol::Http | AppProtocol::Http2 => outbound.requests(stream, None).await,
         AppProtocol::Opaque => {
@@ -63,6 +68,18 @@ impl Outbound {
     /// What the dialled address means by the newest snapshot.
     fn destination(&self) -> Destination {
         self.proxy.snapshots.load().destination(self.dialled)
+    }
+
+    /// Refuses a connection that is one too many.
+    fn over(&self, limit: Limit, client: &TcpStream, destination: &Destination) {
+        io::reset(client);
+        if self.proxy.limits.refused(limit) {
+            tracing::warn!(client = %self.client, dialled = %self.dialled, pod = %self.pod.uid,
+                reason = limit.as_str(), "outbound connections are refused: {limit}");
+            let flow = self.flow(None, service_of(destination));
+            let span = self.proxy.telemetry.connection(&flow, None);
+            span.finish(0, 0, Some(limit.into()));
+        }
     }
 
     /// Requests find their endpoint one by one; the `first` one's is connected already where
@@ -280,7 +297,10 @@ impl Opened {
         let Self { server, hop, mut spans } = self;
         spans.iter_mut().for_each(TcpSpan::opaque);
         let Outcome { sent, received, failure } =
-            relay(Io::Tcp(client), server, early, by.cut(&hop)).await;
+            relay(Io::Tcp(client), server, early, by.pod.limits.buffered(), by.cut(&hop)).await;
+        if failure == Some(Failure::BufferLimit) {
+            by.proxy.overfull(&by.pod);
+        }
         for span in spans {
             span.finish(sent, received, failure);
         }

@@ -14,6 +14,7 @@ use super::Drain;
 use crate::{
     capture::PodDialer,
     http::Pool,
+    limits::PodLimits,
     mesh::{PodUid, Principal, Workload},
     telemetry::Failure,
     tunnel::HbonePool,
@@ -33,15 +34,23 @@ pub struct LocalPod {
     outbound: Mutex<HashMap<Option<Principal>, Arc<Pool>>>,
     workload: ArcSwap<Workload>,
     released: CancellationToken,
+    /// What it holds of the agent's budgets.
+    pub limits: PodLimits,
 }
 
 impl LocalPod {
     /// A pod that was just enrolled.
-    pub fn new(workload: Arc<Workload>, dialer: PodDialer, tunnels: HbonePool) -> Self {
+    pub fn new(
+        workload: Arc<Workload>,
+        dialer: PodDialer,
+        tunnels: HbonePool,
+        limits: PodLimits,
+    ) -> Self {
         Self {
             uid: workload.uid.clone(),
             dialer,
             tunnels,
+            limits,
             outbound: Mutex::default(),
             inbound: Pool::default(),
             workload: ArcSwap::new(workload),
@@ -57,11 +66,13 @@ impl LocalPod {
 
     /// Runs a connection to its end, or until the pod is released.
     pub(super) async fn while_captured(&self, connection: impl Future<Output = ()>) {
+        // A child, as in the drain.
+        let released = self.released.child_token();
         tokio::select! {
             // A connection that watches for the cut itself gets to record how it ended.
             biased;
             () = connection => {}
-            () = self.released.cancelled() => {}
+            () = released.cancelled() => {}
         }
     }
 
@@ -99,9 +110,10 @@ pub struct LocalPods {
 }
 
 impl LocalPods {
-    /// The enrolled pod that owns `ip`.
-    pub fn at(&self, ip: IpAddr) -> Option<Arc<LocalPod>> {
-        self.by_ip.load().get(&ip).cloned()
+    /// The enrolled pod at `ip`, if it is the one that `workload` is about.
+    pub fn of(&self, workload: &Workload, ip: IpAddr) -> Option<Arc<LocalPod>> {
+        let by_ip = self.by_ip.load();
+        by_ip.get(&ip).filter(|pod| pod.uid == workload.uid).cloned()
     }
 
     /// Replaces the set of enrolled pods.

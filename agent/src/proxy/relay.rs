@@ -4,6 +4,7 @@ use std::{
     future::{Future, poll_fn},
     io,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll, ready},
 };
 
@@ -11,7 +12,10 @@ use bytes::Bytes;
 use tokio::io::AsyncWrite;
 
 use super::io::{Io, ReadSize};
-use crate::telemetry::Failure;
+use crate::{
+    limits::{Permit, Share},
+    telemetry::Failure,
+};
 
 /// What a connection carried and how it ended.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -35,15 +39,18 @@ pub(super) struct Early {
 /// other direction goes on; a reset at one end becomes a reset at the other.
 ///
 /// When `cut` says why it must end now, or the returned future dropped half way, both ends are reset: an end
-/// would tell them that they have everything.
+/// would tell them that they have everything. The same where more waits for readers of one pod than
+/// `buffered` has room for.
 pub(super) async fn relay(
     client: Io,
     server: Io,
     early: Early,
+    buffered: &Arc<Share>,
     cut: impl Future<Output = Failure>,
 ) -> Outcome {
     let mut relay = Relay {
         ends: Some((client, server)),
+        buffered,
         up: Direction::starting_with(early.from_client),
         down: Direction::starting_with(early.from_server),
     };
@@ -58,20 +65,21 @@ pub(super) async fn relay(
     Outcome { sent: relay.up.moved, received: relay.down.moved, failure }
 }
 
-struct Relay {
+struct Relay<'a> {
     ends: Option<(Io, Io)>,
+    buffered: &'a Arc<Share>,
     up: Direction,
     down: Direction,
 }
 
-impl Relay {
+impl Relay<'_> {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Failure>> {
         let Some((client, server)) = &mut self.ends else { return Poll::Ready(None) };
-        let up = self.up.poll(cx, client, server);
+        let up = self.up.poll(cx, client, server, self.buffered);
         if let Poll::Ready(Err(broken)) = up {
             return Poll::Ready(Some(broken.failure(Failure::ResetLocal, Failure::ResetRemote)));
         }
-        let down = self.down.poll(cx, server, client);
+        let down = self.down.poll(cx, server, client, self.buffered);
         if let Poll::Ready(Err(broken)) = down {
             return Poll::Ready(Some(broken.failure(Failure::ResetRemote, Failure::ResetLocal)));
         }
@@ -79,7 +87,7 @@ impl Relay {
     }
 }
 
-impl Drop for Relay {
+impl Drop for Relay<'_> {
     fn drop(&mut self) {
         if let Some((client, server)) = self.ends.take() {
             client.abort();
@@ -92,6 +100,8 @@ impl Drop for Relay {
 enum Broken {
     Source,
     Sink,
+    /// Neither, but too much waits for sinks.
+    Overfull,
 }
 
 impl Broken {
@@ -99,6 +109,7 @@ impl Broken {
         match self {
             Broken::Source => source,
             Broken::Sink => sink,
+            Broken::Overfull => Failure::BufferLimit,
         }
     }
 }
@@ -109,6 +120,8 @@ struct Direction {
     read_size: ReadSize,
     moved: u64,
     phase: Phase,
+    /// While the sink takes nothing: for what waits here, and what the source may still send.
+    waiting: Option<Permit>,
 }
 
 enum Phase {
@@ -120,7 +133,7 @@ enum Phase {
 impl Direction {
     fn starting_with(pending: Bytes) -> Self {
         let moved = pending.len() as u64;
-        Self { pending, read_size: ReadSize::default(), moved, phase: Phase::Moving }
+        Self { pending, read_size: ReadSize::default(), moved, phase: Phase::Moving, waiting: None }
     }
 
     /// Ready once the source ended and the sink was told so.
@@ -129,11 +142,12 @@ impl Direction {
         cx: &mut Context<'_>,
         source: &mut Io,
         sink: &mut Io,
+        buffered: &Arc<Share>,
     ) -> Poll<Result<(), Broken>> {
         loop {
             match self.phase {
                 Phase::Moving => {
-                    ready!(self.poll_move(cx, source, sink))?;
+                    ready!(self.poll_move(cx, source, sink, buffered))?;
                     self.phase = Phase::Ending;
                 }
                 Phase::Ending => {
@@ -155,11 +169,16 @@ impl Direction {
         cx: &mut Context<'_>,
         source: &mut Io,
         sink: &mut Io,
+        buffered: &Arc<Share>,
     ) -> Poll<Result<(), Broken>> {
         loop {
             while !self.pending.is_empty() {
-                ready!(sink.poll_write_bytes(cx, &mut self.pending)).map_err(|_| Broken::Sink)?;
+                let Poll::Ready(written) = sink.poll_write_bytes(cx, &mut self.pending) else {
+                    return self.wait(source, buffered);
+                };
+                written.map_err(|_| Broken::Sink)?;
             }
+            self.waiting = None;
             let read = ready!(source.poll_read_bytes(cx, &mut self.read_size));
             self.pending = read.map_err(|_| Broken::Source)?;
             if self.pending.is_empty() {
@@ -167,6 +186,21 @@ impl Direction {
             }
             self.moved += self.pending.len() as u64;
         }
+    }
+}
+
+impl Direction {
+    /// Waits for the sink, which takes nothing now. Only then does a connection cost memory for
+    /// as long as somebody else likes: what was read, and the window that the source has to fill.
+    fn wait(&mut self, source: &Io, buffered: &Arc<Share>) -> Poll<Result<(), Broken>> {
+        if self.waiting.is_none() {
+            let most = self.pending.len() + source.window();
+            self.waiting = buffered.take(most as u64);
+            if self.waiting.is_none() {
+                return Poll::Ready(Err(Broken::Overfull));
+            }
+        }
+        Poll::Pending
     }
 }
 
@@ -178,6 +212,7 @@ mod tests {
     };
 
     use super::*;
+    use crate::limits::Budget;
 
     async fn pair() -> (TcpStream, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -193,10 +228,15 @@ mod tests {
     }
 
     async fn bench(early: Early) -> Bench {
+        bench_with(early, Budget::new(1 << 20)).await
+    }
+
+    async fn bench_with(early: Early, buffered: Arc<Budget>) -> Bench {
         let (client, near) = pair().await;
         let (far, server) = pair().await;
         let relay = tokio::spawn(async move {
-            relay(Io::Tcp(near), Io::Tcp(far), early, std::future::pending()).await
+            let buffered = buffered.share();
+            relay(Io::Tcp(near), Io::Tcp(far), early, &buffered, std::future::pending()).await
         });
         Bench { client, server, relay }
     }
@@ -254,5 +294,54 @@ mod tests {
             let error = end.read_u8().await.unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
         }
+    }
+
+    #[tokio::test]
+    async fn what_waits_for_a_reader_is_counted_until_it_is_read() {
+        let buffered = Budget::new(1 << 20);
+        let Bench { mut client, mut server, relay } =
+            bench_with(Early::default(), buffered.clone()).await;
+        let sent = fill(&mut client).await;
+        assert!(buffered.used() > 0, "the server reads nothing");
+        client.shutdown().await.unwrap();
+        let mut received = 0;
+        let mut piece = vec![0; 1 << 16];
+        loop {
+            match server.read(&mut piece).await.unwrap() {
+                0 => break,
+                read => received += read,
+            }
+        }
+        assert_eq!((received, buffered.used()), (sent, 0));
+        drop(server);
+        assert_eq!(relay.await.unwrap().failure, None);
+    }
+
+    #[tokio::test]
+    async fn a_connection_for_which_more_waits_than_may_is_reset() {
+        let Bench { mut client, server, relay } =
+            bench_with(Early::default(), Budget::new(512)).await;
+        let error = loop {
+            if let Err(error) = client.write_all(&[0; 1 << 16]).await {
+                break error;
+            }
+        };
+        drop(server);
+        assert!(is_reset(&error), "{error}");
+        assert_eq!(relay.await.unwrap().failure, Some(Failure::BufferLimit));
+    }
+
+    fn is_reset(error: &io::Error) -> bool {
+        matches!(error.kind(), io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe)
+    }
+
+    /// Sends until nothing more is taken.
+    async fn fill(to: &mut TcpStream) -> usize {
+        let mut sent = 0;
+        let quiet = std::time::Duration::from_millis(200);
+        while let Ok(written) = tokio::time::timeout(quiet, to.write(&[0; 1 << 16])).await {
+            sent += written.unwrap();
+        }
+        sent
     }
 }

@@ -2,7 +2,10 @@
 
 use std::{net::SocketAddr, sync::Arc};
 
-use crate::mesh::{Principal, Service, Workload};
+use crate::{
+    limits::Limit,
+    mesh::{Principal, Service, Workload},
+};
 
 /// On whose behalf the agent reports: the side of the connection the workload is on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -100,6 +103,22 @@ pub enum Failure {
     DrainTimeout,
     /// The pod left the mesh before the connection ended.
     PodLeft,
+    /// A pod or client has as many connections as are left for all others.
+    ConnectionLimit,
+    /// As many bytes wait for a pod's readers as are left for all others.
+    BufferLimit,
+    /// As many handshakes with a pod are in progress as are left for all others.
+    HandshakeLimit,
+}
+
+impl From<Limit> for Failure {
+    fn from(limit: Limit) -> Self {
+        match limit {
+            Limit::Connections | Limit::Descriptors => Failure::ConnectionLimit,
+            Limit::Buffered => Failure::BufferLimit,
+            Limit::Handshakes => Failure::HandshakeLimit,
+        }
+    }
 }
 
 impl Failure {
@@ -116,6 +135,9 @@ impl Failure {
             Failure::NoHealthyUpstream => "no_healthy_upstream",
             Failure::DrainTimeout => "drain_timeout",
             Failure::PodLeft => "pod_left",
+            Failure::ConnectionLimit => "connection_limit",
+            Failure::BufferLimit => "buffer_limit",
+            Failure::HandshakeLimit => "handshake_limit",
         }
     }
 
@@ -131,6 +153,8 @@ impl Failure {
             Failure::NoHealthyUpstream => "UH",
             Failure::DrainTimeout => "DT",
             Failure::PodLeft => "LR",
+            // Envoy's overload manager.
+            Failure::ConnectionLimit | Failure::BufferLimit | Failure::HandshakeLimit => "OM",
         }
     }
 }

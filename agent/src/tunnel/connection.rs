@@ -2,6 +2,7 @@
 
 use std::{
     net::SocketAddr,
+    pin::pin,
     sync::{Arc, Weak},
     time::Duration,
 };
@@ -17,12 +18,9 @@ use tokio_rustls::{TlsConnector, client::TlsStream};
 use super::{
     HboneStream, PoolOptions, TunnelError,
     error::within,
-    limits::{
-        CONNECTION_WINDOW, FRAME, HEADER_BYTES, PROVOKED_RESETS, SEND_BUFFER, STREAM_WINDOW,
-        TLS_TIMEOUT,
-    },
-    stream::OpenedOn,
+    limits::{CONNECTION_WINDOW, FRAME, HEADER_BYTES, PROVOKED_RESETS, SEND_BUFFER, TLS_TIMEOUT},
     usage::{GONE, InUse, Usage, peer_is_gone},
+    window::Window,
 };
 
 /// What a stream asks of the peer's agent.
@@ -42,6 +40,7 @@ pub(super) struct Connection {
     pub(super) tls: Arc<ClientConfig>,
     sender: SendRequest<Bytes>,
     usage: Usage,
+    window: Window,
     /// Why the connection ended, once it has.
     ended: watch::Receiver<Option<TunnelError>>,
 }
@@ -67,12 +66,14 @@ pub(super) enum Unopened {
 impl Connection {
     /// Makes TLS and HTTP/2 of a new TCP connection and spawns the task that drives it.
     ///
-    /// `closing` is called when the connection should take no more streams.
+    /// `closing` is called when the connection should take no more streams. `connections` is how
+    /// many the pod has with this one.
     pub(super) async fn establish(
         stream: TcpStream,
         address: SocketAddr,
         tls: Arc<ClientConfig>,
         options: &PoolOptions,
+        connections: usize,
         closing: impl FnMut(&Arc<Connection>) -> bool + Send + 'static,
     ) -> Result<Arc<Self>, TunnelError> {
         // Frames are written whole; waiting for more of them only adds latency.
@@ -82,8 +83,9 @@ impl Connection {
         let stream = within("the TLS handshake", TLS_TIMEOUT, connector.connect(name, stream))
             .await?
             .map_err(|error| TunnelError::tls(&error))?;
+        let window = Window::new(connections);
         let (sender, connection) = h2::client::Builder::new()
-            .initial_window_size(STREAM_WINDOW)
+            .initial_window_size(window.now())
             .initial_connection_window_size(CONNECTION_WINDOW)
             .max_frame_size(FRAME)
             .max_send_buffer_size(SEND_BUFFER)
@@ -95,10 +97,11 @@ impl Connection {
             .await
             .map_err(|error| TunnelError::from(&error))?;
         let (end, ended) = watch::channel(None);
-        let this = Arc::new(Self { tls, sender, usage: Usage::none(), ended });
+        let this = Arc::new(Self { tls, sender, usage: Usage::none(), window, ended });
         let closer = Closer {
             connection: Arc::downgrade(&this),
             usage: this.usage.clone(),
+            window: this.window.clone(),
             idle_timeout: options.idle_timeout,
             closing,
         };
@@ -154,6 +157,7 @@ impl Reserved {
     ) -> Result<HboneStream, Unopened> {
         let request =
             request(connect).map_err(|error| Unopened::Failed(TunnelError::broken(error)))?;
+        let window = self.connection.window.now();
         let answer = async {
             let mut sender = self.connection.sender.clone().ready().await?;
             let (response, send) = sender.send_request(request, false)?;
@@ -170,8 +174,8 @@ impl Reserved {
             return Err(Unopened::Failed(TunnelError::Refused { status }));
         }
         let connection = self.connection.sender.clone();
-        let opened_on = OpenedOn { connection, _in_use: self.in_use };
-        Ok(HboneStream::new(send, response.into_body(), Some(opened_on)))
+        let (received, in_use) = (response.into_body(), Arc::new(self.in_use));
+        Ok(HboneStream::new(send, received, window, Some(connection), in_use))
     }
 }
 
@@ -188,6 +192,7 @@ fn request(connect: &ConnectRequest) -> Result<Request<()>, http::Error> {
 struct Closer<C> {
     connection: Weak<Connection>,
     usage: Usage,
+    window: Window,
     idle_timeout: Duration,
     closing: C,
 }
@@ -212,13 +217,30 @@ async fn drive<C: FnMut(&Arc<Connection>) -> bool>(
     end: watch::Sender<Option<TunnelError>>,
 ) {
     let pings = connection.ping_pong().expect("nobody else has taken the pings");
-    let why = tokio::select! {
-        ended = connection => match ended {
-            Ok(()) => TunnelError::broken("it was closed"),
-            Err(error) => TunnelError::from(&error),
-        },
-        () = peer_is_gone(pings) => TunnelError::broken(GONE),
-        never = closer.run() => match never {},
+    let mut gone = pin!(peer_is_gone(pings));
+    let (usage, window) = (closer.usage.clone(), closer.window.clone());
+    let mut streams = usage.changes();
+    let why = {
+        let mut closing = pin!(closer.run());
+        loop {
+            tokio::select! {
+                ended = &mut connection => break match ended {
+                    Ok(()) => TunnelError::broken("it was closed"),
+                    Err(error) => TunnelError::from(&error),
+                },
+                () = &mut gone => break TunnelError::broken(GONE),
+                never = &mut closing => match never {},
+                // Fails only without a sender, and `usage` is one.
+                _ = streams.changed() => {
+                    if let Some(next) = window.next(usage.count())
+                        // Fails while the peer has not confirmed the last change.
+                        && connection.set_initial_window_size(next).is_ok()
+                    {
+                        window.set(next);
+                    }
+                }
+            }
+        }
     };
     tracing::debug!(%why, "HBONE connection ended");
     end.send_replace(Some(why));

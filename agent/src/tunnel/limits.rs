@@ -18,15 +18,38 @@ pub(super) const STREAMS: u32 = 100;
 // large one. A smaller window stays in the processor's cache, but 1 MiB is what 1 Gbit/s at
 // 10 ms takes. A longer send buffer and a larger rustls buffer made no difference.
 
-/// Bytes one stream may have under way before its reader takes them.
-pub(super) const STREAM_WINDOW: u32 = 1 << 20;
-/// All streams' windows together: readers that stand still, however many, leave the others'
-/// share untouched. It bounds what one connection can make this side hold.
-pub(super) const CONNECTION_WINDOW: u32 = STREAMS * STREAM_WINDOW;
+// Memory decides about the rest. Whatever arrives for a reader that stands still is held by this
+// process, up to the stream's window, and somebody else says for how long. So the window is large
+// where few streams can fill it and small where many can: 256 KiB take 2 Gbit/s at 1 ms, 64 KiB,
+// HTTP/2's default, half a Gbit/s, and 32 KiB for each of a hundred streams 26 Gbit/s together;
+// within a rack, five times as much. The table says that less than 1 MiB costs nothing on a short
+// way.
+//
+// HTTP/2 has a window for the connection as well. Where it is less than its streams' together, a
+// few readers that stand still stop all others (ztunnel: 4 MiB a stream, 16 MiB a connection;
+// Envoy's default: 256 MiB for each, with watermarks of 1 MiB behind it). Here it is more than all
+// streams of a connection can hold, by the sizes below, so that nobody waits for another's reader:
+// 4 × 256 + 12 × 64 + 84 × 32 KiB are 4.4 MiB. The rest is for streams that are opened before
+// the peer knows of a smaller window. A hundred readers that stand still thus cost 8 MiB at most,
+// and `crate::limits` bounds what those of a pod cost together.
+
+/// Bytes one stream may have under way before its reader takes them, with [`FEW`] others.
+pub(super) const LARGEST_WINDOW: u32 = 256 << 10;
+/// The same with [`BUSY`] others.
+pub(super) const BUSY_WINDOW: u32 = 64 << 10;
+/// The same with more.
+pub(super) const SMALLEST_WINDOW: u32 = 32 << 10;
+/// So many streams of a connection may have the largest window.
+pub(super) const FEW: usize = 4;
+/// So many may have the next.
+pub(super) const BUSY: usize = 16;
+/// All streams' windows together.
+pub(super) const CONNECTION_WINDOW: u32 = 8 << 20;
 /// The largest DATA frame the peer may send.
 pub(super) const FRAME: u32 = 32 << 10;
-/// Bytes of one stream that may wait here for the socket.
-pub(super) const SEND_BUFFER: usize = 256 << 10;
+/// Bytes of one stream that may wait here for the socket. Not for the peer's reader: h2 takes no
+/// more than its window has room for.
+pub(super) const SEND_BUFFER: usize = 64 << 10;
 
 /// Decoded header bytes of one CONNECT.
 pub(super) const HEADER_BYTES: u32 = 64 << 10;

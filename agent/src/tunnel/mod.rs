@@ -11,6 +11,7 @@ mod pool;
 mod server;
 mod stream;
 mod usage;
+mod window;
 
 #[cfg(test)]
 mod tests;

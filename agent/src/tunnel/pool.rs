@@ -161,6 +161,11 @@ impl Shared {
         self.peers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// How many connections there are, to all peers.
+    fn connections(&self) -> usize {
+        self.peers().values().map(|peer| peer.connections.len()).sum()
+    }
+
     fn path(self: &Arc<Self>, key: &PoolKey, tls: &Arc<ClientConfig>) -> Path {
         let most = self.options.streams_per_connection;
         let mut peers = self.peers();
@@ -257,9 +262,10 @@ impl Dialling {
         let closing = move |connection: &Arc<Connection>| {
             shared.upgrade().is_none_or(|shared| shared.forget_done(&key, connection))
         };
-        let address = self.key.address;
+        let (address, tls) = (self.key.address, tls.clone());
+        let connections = self.shared.connections() + 1;
         let connection =
-            Connection::establish(stream, address, tls.clone(), options, closing).await?;
+            Connection::establish(stream, address, tls, options, connections, closing).await?;
         // Before anybody else sees it, so that the one who dialled has a place on it.
         let reserved = connection
             .reserve(options.streams_per_connection)

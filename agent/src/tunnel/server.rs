@@ -19,10 +19,10 @@ use super::{
     error::within,
     limits::{
         CONNECTION_WINDOW, CONNECTS_IN_WORK, FRAME, HEADER_BYTES, LINGER, PREFACE_TIMEOUT,
-        PROVOKED_RESETS, RESET_UNSEEN, SEND_BUFFER, SERVER_IDLE_TIMEOUT, STREAM_WINDOW, STREAMS,
-        TLS_TIMEOUT,
+        PROVOKED_RESETS, RESET_UNSEEN, SEND_BUFFER, SERVER_IDLE_TIMEOUT, STREAMS, TLS_TIMEOUT,
     },
-    usage::{GONE, Usage, peer_is_gone},
+    usage::{GONE, InUse, Usage, peer_is_gone},
+    window::Window,
 };
 use crate::{identity::IdentityError, mesh::Principal};
 
@@ -37,6 +37,8 @@ pub struct Connect {
     pub peer: Principal,
     respond: SendResponse<Bytes>,
     received: RecvStream,
+    window: u32,
+    in_use: Arc<InUse>,
 }
 
 impl Connect {
@@ -49,7 +51,7 @@ impl Connect {
             .respond
             .send_response(Response::new(()), false)
             .map_err(|error| io::Error::new(io::ErrorKind::ConnectionReset, error))?;
-        Ok(HboneStream::new(send, self.received, None))
+        Ok(HboneStream::new(send, self.received, self.window, None, self.in_use))
     }
 
     /// Turns the client away.
@@ -60,6 +62,9 @@ impl Connect {
 
 /// Serves one connection: TLS, who the client is, then one `on_connect` task for each CONNECT.
 ///
+/// `handshaking` is dropped as soon as the client is known and speaks HTTP/2. `connections` is how
+/// many the pod has with this one: more have less memory each.
+///
 /// Returns when the connection is over. `drain` asks the client to open no more streams;
 /// those that are open go on.
 ///
@@ -68,6 +73,8 @@ impl Connect {
 pub async fn serve<P, F, Fut>(
     stream: TcpStream,
     tls: Arc<rustls::ServerConfig>,
+    handshaking: impl Send,
+    connections: usize,
     peer_of: P,
     drain: CancellationToken,
     on_connect: F,
@@ -77,11 +84,12 @@ where
     F: Fn(Connect) -> Fut,
     Fut: Future<Output = ()> + Send + 'static,
 {
+    let window = Window::new(connections);
     let stream = accept_tls(stream, tls).await?;
     let peer = peer_of(stream.get_ref().1.peer_certificates())
         .map_err(|source| TunnelError::Tls { source })?;
     let handshake = h2::server::Builder::new()
-        .initial_window_size(STREAM_WINDOW)
+        .initial_window_size(window.now())
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_frame_size(FRAME)
         .max_send_buffer_size(SEND_BUFFER)
@@ -93,7 +101,8 @@ where
     let connection = within("the HTTP/2 preface", PREFACE_TIMEOUT, handshake)
         .await?
         .map_err(|error| TunnelError::from(&error))?;
-    answer(connection, peer, drain, on_connect).await
+    drop(handshaking);
+    answer(connection, window, peer, drain, on_connect).await
 }
 
 async fn accept_tls(
@@ -122,6 +131,7 @@ async fn accept_tls(
 
 async fn answer<F, Fut>(
     mut connection: h2::server::Connection<TlsStream<TcpStream>, Bytes>,
+    window: Window,
     peer: Principal,
     drain: CancellationToken,
     on_connect: F,
@@ -157,7 +167,7 @@ where
                 continue;
             }
         };
-        let Some(in_use) = in_work.take(CONNECTS_IN_WORK) else {
+        let Some(in_use) = in_work.take(CONNECTS_IN_WORK).map(Arc::new) else {
             respond.send_reset(Reason::REFUSED_STREAM);
             continue;
         };
@@ -165,9 +175,19 @@ where
             refuse(&mut respond, StatusCode::BAD_REQUEST);
             continue;
         };
+        // The peer may have opened it before it knew of a change.
+        let before = window.now();
+        if let Some(next) = window.next(in_work.count())
+            // Fails while the peer has not confirmed the last change; the next stream tries again.
+            && connection.set_initial_window_size(next).is_ok()
+        {
+            window.set(next);
+        }
         let (head, received) = request.into_parts();
-        let peer = peer.clone();
-        let connect = Connect { authority, headers: head.headers, peer, respond, received };
+        let (peer, window) = (peer.clone(), window.now().max(before));
+        let headers = head.headers;
+        let connect =
+            Connect { authority, headers, peer, respond, received, window, in_use: in_use.clone() };
         let handler = on_connect(connect);
         tokio::spawn(async move {
             handler.await;

@@ -3,6 +3,7 @@
 use std::{
     io,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll, Waker, ready},
 };
 
@@ -22,30 +23,34 @@ pub struct HboneStream {
     /// Received, but more than the last reader's buffer held.
     unread: Bytes,
     ended: bool,
-    /// At the end that opened the stream.
-    opened_on: Option<OpenedOn>,
-}
-
-/// The connection under a stream.
-#[derive(Debug)]
-pub(super) struct OpenedOn {
-    pub(super) connection: SendRequest<Bytes>,
-    pub(super) _in_use: InUse,
+    /// The most that can be under way to this end.
+    window: u32,
+    /// The connection under it, at the end that opened the stream.
+    opened_on: Option<SendRequest<Bytes>>,
+    _in_use: Arc<InUse>,
 }
 
 impl HboneStream {
     pub(super) fn new(
         send: SendStream<Bytes>,
         recv: RecvStream,
-        opened_on: Option<OpenedOn>,
+        window: u32,
+        opened_on: Option<SendRequest<Bytes>>,
+        in_use: Arc<InUse>,
     ) -> Self {
-        Self { send, recv, unread: Bytes::new(), ended: false, opened_on }
+        let unread = Bytes::new();
+        Self { send, recv, unread, ended: false, window, opened_on, _in_use: in_use }
+    }
+
+    /// How much may arrive, and be held by this process, while nobody reads.
+    pub fn window(&self) -> usize {
+        self.window as usize
     }
 
     /// What knows whether the peer's agent has asked to move what it carries elsewhere. `None` at
     /// the end that was asked for the stream.
     pub fn leaving(&self) -> Option<impl Fn() -> bool + Send + Sync + use<>> {
-        let connection = self.opened_on.as_ref()?.connection.clone();
+        let connection = self.opened_on.clone()?;
         Some(move || {
             // No stream could be opened any more, be it since GOAWAY or since the end.
             let ready = connection.clone().poll_ready(&mut Context::from_waker(Waker::noop()));

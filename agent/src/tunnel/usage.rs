@@ -33,6 +33,16 @@ impl Usage {
         taken.then(|| InUse(self.0.clone()))
     }
 
+    /// How many there are.
+    pub(super) fn count(&self) -> usize {
+        *self.0.borrow()
+    }
+
+    /// Tells of every change.
+    pub(super) fn changes(&self) -> watch::Receiver<usize> {
+        self.0.subscribe()
+    }
+
     pub(super) fn is_zero(&self) -> bool {
         *self.0.borrow() == 0
     }

@@ -365,6 +365,8 @@ async fn a_service_without_endpoints_resets_connections_and_answers_requests_wit
     client.say(order(TRACE, "01")).await?;
     let answer = client.hear(HEAD).await?;
     assert!(answer.starts_with("HTTP/1.1 503 Service Unavailable\r\n"), "{answer}");
+    // No more than the kind: names and addresses are not for whoever asks.
+    client.hear("sluice: no_healthy_upstream\n").await?;
 
     let failed = shop.flush().await?;
     let failed: Vec<_> = failed.iter().filter(|span| span.error.is_some()).collect();

@@ -75,7 +75,7 @@ impl Refused {
     }
 }
 
-pub(super) const CASES: [Case; 26] = [
+pub(super) const CASES: [Case; 27] = [
     Case::DEFAULTS,
     Case::with("a release of another name", "")
         .released("mesh", "mesh-system")
@@ -129,6 +129,11 @@ pub(super) const CASES: [Case; 26] = [
     Case::with("no pod handed over past the CNI", "sameNode: tunnel")
         .holds(&["--same-node=tunnel\n"])
         .lacks(&["--same-node=auto"]),
+    Case::with(
+        "more room on large nodes",
+        "agent: {maxConnections: 100000, maxBuffered: 1024, maxHandshakes: 2048}",
+    )
+    .holds(&["--max-connections=100000\n", "--max-buffered=1024\n", "--max-handshakes=2048\n"]),
     Case::with("one trace in ten thousand", "telemetry: {sampling: 0.0001}")
         .holds(&["--trace-sampling=0.0001\n"]),
     Case::with("no annotations for Prometheus", "metrics: {annotations: false}")

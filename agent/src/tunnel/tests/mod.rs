@@ -34,7 +34,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Connect, ConnectRequest, HbonePool, HboneStream, PoolKey, PoolOptions, TunnelError,
-    limits::{CONNECTS_IN_WORK, STREAM_WINDOW, STREAMS},
+    limits::{CONNECTS_IN_WORK, LARGEST_WINDOW, STREAMS},
     serve,
 };
 use crate::{
@@ -121,7 +121,8 @@ impl Server {
                         let _ = connect.send(arrived);
                         std::future::ready(())
                     };
-                    let _ = end.send(serve(stream, tls, peer_principal, drain, on_connect).await);
+                    let _ = end
+                        .send(serve(stream, tls, (), 1, peer_principal, drain, on_connect).await);
                 });
             }
         });

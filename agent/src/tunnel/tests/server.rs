@@ -134,7 +134,7 @@ async fn a_client_that_opens_and_resets_in_a_loop_meets_a_bound() {
             connect.send(()).unwrap();
             async { drop((arrived, pending::<()>().await)) }
         };
-        serve(stream, tls, peer_principal, CancellationToken::new(), on_connect).await
+        serve(stream, tls, (), 1, peer_principal, CancellationToken::new(), on_connect).await
     });
     let mut client = raw(&mesh, address).await;
     for _ in 0..CONNECTS_IN_WORK {

@@ -152,15 +152,12 @@ async fn readers_that_stand_still_do_not_stall_another_stream() {
     let mut stalled = Vec::new();
     for _ in 1..STREAMS {
         let (mut client, server) = bench.stream().await;
-        let mut window = Bytes::from(vec![0; STREAM_WINDOW as usize]);
-        while !window.is_empty() {
-            poll_fn(|cx| client.poll_write_bytes(cx, &mut window)).await.unwrap();
-        }
-        let mut more = Bytes::from_static(b"more");
-        let full = poll_fn(|cx| Poll::Ready(client.poll_write_bytes(cx, &mut more).is_pending()));
-        assert!(full.await, "the window takes more than it should");
-        stalled.push((client, server));
+        let sent = fill(&mut client).await;
+        assert!(sent <= server.window(), "the window takes more than it should: {sent}");
+        stalled.push((client, server, sent));
     }
+    let held: usize = stalled.iter().map(|(.., sent)| sent).sum();
+    assert!(held < 10 << 20, "{held} bytes for readers that stand still");
     let (mut client, mut server) = bench.stream().await;
     let data = vec![7; 4 << 20];
     let mut heard = vec![0; data.len()];
@@ -169,8 +166,44 @@ async fn readers_that_stand_still_do_not_stall_another_stream() {
     received.unwrap();
     assert_eq!(bench.server.connections(), 1);
     // A stalled stream goes on where it was when its reader wakes up.
-    let (client, server) = &mut stalled[0];
-    let mut window = vec![0; STREAM_WINDOW as usize];
+    let (client, server, sent) = &mut stalled[0];
+    let mut window = vec![0; *sent];
     server.read_exact(&mut window).await.unwrap();
     exchange(client, server, b"hello").await;
+}
+
+/// Sends until nothing more is taken.
+async fn fill(stream: &mut HboneStream) -> usize {
+    let (mut data, mut sent) = (Bytes::from(vec![0; LARGEST_WINDOW as usize * 2]), 0);
+    let quiet = Duration::from_millis(20);
+    loop {
+        let write = poll_fn(|cx| stream.poll_write_bytes(cx, &mut data));
+        let Ok(written) = tokio::time::timeout(quiet, write).await else { return sent };
+        sent += written.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_connection_with_few_streams_has_large_windows_again() {
+    let mut bench = Bench::new().await;
+    let mut many = Vec::new();
+    for _ in 0..20 {
+        many.push(bench.stream().await);
+    }
+    let (_, last) = many.last().unwrap();
+    assert!(last.window() < LARGEST_WINDOW as usize);
+    for (mut client, mut server) in many {
+        client.shutdown().await.unwrap();
+        ends(&mut server).await;
+        server.shutdown().await.unwrap();
+        ends(&mut client).await;
+    }
+    let (mut client, server) = bench.stream().await;
+    assert_eq!(bench.server.connections(), 1);
+    assert_eq!(server.window(), LARGEST_WINDOW as usize);
+    // Until the settings have arrived.
+    let mut sent = 0;
+    while sent < LARGEST_WINDOW as usize {
+        sent += fill(&mut client).await;
+    }
 }
