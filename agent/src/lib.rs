@@ -13,6 +13,7 @@
 //! - [`telemetry`]: spans and metrics on their way off the node.
 //! - [`admin`]: health, statistics and status for people and probes.
 //! - [`node`]: puts the rooms together; start-up, enrolment, shutdown.
+//! - [`essential`]: what the agent ends without.
 //! - [`ca`]: the CA of a cluster, a program of its own.
 //! - [`cli`]: flags and commands.
 
@@ -24,6 +25,7 @@ pub mod capture;
 mod causes;
 pub mod cli;
 pub mod config;
+pub mod essential;
 pub mod http;
 pub mod identity;
 pub mod mesh;

@@ -11,6 +11,7 @@ use tokio::net::TcpStream;
 
 use super::{
     CONNECT_TIMEOUT, HBONE_PORT, Hop, Io, LocalPod, Proxy, Way,
+    admission::{Party, certified},
     detect::{Side, detect},
     exchange::{Refusal, exchange},
     hop::{declared, service_of},
@@ -21,6 +22,7 @@ use super::{
 use crate::{
     capture::Accepted,
     http::{self as web, Body, PoolKey, Prefixed, Protocol},
+    identity::IdentityError,
     mesh::{AppProtocol, Destination, Principal, Service},
     telemetry::{Failure, Flow, Reporter, SecurityPolicy, TcpSpan},
     tunnel::{ConnectRequest, PoolKey as TunnelKey, TunnelError},
@@ -31,6 +33,9 @@ pub(super) async fn connection(proxy: Arc<Proxy>, pod: Arc<LocalPod>, accepted: 
     let Accepted { stream, peer: client, original_destination: dialled } = accepted;
     let outbound = Outbound { proxy, pod, client, dialled };
     let destination = outbound.destination();
+    if !outbound.let_out(&stream, &destination).await {
+        return;
+    }
     match declared(&destination) {
         AppProtocol::Http | AppProtocol::Http2 => outbound.requests(stream, None).await,
         AppProtocol::Opaque => {
@@ -56,6 +61,22 @@ impl Outbound {
     /// What the dialled address means by the newest snapshot.
     fn destination(&self) -> Destination {
         self.proxy.snapshots.load().destination(self.dialled)
+    }
+
+    /// Lets the pod out, unless it has no certificate: nobody could tell who it is.
+    async fn let_out(&self, client: &TcpStream, destination: &Destination) -> bool {
+        let who = self.pod.workload().principal.clone();
+        let Err(missing) = certified(&self.proxy, &who, Party::Own).await else { return true };
+        let why = missing.to_string();
+        tracing::info!(
+            client = %self.client, dialled = %self.dialled, error = why,
+            "outbound connection refused"
+        );
+        io::reset(client);
+        let flow = self.flow(None, service_of(destination));
+        let span = self.proxy.telemetry.connection(&flow, None);
+        span.refuse(0, 0, Failure::CertificateMissing, &why);
+        false
     }
 
     /// Requests find their endpoint one by one; the `first` one's is connected already where
@@ -198,6 +219,9 @@ impl Outbound {
         let source = self.pod.workload().principal.clone();
         let tls = match self.proxy.identity.client_config(&source, peer).await {
             Ok(tls) => tls,
+            Err(missing @ IdentityError::NotIssued { .. }) => {
+                return Err(Refusal::uncertified(missing));
+            }
             Err(error) => return Err(Refusal::unavailable(Failure::TlsFailure, error)),
         };
         let address = SocketAddr::new(hop.address.ip(), HBONE_PORT);
