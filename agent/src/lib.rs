@@ -16,6 +16,7 @@
 //! - `listen`: places for whoever connects to the agent's servers or the CA's.
 //! - [`node`]: puts the rooms together; start-up, enrolment, shutdown.
 //! - `log`: how much reaches the log, whatever strangers do.
+//! - [`essential`]: what the agent ends without.
 //! - [`ca`]: the CA of a cluster, a program of its own.
 //! - [`cli`]: flags and commands.
 
@@ -27,6 +28,7 @@ pub mod capture;
 mod causes;
 pub mod cli;
 pub mod config;
+pub mod essential;
 pub mod http;
 pub mod identity;
 pub mod limits;

@@ -285,6 +285,14 @@ impl Ca {
         line.map_or(Ok(0), |value| value.parse().context(format!("{series} is {value}")))
     }
 
+    /// Stops it, so that the kernel takes connections and nobody answers on them.
+    ///
+    /// # Errors
+    /// When it is gone.
+    pub fn pause(&self) -> anyhow::Result<()> {
+        self.process.signal(nix::sys::signal::Signal::SIGSTOP)
+    }
+
     /// Kills it, and gives its node back.
     pub fn kill(mut self) -> Node {
         self.process.kill();

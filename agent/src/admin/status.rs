@@ -78,6 +78,9 @@ pub struct Pod {
     pub mutual_tls: String,
     /// Why it is not captured; `None` when it is.
     pub error: Option<String>,
+    /// Why it has no valid certificate, so that its connections are refused once it is captured;
+    /// `None` when it has one.
+    pub uncertified: Option<String>,
 }
 
 /// One pod of this node that does not belong to the mesh.
@@ -121,6 +124,13 @@ pub struct Certificate {
     pub renewal: String,
     /// Why the last renewal failed, if it did.
     pub error: Option<String>,
+}
+
+impl Pod {
+    /// Whether it is captured and has no valid certificate: nobody is let in or out.
+    pub fn is_refused(&self) -> bool {
+        self.error.is_none() && self.uncertified.is_some()
+    }
 }
 
 impl fmt::Display for Status {
@@ -177,9 +187,15 @@ impl fmt::Display for Status {
         for pod in &self.pods {
             let ips: Vec<_> = pod.ips.iter().map(IpAddr::to_string).collect();
             let (ips, mutual_tls) = (ips.join(","), &pod.mutual_tls);
-            match &pod.error {
-                Some(error) => writeln!(f, "  {:<32} {ips:<40} {error}", pod.name)?,
-                None => {
+            match (&pod.error, &pod.uncertified) {
+                (Some(error), _) => writeln!(f, "  {:<32} {ips:<40} {error}", pod.name)?,
+                (None, Some(why)) => writeln!(
+                    f,
+                    "  {:<32} {ips:<40} captured, without certificate, so that its connections \
+                     are refused: {why}",
+                    pod.name
+                )?,
+                (None, None) => {
                     writeln!(f, "  {:<32} {ips:<40} captured, mutual TLS {mutual_tls}", pod.name)?;
                 }
             }

@@ -4,7 +4,6 @@ use std::{
     collections::{BTreeMap, HashSet},
     fmt, io,
     net::{IpAddr, Ipv4Addr, UdpSocket},
-    path::Path,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -27,8 +26,8 @@ use super::{
     settings::Settings,
     sockets::listen,
     succession::{InCharge, Next},
-    uninstall::give_back,
-    watcher::Holding,
+    uninstall::{find_netns, give_back},
+    watcher::{Held, Holding},
 };
 use crate::mesh::PodUid;
 
@@ -63,6 +62,7 @@ struct State {
 struct Enrolled {
     pin: PodPin,
     netns: Arc<Netns>,
+    held: Held,
     /// Keeps it captured as its network changes.
     _watching: AbortOnDropHandle<()>,
 }
@@ -134,7 +134,8 @@ impl Capture {
     /// agent enrolled changes hands without a moment in between.
     ///
     /// # Errors
-    /// When `namespace` is not the pod's, or the kernel refuses a step; nothing is left behind.
+    /// When `namespace` is not the pod's, another agent is in charge, or the kernel refuses a step;
+    /// nothing is left behind.
     ///
     /// # Panics
     /// Outside a tokio runtime.
@@ -155,28 +156,29 @@ impl Capture {
             .run(|| Ok((News::subscribe()?, listen()?, listen()?)))
             .step(step("listen"))?;
 
+        // Held until the end: the pods become another agent's between two enrolments, never in one.
+        let _charge = self.in_charge()?;
         let mut state = self.state();
         let State { maps, loader, pods, .. } = &mut *state;
         let pins = self.pins.pods().step("read the pins of enrolled pods")?;
-        let former = pins.iter().find(|pin| pin.uid == *uid);
-        if let Some(former) = former.filter(|former| former.netns != namespace.inode()) {
+        let former = pins.pods.iter().find(|pin| pin.uid == *uid);
+        if let Some(former) = former.filter(|former| former.cookie != cookie) {
             // The pod's sandbox was made anew; nothing of the old one is of use.
             release(maps, &self.pins, former, None)?;
         }
-        let former = former.filter(|former| former.netns == namespace.inode());
+        let former = former.filter(|former| former.cookie == cookie);
         let slot = match former {
             Some(former) => former.slot,
-            None => {
-                let taken: Vec<_> = pins.iter().map(|pin| pin.slot).collect();
-                Maps::free_slot(&taken).ok_or(CaptureError::Full)?
-            }
+            None => Maps::free_slot(&pins.slots()).ok_or(CaptureError::Full)?,
         };
         let settings = namespace.run(Settings::read).step(step("read network settings"))?;
         let pin = PodPin {
             uid: uid.clone(),
             slot,
             netns: namespace.inode(),
+            cookie,
             settings: former.map_or(settings, |former| former.settings),
+            more: former.map(|former| former.more.clone()).unwrap_or_default(),
         };
         let netns = Arc::new(namespace);
         let mut holding = Holding {
@@ -208,19 +210,14 @@ impl Capture {
         let repaired = move || {
             repairs.fetch_add(1, Relaxed);
         };
-        let _watching = holding.watch(news, self.active.subscribe(), repaired);
-        pods.insert(uid.clone(), Enrolled { pin, netns: netns.clone(), _watching });
+        let held = Held::new(holding);
+        let _watching = held.watch(&netns, news, self.active.subscribe(), repaired);
+        let enrolled = Enrolled { pin, netns: netns.clone(), held, _watching };
+        if let Some(former) = pods.insert(uid.clone(), enrolled) {
+            former.held.end();
+        }
         let dialer = PodDialer::new(netns, dials, loader.knows_ingress());
         Ok(EnrolledPod { outbound, inbound, dialer })
-    }
-
-    /// Whether `netns` has become another namespace than the one the pod was enrolled in, as when
-    /// its sandbox was made anew. A path that leads nowhere says nothing.
-    pub fn has_moved(&self, uid: &PodUid, netns: &Path) -> bool {
-        let moved = |pod: &Enrolled| {
-            Netns::open(netns).is_ok_and(|found| found.inode() != pod.netns.inode())
-        };
-        self.state().pods.get(uid).is_some_and(moved)
     }
 
     /// Ends capture of a pod and leaves its network namespace as it was before.
@@ -228,11 +225,16 @@ impl Capture {
     /// # Errors
     /// When the kernel refuses a step; what could be undone is.
     pub fn unenroll(&self, uid: &PodUid) -> Result<(), CaptureError> {
+        let _charge = self.in_charge()?;
         let mut state = self.state();
-        match state.pods.remove(uid) {
-            Some(pod) => release(&mut state.maps, &self.pins, &pod.pin, Some(&pod.netns)),
-            None => Ok(()),
-        }
+        let Some(Enrolled { pin, netns, held, .. }) = state.pods.remove(uid) else {
+            return Ok(());
+        };
+        held.end();
+        let pinned = self.pins.pods().step("read the pins of enrolled pods")?;
+        // A pod that is there under another name now, as the same one in a file may be.
+        let netns = Some(&*netns).filter(|_| !pinned.shares(&pin));
+        release(&mut state.maps, &self.pins, &pin, netns)
     }
 
     /// Ends capture of pods a former agent enrolled and that are not among `known`.
@@ -240,15 +242,21 @@ impl Capture {
     /// # Errors
     /// When the kernel refuses a step; the first refusal is told, and the other pods let go.
     pub fn forget_unknown(&self, known: &HashSet<PodUid>) -> Result<(), CaptureError> {
+        let _charge = self.in_charge()?;
         let mut state = self.state();
         let mut released = Ok(());
-        for pin in self.pins.pods().step("read the pins of enrolled pods")? {
-            if !known.contains(&pin.uid) {
-                let netns = super::uninstall::find_netns(pin.netns);
-                let pod = release(&mut state.maps, &self.pins, &pin, netns.as_ref());
-                tracing::info!(pod = %pin.uid, "let go of a pod that a former agent captured");
-                released = released.and(pod);
-            }
+        let pinned = self.pins.pods().step("read the pins of enrolled pods")?;
+        for name in &pinned.unread {
+            tracing::warn!(name, "a pin of another version is left alone");
+        }
+        let mut dials = DialMaps::open(&self.pins)?;
+        for pin in pinned.pods.iter().filter(|pin| !known.contains(&pin.uid)) {
+            // Whoever else is in the namespace needs its routing.
+            let netns = Some(pin).filter(|pin| !pinned.shares(pin));
+            let netns = netns.and_then(|pin| find_netns(pin, &mut dials));
+            let pod = release(&mut state.maps, &self.pins, pin, netns.as_ref());
+            tracing::info!(pod = %pin.uid, "let go of a pod that a former agent captured");
+            released = released.and(pod);
         }
         released
     }
@@ -292,6 +300,13 @@ impl Capture {
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes sure that the pods are not another agent's, and do not become one's before what is
+    /// returned is dropped.
+    fn in_charge(&self) -> Result<MutexGuard<'_, Charge>, CaptureError> {
+        let charge = self.charge();
+        if charge.in_charge.is_none() { Err(CaptureError::NotInCharge) } else { Ok(charge) }
     }
 
     fn charge(&self) -> MutexGuard<'_, Charge> {

@@ -100,6 +100,20 @@ pub enum CaptureError {
     #[error("{} pods are enrolled, the most one agent can have", agent_common::MAX_PODS)]
     Full,
 
+    /// The pods are another agent's by now.
+    #[error("another agent of this node is in charge")]
+    NotInCharge,
+
+    /// A pin of a pod that another version made.
+    #[error(
+        "`{}` was pinned by another version, which alone knows how to undo it (hint: \
+         `sluice uninstall` of that version, or a reboot)", path.display()
+    )]
+    UnreadPin {
+        /// The pin.
+        path: PathBuf,
+    },
+
     /// The kernel refused the programs, their maps or their links.
     #[error("could not {step}: {cause} (hint: `sluice check` says what this node lacks)")]
     Ebpf {

@@ -102,9 +102,7 @@ impl Netns {
                 "it is the node's own (hint: host-network pods are never captured)".into(),
             ));
         }
-        let addresses = self
-            .run(|| Ok(getifaddrs()?.filter_map(|entry| ip_of(&entry)).collect::<Vec<_>>()))
-            .map_err(|error| wrong(format!("{error} (hint: is it a network namespace?)")))?;
+        let addresses = self.all_addresses()?;
         if !ips.iter().any(|ip| addresses.contains(ip)) {
             return Err(wrong(format!(
                 "it holds none of the pod's addresses {ips:?} (hint: `ip -n NAME address` shows \
@@ -112,6 +110,27 @@ impl Netns {
             )));
         }
         Ok(())
+    }
+
+    /// The addresses by which others may reach the pod that it is of: neither loopback nor
+    /// link-local, which is the same in many.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn addresses(&self) -> Result<Vec<IpAddr>, CaptureError> {
+        let reachable = |ip: &IpAddr| match ip {
+            IpAddr::V4(ip) => !ip.is_loopback() && !ip.is_link_local(),
+            IpAddr::V6(ip) => !ip.is_loopback() && !ip.is_unicast_link_local(),
+        };
+        Ok(self.all_addresses()?.into_iter().filter(reachable).collect())
+    }
+
+    fn all_addresses(&self) -> Result<Vec<IpAddr>, CaptureError> {
+        let read = self.run(|| Ok(getifaddrs()?.filter_map(|entry| ip_of(&entry)).collect()));
+        read.map_err(|error| CaptureError::WrongNetns {
+            path: self.path.clone(),
+            why: format!("{error} (hint: is it a network namespace?)"),
+        })
     }
 
     /// A new namespace that goes with its last user: nothing names it, and no process is in it.

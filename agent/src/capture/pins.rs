@@ -78,17 +78,22 @@ impl Pins {
     }
 
     /// The pods that are enrolled, by this agent or a former one.
-    pub(super) fn pods(&self) -> io::Result<Vec<PodPin>> {
-        let mut pods = Vec::new();
+    pub(super) fn pods(&self) -> io::Result<Pinned> {
+        let mut pinned = Pinned::default();
         for entry in fs::read_dir(self.root.join("pods"))? {
             let entry = entry?;
-            match entry.file_name().to_str().map(PodPin::from_str) {
-                Some(Ok(pod)) => pods.push(pod),
+            let name = entry.file_name();
+            let name = name.to_string_lossy();
+            if name.ends_with(NEW) {
                 // Left by a crash between attaching and renaming: nothing knows it.
-                _ => fs::remove_file(entry.path())?,
+                gone_is_fine(fs::remove_file(entry.path()))?;
+            } else if let Ok(pod) = name.parse() {
+                pinned.pods.push(pod);
+            } else {
+                pinned.unread.push(name.into_owned());
             }
         }
-        Ok(pods)
+        Ok(pinned)
     }
 
     /// Detaches the programs that are the same for every pod: no connection is marked any more.
@@ -134,22 +139,49 @@ fn replace(link: FdLink, directory: &Path, name: &str) -> Result<(), CaptureErro
 /// The suffix of a pin that is about to take another's place.
 const NEW: &str = "_new";
 
+/// What is pinned for pods.
+#[derive(Debug, Default)]
+pub(super) struct Pinned {
+    pub(super) pods: Vec<PodPin>,
+    /// The names of pins that say more than this version can read: another version's, whose pods
+    /// are captured by them. They are left alone.
+    pub(super) unread: Vec<String>,
+}
+
+impl Pinned {
+    /// The slots that pods have, those of pins that cannot be read as well.
+    pub(super) fn slots(&self) -> Vec<u32> {
+        let unread = self.unread.iter().filter_map(|name| name.split('_').nth(1)?.parse().ok());
+        self.pods.iter().map(|pod| pod.slot).chain(unread).collect()
+    }
+
+    /// Whether a pod other than `pod` is captured in the same namespace.
+    pub(super) fn shares(&self, pod: &PodPin) -> bool {
+        self.pods.iter().any(|other| other.uid != pod.uid && other.cookie == pod.cookie)
+    }
+}
+
 /// One enrolled pod, as the name of its pin says. bpffs allows no dots in names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct PodPin {
     pub(super) uid: PodUid,
     /// The pod's slot in the maps.
     pub(super) slot: u32,
-    /// The inode of its network namespace.
+    /// The inode of its network namespace, by which it is found. The kernel gives the number of
+    /// a namespace that is gone to the next one.
     pub(super) netns: u64,
+    /// The cookie of its network namespace, which no other one ever gets.
+    pub(super) cookie: u64,
     /// The namespace's settings before enrolment.
     pub(super) settings: Settings,
+    /// What later versions add, from the first `_` on: kept as it is.
+    pub(super) more: String,
 }
 
 impl PodPin {
     fn name(&self) -> String {
-        let Self { uid, slot, netns, settings: Settings(settings) } = self;
-        format!("{uid}_{slot}_{netns}_{settings}")
+        let Self { uid, slot, netns, cookie, settings: Settings(settings), more } = self;
+        format!("{uid}_{slot}_{netns}_{cookie}_{settings}{more}")
     }
 }
 
@@ -157,35 +189,96 @@ impl FromStr for PodPin {
     type Err = ();
 
     fn from_str(name: &str) -> Result<Self, ()> {
-        let fields: Vec<_> = name.split('_').collect();
-        let &[uid, slot, netns, settings] = fields.as_slice() else { return Err(()) };
+        let mut fields = name.splitn(6, '_');
+        let mut next = || fields.next().ok_or(());
         Ok(Self {
-            uid: PodUid::new(uid).ok_or(())?,
-            slot: slot.parse().map_err(|_| ())?,
-            netns: netns.parse().map_err(|_| ())?,
-            settings: Settings(settings.parse().map_err(|_| ())?),
+            uid: PodUid::new(next()?).ok_or(())?,
+            slot: next()?.parse().map_err(|_| ())?,
+            netns: next()?.parse().map_err(|_| ())?,
+            cookie: next()?.parse().map_err(|_| ())?,
+            settings: Settings(next()?.parse().map_err(|_| ())?),
+            more: next().map(|more| format!("_{more}")).unwrap_or_default(),
         })
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
+
     use super::*;
 
-    #[test]
-    fn a_pod_s_pin_reads_back_as_it_was_named() {
-        let pin = PodPin {
-            uid: PodUid::new("0a1b-2c3d").unwrap(),
-            slot: 17,
+    fn pin(uid: &str, slot: u32) -> PodPin {
+        PodPin {
+            uid: PodUid::new(uid).unwrap(),
+            slot,
             netns: 4_026_532_999,
+            cookie: 4101,
             settings: Settings(5),
-        };
-        assert_eq!(pin.name().parse(), Ok(pin));
+            more: String::new(),
+        }
+    }
+
+    /// The files of `pods`, and what is read of them.
+    fn read(names: &[&str]) -> (Pinned, Vec<String>) {
+        let folder = tempfile::tempdir().unwrap();
+        let pods = folder.path().join("pods");
+        fs::create_dir(&pods).unwrap();
+        for name in names {
+            File::create(pods.join(name)).unwrap();
+        }
+        let pinned = Pins::at(folder.path().to_owned()).pods().unwrap();
+        let left = fs::read_dir(pods).unwrap();
+        let mut left: Vec<_> =
+            left.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        left.sort();
+        (pinned, left)
     }
 
     #[test]
-    fn a_pin_that_never_got_its_place_is_nobody_s() {
-        let name = format!("0a1b_17_4026532999_0{NEW}");
-        assert_eq!(name.parse::<PodPin>(), Err(()));
+    fn a_pod_s_pin_reads_back_as_it_was_named() {
+        let plain = pin("0a1b-2c3d", 17);
+        let more = PodPin { more: "_7_x".to_owned(), ..plain.clone() };
+        for pin in [plain, more] {
+            assert_eq!(pin.name().parse(), Ok(pin));
+        }
+    }
+
+    #[test]
+    fn what_a_later_version_adds_is_left_as_it_is() {
+        let name = "0a1b_17_4026532999_4101_5_1500_yes";
+        let (pinned, left) = read(&[name]);
+        let expected = PodPin { more: "_1500_yes".to_owned(), ..pin("0a1b", 17) };
+        assert_eq!((pinned.pods, left), (vec![expected], vec![name.to_owned()]));
+    }
+
+    #[test]
+    fn a_pin_that_cannot_be_read_stays_and_its_slot_is_taken() {
+        let names = ["0a1b_3_another_layout", "0a1b_1_4026532999_4101_5", "what is this"];
+        let (pinned, left) = read(&names);
+        assert_eq!(left.len(), 3, "{left:?}");
+        assert_eq!(pinned.pods, [pin("0a1b", 1)]);
+        let mut slots = pinned.slots();
+        slots.sort();
+        assert_eq!(slots, [1, 3]);
+    }
+
+    #[test]
+    fn a_pin_that_never_got_its_place_is_removed() {
+        let name = pin("0a1b", 17).name();
+        let (pinned, left) = read(&[&format!("{name}{NEW}"), &format!("0a1b_x{NEW}")]);
+        assert!(pinned.pods.is_empty() && pinned.unread.is_empty() && left.is_empty());
+    }
+
+    #[test]
+    fn a_namespace_that_two_pods_have_in_turn_is_told_by_its_cookie() {
+        let former = pin("0a1b", 1);
+        let same = PodPin { slot: 2, ..pin("0a1c", 2) };
+        let reused = PodPin { cookie: 5000, ..same.clone() };
+        let shares = |other: PodPin| {
+            Pinned { pods: vec![former.clone(), other], unread: Vec::new() }.shares(&former)
+        };
+        assert!(shares(same));
+        assert!(!shares(reused), "the inode alone is another namespace's by now");
     }
 }

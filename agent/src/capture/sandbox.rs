@@ -41,7 +41,7 @@ impl Sandboxes {
     ///
     /// # Errors
     /// When processes cannot be listed.
-    pub fn scan(wanted: &HashSet<&PodUid>) -> Result<Self, CaptureError> {
+    pub fn scan(wanted: &HashSet<PodUid>) -> Result<Self, CaptureError> {
         let mut oldest: HashMap<PodUid, BTreeMap<u64, (u64, Netns)>> = HashMap::new();
         if !wanted.is_empty() {
             let own = Netns::own().step("open the agent's network namespace")?.inode();
@@ -88,7 +88,7 @@ impl Sandboxes {
 impl Process {
     /// The process at `path`, a directory of /proc, if it belongs to one of `wanted`. Everything
     /// is read through one descriptor, which leads to no other process that gets the same number.
-    fn read(path: &Path, wanted: &HashSet<&PodUid>) -> io::Result<Option<Self>> {
+    fn read(path: &Path, wanted: &HashSet<PodUid>) -> io::Result<Option<Self>> {
         let is_process = |name: &str| name.bytes().all(|byte| byte.is_ascii_digit());
         if !path.file_name().and_then(|name| name.to_str()).is_some_and(is_process) {
             return Ok(None);
@@ -135,7 +135,7 @@ mod tests {
     #[test]
     fn a_pod_without_processes_here_is_told_from_one_that_is() {
         let uid = PodUid::new("6f1f6bd6-6b57-4c6a-9c34-0c7f3b0a3c11").unwrap();
-        let mut sandboxes = Sandboxes::scan(&HashSet::from([&uid])).unwrap();
+        let mut sandboxes = Sandboxes::scan(&HashSet::from([uid.clone()])).unwrap();
         let error = sandboxes.netns_of(&uid, &[]).unwrap_err().to_string();
         assert!(error.contains(uid.as_str()) && error.contains("(hint: "), "{error}");
     }

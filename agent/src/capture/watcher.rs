@@ -1,12 +1,15 @@
 //! Keeps a pod's netns captured as it changes: interfaces and addresses that come later, routes that
 //! go, and rules that somebody else removes.
 
-use std::{io, net::IpAddr, sync::Arc, time::Duration};
-
-use tokio::{
-    sync::watch::{self, error::RecvError},
-    time::sleep,
+use std::{
+    io,
+    net::IpAddr,
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
+
+use tokio::{sync::watch, task::spawn_blocking, time::sleep};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{
@@ -50,50 +53,82 @@ impl Holding {
         set.map_err(io::Error::other)?;
         Ok(ruled || settings)
     }
+}
 
-    /// Does so whenever something there changes, for as long as what is returned lives and the
-    /// agent is `in_charge`. `repaired` is told when something had been taken away.
+/// The holding of one pod, for as long as it lasts.
+#[derive(Clone)]
+pub(super) struct Held(Arc<Mutex<Option<Holding>>>);
+
+impl Held {
+    pub(super) fn new(holding: Holding) -> Self {
+        Self(Arc::new(Mutex::new(Some(holding))))
+    }
+
+    /// Ends it: when this returns, nothing of it is made good any more, nor being made.
+    pub(super) fn end(&self) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+    }
+
+    /// As [`Holding::make_good`]; `None` when it is over.
+    fn make_good(&self) -> Option<io::Result<bool>> {
+        let mut holding = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        holding.as_mut().map(Holding::make_good)
+    }
+
+    /// Makes it good whenever something there changes, for as long as what is returned lives and
+    /// the agent is `in_charge`. `repaired` is told when something had been taken away.
     ///
     /// # Panics
     /// Outside a tokio runtime.
     pub(super) fn watch(
-        self,
-        mut news: News,
-        mut in_charge: watch::Receiver<bool>,
-        repaired: impl Fn() + Send + Sync + 'static,
+        &self,
+        netns: &Netns,
+        news: News,
+        in_charge: watch::Receiver<bool>,
+        repaired: impl Fn() + Send + 'static,
     ) -> AbortOnDropHandle<()> {
-        AbortOnDropHandle::new(tokio::spawn(async move {
-            // The sender goes with the capture.
-            let _: RecvError = self.follow(&mut news, &mut in_charge, &repaired).await;
-        }))
+        let watcher = Watcher { held: self.clone(), pod: netns.path().to_owned(), news, in_charge };
+        AbortOnDropHandle::new(tokio::spawn(watcher.follow(repaired)))
     }
+}
 
-    async fn follow(
-        mut self,
-        news: &mut News,
-        in_charge: &mut watch::Receiver<bool>,
-        repaired: &(impl Fn() + Sync),
-    ) -> RecvError {
+struct Watcher {
+    held: Held,
+    /// Where its netns was found, for the log.
+    pod: PathBuf,
+    news: News,
+    in_charge: watch::Receiver<bool>,
+}
+
+impl Watcher {
+    async fn follow(mut self, repaired: impl Fn() + Send) {
+        let mut again = false;
         loop {
-            if let Err(error) = news.come().await {
-                tracing::warn!(netns = %self.netns.path().display(), %error, "no news of a pod's network");
-                sleep(AGAIN).await;
+            tokio::select! {
+                news = self.news.come() => if let Err(error) = news {
+                    tracing::warn!(netns = %self.pod.display(), %error, "no news of a pod's network");
+                    sleep(AGAIN).await;
+                },
+                () = sleep(AGAIN), if again => {}
             }
             sleep(PAUSE).await;
-            // While another agent takes over it is that one's to do.
-            if let Err(over) = in_charge.wait_for(|in_charge| *in_charge).await {
-                return over;
+            // While another agent takes over it is that one's to do. The sender goes with capture.
+            if self.in_charge.wait_for(|in_charge| *in_charge).await.is_err() {
+                return;
             }
-            while let Err(error) = self.make_good().map(|missing| {
-                if missing {
-                    tracing::warn!(netns = %self.netns.path().display(),
+            let held = self.held.clone();
+            let made = spawn_blocking(move || held.make_good()).await;
+            let Ok(Some(made)) = made else { return };
+            again = made.is_err();
+            match made {
+                Ok(false) => {}
+                Ok(true) => {
+                    tracing::warn!(netns = %self.pod.display(),
                         "somebody removed what keeps a pod captured; it is there again");
                     repaired();
                 }
-            }) {
-                tracing::warn!(netns = %self.netns.path().display(), %error,
-                    "could not capture what changed in a pod's network");
-                sleep(AGAIN).await;
+                Err(error) => tracing::warn!(netns = %self.pod.display(), %error,
+                    "could not capture what changed in a pod's network"),
             }
         }
     }

@@ -14,7 +14,10 @@ use super::{
     object::named,
     watch::Watch,
 };
-use crate::mesh::{RootNamespace, Snapshot, SnapshotStore, TrustDomain};
+use crate::{
+    essential::Essential,
+    mesh::{RootNamespace, Snapshot, SnapshotStore, TrustDomain},
+};
 
 /// Keeps a [`SnapshotStore`] what a directory of Kubernetes YAML says; until it is dropped.
 ///
@@ -39,6 +42,7 @@ impl FileSource {
         trust_domain: TrustDomain,
         root_namespace: RootNamespace,
         store: Arc<SnapshotStore>,
+        essential: &Essential,
     ) -> Result<Self, ConfigError> {
         let watch =
             Watch::new(dir).map_err(|cause| ConfigError::Watch { dir: dir.to_owned(), cause })?;
@@ -46,7 +50,8 @@ impl FileSource {
         let loader = Arc::new(Loader { dir, trust_domain, root_namespace, store, watch });
         loader.load()?;
         let (publish, state) = watch::channel(SourceState::new(Origin::Files));
-        Ok(Self { state, following: tokio::spawn(follow(loader, publish)) })
+        let following = essential.spawn("following the directory", follow(loader, publish));
+        Ok(Self { state, following })
     }
 
     /// How the source is doing.
@@ -113,7 +118,8 @@ impl Loader {
         for warning in &warnings {
             tracing::warn!("{warning}");
         }
-        let snapshot = compiled.snapshot(self.trust_domain.clone(), former.version + 1);
+        let mut snapshot = compiled.snapshot(self.trust_domain.clone(), former.version + 1);
+        snapshot.complete = true;
         tracing::info!(
             version = snapshot.version,
             workloads = snapshot.workloads().len(),

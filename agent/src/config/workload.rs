@@ -136,9 +136,27 @@ fn ports(pod: &Object<Pod>) -> Vec<(Box<str>, u16)> {
         .collect()
 }
 
-/// `metadata.uid`; without one, as in files written by hand, a hash of namespace and name, as
+/// Annotations of the object that stands for a static pod in the API server, which the kubelet makes
+/// from a file of its node: that it does, and the UID that the kubelet and the runtime know the pod
+/// by. The object has another one.
+const MIRROR: &str = "kubernetes.io/config.mirror";
+const STATIC_UID: &str = "kubernetes.io/config.hash";
+
+/// The UID by which the node knows a static pod. Anybody who creates pods can write annotations:
+/// it has to have a form that no UID of the API server has.
+fn static_uid(pod: &Object<Pod>) -> Option<PodUid> {
+    let annotations = pod.body.metadata.annotations.as_ref()?;
+    let hash = annotations.get(MIRROR).and_then(|_| annotations.get(STATIC_UID))?;
+    let is_hash = hash.len() == 32 && hash.bytes().all(|byte| byte.is_ascii_hexdigit());
+    is_hash.then(|| PodUid::new(hash))?
+}
+
+/// That of a static pod, or `metadata.uid`; without one, as in files written by hand, a hash of namespace and name, as
 /// the kubelet makes one for static pods: it stays the same as long as the pod is the same.
 fn uid(pod: &Object<Pod>) -> Result<PodUid, Problem> {
+    if let Some(uid) = static_uid(pod) {
+        return Ok(uid);
+    }
     let Some(uid) = &pod.body.metadata.uid else {
         let hash = Sha256::digest(format!("{}/{}", pod.namespace(), pod.name()));
         let hex: String = hash[..16].iter().map(|byte| format!("{byte:02x}")).collect();

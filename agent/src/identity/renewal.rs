@@ -15,7 +15,7 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-use super::{CertificateSource, IdentityError, Roots, tls::Issued};
+use super::{CertificateSource, IdentityError, Roots, store::not_issued, tls::Issued};
 use crate::mesh::{Principal, TrustDomain};
 
 /// How long a source may take for one certificate.
@@ -30,6 +30,8 @@ const CLOCK_CHECK: Duration = Duration::from_secs(60);
 pub(super) struct Requests {
     pub(super) issued: AtomicU64,
     pub(super) failed: AtomicU64,
+    /// Told of every answer, and of every failure.
+    pub(super) answered: watch::Sender<()>,
 }
 
 /// What is known of one certificate, for whoever needs it.
@@ -50,14 +52,28 @@ pub(super) struct Renewal {
 
 impl State {
     /// Waits until the first attempt to issue has ended.
-    pub(super) async fn first(&self) -> Result<Arc<Issued>, IdentityError> {
-        let mut outcome = self.outcome.subscribe();
-        let outcome = outcome.wait_for(Option::is_some).await.map(|outcome| outcome.clone());
-        match (self.current.load_full(), outcome) {
-            (Some(issued), _) => Ok(issued),
-            (None, Ok(Some(Err(error)))) => Err(error),
-            (None, _) => unreachable!("the sender lives in self, and success stores first"),
+    pub(super) async fn first(&self) {
+        // The sender lives in `self`.
+        let _ = self.outcome.subscribe().wait_for(Option::is_some).await;
+    }
+
+    /// Why there is no certificate of `who` that is valid now; `None` when there is.
+    pub(super) fn missing(&self, who: &Principal) -> Option<IdentityError> {
+        let not_after = match &*self.current.load() {
+            Some(issued) => issued.facts.not_after,
+            None => {
+                let unheard = || not_issued(who, "it was asked for, and there is no answer yet");
+                return Some(self.error().unwrap_or_else(unheard));
+            }
+        };
+        if not_after > SystemTime::now() {
+            return None;
         }
+        let not_after = humantime::format_rfc3339_seconds(not_after);
+        Some(match self.error() {
+            Some(error) => not_issued(who, format!("the last one expired at {not_after}; {error}")),
+            None => not_issued(who, format!("the last one expired at {not_after}")),
+        })
     }
 
     pub(super) fn error(&self) -> Option<IdentityError> {
@@ -87,6 +103,7 @@ impl Renewal {
                         None => self.state.current.store(Some(issued.clone())),
                     }
                     self.state.outcome.send_replace(Some(Ok(())));
+                    self.requests.answered.send_replace(());
                     // However short its life, the source is not asked without a pause.
                     let due = async { tokio::join!(until(renewal), sleep(RETRY.0)) };
                     tokio::select! {
@@ -101,6 +118,7 @@ impl Renewal {
                         principal = %who, %error, retry_in = ?jittered, "certificate not issued"
                     );
                     self.state.outcome.send_replace(Some(Err(error)));
+                    self.requests.answered.send_replace(());
                     self.pause(jittered, &mut roots).await;
                     pause = (pause * 2).min(RETRY.1);
                 }
@@ -111,10 +129,10 @@ impl Renewal {
     async fn issue(&self) -> Result<Issued, IdentityError> {
         match timeout(ISSUE_TIMEOUT, self.source.issue(&self.who)).await {
             Ok(certificate) => Issued::new(&self.who, self.trust_domain.clone(), certificate?),
-            Err(_) => Err(IdentityError::NotIssued {
-                principal: self.who.clone(),
-                cause: format!("its source did not answer within {ISSUE_TIMEOUT:?}"),
-            }),
+            Err(_) => {
+                let cause = format!("its source did not answer within {ISSUE_TIMEOUT:?}");
+                Err(not_issued(&self.who, cause))
+            }
         }
     }
 

@@ -4,11 +4,11 @@ use std::{
     collections::{HashMap, HashSet},
     fmt,
     sync::{Arc, Mutex, PoisonError, atomic::Ordering::Relaxed},
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
 use arc_swap::{ArcSwap, ArcSwapOption};
-use tokio::sync::watch;
+use tokio::{sync::watch, time::timeout};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{
@@ -18,10 +18,16 @@ use super::{
 };
 use crate::mesh::{Principal, TrustDomain};
 
+/// How long a connection waits for the first answer of the source. A pod that is new on the node
+/// has its certificate a moment after it is captured; whoever dials in that moment is to notice
+/// nothing. It is as long as an application may take to accept.
+const PATIENCE: Duration = Duration::from_secs(10);
+
 /// TLS configurations by principal.
 ///
 /// The first request for a principal issues its certificate; from then on it is renewed
-/// until [`IdentityStore::retain`] forgets it. A renewal swaps the configurations that new
+/// until [`IdentityStore::retain`] forgets it. Each has a task of its own: a source that is slow
+/// with one holds up no other. A renewal swaps the configurations that new
 /// connections are made with and touches no open one.
 pub struct IdentityStore {
     source: Arc<dyn CertificateSource>,
@@ -86,6 +92,37 @@ impl IdentityStore {
         self.issued(who).await?.client(peer)
     }
 
+    /// Whether `who` has a certificate that is valid. Waits where the source has been asked and was
+    /// never heard of yet, for as long as a connection may.
+    ///
+    /// # Errors
+    /// When there is none, with the reason the source gave.
+    pub async fn valid(&self, who: &Principal) -> Result<(), IdentityError> {
+        self.issued(who).await.map(drop)
+    }
+
+    /// Why `who` has no valid certificate now; `None` when there is one. Does not wait.
+    pub fn missing(&self, who: &Principal) -> Option<IdentityError> {
+        let kept = self.kept.load();
+        let Some(kept) = kept.get(who) else {
+            return Some(not_issued(who, "nobody has asked for it yet"));
+        };
+        kept.state.missing(who)
+    }
+
+    /// Sees to it that everyone of `principals` gets a certificate, all at once.
+    pub fn ask_for(&self, principals: &HashSet<Principal>) {
+        let kept = self.kept.load();
+        for who in principals.iter().filter(|who| !kept.contains_key(*who)) {
+            self.keep(who);
+        }
+    }
+
+    /// Wakes whenever the source has answered for anyone, or has failed to.
+    pub fn subscribe(&self) -> watch::Receiver<()> {
+        self.requests.answered.subscribe()
+    }
+
     /// Forgets everyone but `principals`, and renews theirs alone.
     pub fn retain(&self, principals: &HashSet<Principal>) {
         let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
@@ -125,19 +162,15 @@ impl IdentityStore {
         // Held until the answer is there: whoever is forgotten meanwhile is still answered.
         let kept = known.unwrap_or_else(|| self.keep(who));
         let state = &kept.state;
-        let issued = match state.current.load_full() {
-            Some(issued) => issued,
-            None => state.first().await?,
-        };
-        if issued.facts.not_after <= SystemTime::now() {
-            let not_after = humantime::format_rfc3339_seconds(issued.facts.not_after);
-            let cause = match state.error() {
-                Some(error) => format!("the last one expired at {not_after}; {error}"),
-                None => format!("the last one expired at {not_after}"),
-            };
-            return Err(IdentityError::NotIssued { principal: who.clone(), cause });
+        if state.current.load().is_none() {
+            // Whoever gives up learns below that there is no answer yet.
+            let _ = timeout(PATIENCE, state.first()).await;
         }
-        Ok(issued)
+        match (state.current.load_full(), state.missing(who)) {
+            (Some(issued), None) => Ok(issued),
+            (_, Some(missing)) => Err(missing),
+            (None, None) => unreachable!("what is not there is missing"),
+        }
     }
 
     /// Starts to keep a certificate for `who`.
@@ -163,6 +196,11 @@ impl IdentityStore {
         self.kept.store(Arc::new(all));
         kept
     }
+}
+
+/// There is no certificate of `who`, because of `cause`.
+pub(super) fn not_issued(who: &Principal, cause: impl Into<String>) -> IdentityError {
+    IdentityError::NotIssued { principal: who.clone(), cause: cause.into() }
 }
 
 impl fmt::Debug for IdentityStore {

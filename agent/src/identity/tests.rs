@@ -470,6 +470,42 @@ async fn a_first_certificate_that_fails_is_an_error_at_once_and_tried_again() {
     bench.store.server_config(&order).await.unwrap();
 }
 
+/// A source that never answers for `order`, and for others as the built-in CA does.
+struct Hanging(SelfSignedCa);
+
+impl CertificateSource for Hanging {
+    fn issue<'a>(
+        &'a self,
+        principal: &'a Principal,
+    ) -> BoxFuture<'a, Result<Certificate, IdentityError>> {
+        if *principal == self::principal("order") {
+            return Box::pin(std::future::pending());
+        }
+        self.0.issue(principal)
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_source_that_hangs_with_one_holds_up_no_other_and_nobody_for_long() {
+    let dir = TempDir::new().unwrap();
+    let store = store(Hanging(ca(&dir)));
+    let (order, user) = (principal("order"), principal("user"));
+    let mut answered = store.subscribe();
+    store.ask_for(&HashSet::from([order.clone(), user.clone()]));
+    assert!(store.missing(&user).is_some(), "it was only just asked for");
+    answered.changed().await.unwrap();
+    assert!(store.missing(&user).is_none());
+    let why = store.missing(&order).unwrap().to_string();
+    assert!(why.contains("there is no answer yet"), "{why}");
+
+    // Nor does a connection wait for the source's own time limit.
+    let began = tokio::time::Instant::now();
+    let why = store.valid(&order).await.unwrap_err().to_string();
+    assert!(why.contains("there is no answer yet"), "{why}");
+    assert_eq!(began.elapsed(), Duration::from_secs(10), "by a clock that only waits move");
+    store.valid(&user).await.unwrap();
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_forgotten_principal_is_renewed_no_more() {
     let mut bench = bench();

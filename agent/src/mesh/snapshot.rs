@@ -13,6 +13,8 @@ use super::{Service, ServicePort, TrustDomain, Workload};
 pub struct Snapshot {
     /// Counts up with every change the source published; 0 before the first.
     pub version: u64,
+    /// Whether a pod that it does not name does not exist: not so in what was saved some time ago.
+    pub complete: bool,
     /// The root of trust of local workloads.
     pub trust_domain: TrustDomain,
     /// Whether there may be policies between pods of kinds that only the CNI understands.

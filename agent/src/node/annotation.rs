@@ -47,11 +47,13 @@ struct Told {
 impl Annotations {
     pub(super) async fn keep(self) {
         let mut progress = self.enrolment.progress();
+        let mut certificates = self.enrolment.certificates();
         let mut changed = self.snapshots.subscribe();
         let mut told: HashMap<PodUid, Told> = HashMap::new();
         let mut complained = None;
         loop {
             progress.mark_unchanged();
+            certificates.mark_unchanged();
             changed.mark_unchanged();
             let due = self.due(&mut told);
             let patches = due.into_iter().map(|(pod, captured)| self.tell(pod, captured));
@@ -77,6 +79,7 @@ impl Annotations {
             let wait = if complained.is_some() { RETRY } else { ECHO };
             tokio::select! {
                 news = progress.changed() => if news.is_err() { return },
+                news = certificates.changed() => if news.is_err() { return },
                 news = changed.changed() => if news.is_err() { return },
                 () = sleep(wait), if complained.is_some() || !told.is_empty() => {}
             }

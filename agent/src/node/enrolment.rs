@@ -1,38 +1,39 @@
 //! Keeps the set of captured pods what the newest snapshot says it should be.
+//!
+//! A pod is captured first, which closes it, and has its certificate after: until then its
+//! connections are refused. Nothing of one pod waits for another's: each is enrolled by a task of
+//! its own, and all certificates are asked for at once.
 
 use std::{
     collections::{BTreeMap, HashSet},
-    path::{Path, PathBuf},
+    path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use tokio::{
     sync::watch,
-    time::{Instant, sleep, sleep_until},
+    task::spawn_blocking,
+    time::{Instant, MissedTickBehavior, interval, sleep_until},
 };
 
-use super::{CAPTURE, CONFIGURATION, IDENTITY, events::Events, expected::Expected};
+use super::{
+    CAPTURE, CONFIGURATION, IDENTITY,
+    events::Events,
+    expected::Expected,
+    pod_state::{Captured, Failed, State, name_of, outside_because},
+    underway::Underway,
+};
 use crate::{
     admin::{self, Readiness},
     capture::{Capture, CaptureError, EnrolledPod, Netns, Sandboxes},
-    config::{Origin, SourceState},
-    identity::IdentityError,
-    mesh::{DATAPLANE_MODE, PodUid, Workload},
-    proxy::{self, LocalPod, Proxy, Serving},
+    mesh::{PodUid, Principal, Snapshot, Workload},
+    proxy::{self, LocalPod, Proxy},
     tunnel::{HbonePool, PoolOptions},
 };
 
-/// How long after a failed enrolment it is tried again: doubled each time, up to the second. News
-/// of the pod itself come first; this is for what nobody tells, such as a namespace that gets its
-/// address a moment later.
-const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(30));
-
-/// A pod that is not captured for so long is no event: while it starts, much is not there yet.
-const TRIFLE: Duration = Duration::from_secs(2);
-
 /// How often the captured pods' namespaces are looked at: one that is made anew under the same
-/// path is no event anywhere.
+/// path is no event anywhere. Nor is a certificate that is over.
 const LOOK: Duration = Duration::from_secs(1);
 
 /// Enrols and unenrols the pods of one node.
@@ -48,40 +49,8 @@ pub(super) struct Enrolment {
     progress: watch::Sender<()>,
 }
 
-/// How far reconciling came.
-struct Reconciled {
-    /// When to try again what failed; `None` when every pod is as it should be.
-    again: Option<Instant>,
-    /// Every pod has a certificate.
-    certified: bool,
-}
-
-/// One pod that belongs to the mesh.
-enum State {
-    Captured(Captured),
-    Failed(Failed),
-}
-
-struct Captured {
-    pod: Arc<LocalPod>,
-    /// Where its source says that its namespace is, if it does.
-    told: Option<PathBuf>,
-    /// The namespace it is captured in.
-    netns: u64,
-    _serving: Serving,
-}
-
-struct Failed {
-    workload: Arc<Workload>,
-    error: String,
-    /// Nobody issued a certificate.
-    uncertified: bool,
-    delay: Duration,
-    again: Instant,
-    since: Instant,
-    /// What its owner was told.
-    told: Option<String>,
-}
+/// What this node's pods should be.
+type Desired = BTreeMap<PodUid, Arc<Workload>>;
 
 /// What is to be done about a pod.
 enum Task {
@@ -111,59 +80,77 @@ impl Enrolment {
     }
 
     /// Reconciles with every new snapshot, and again after a while where something failed.
-    pub(super) async fn follow(
-        self: Arc<Self>,
-        mut source: watch::Receiver<SourceState>,
-        readiness: Readiness,
-    ) {
+    pub(super) async fn follow(self: Arc<Self>, readiness: Readiness) {
         let mut changed = self.proxy.snapshots.subscribe();
         // Before the first snapshot nothing is known of any pod, least of all that it is gone.
         if changed.wait_for(|version| *version > 0).await.is_err() {
             return;
         }
         readiness.met(CONFIGURATION);
+        let mut answered = self.proxy.identity.subscribe();
+        let mut underway = Underway::default();
+        let mut look = interval(LOOK);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut forgotten = false;
         loop {
             changed.mark_unchanged();
+            let snapshot = Arc::clone(&self.proxy.snapshots.load());
             // A saved snapshot does not know of pods that came after it.
-            if !forgotten && knows_all(&source.borrow()) {
-                self.forget_former_pods();
+            if !forgotten && snapshot.complete {
+                self.forget_former_pods(&snapshot).await;
                 forgotten = true;
             }
-            let Reconciled { again, certified } = self.reconcile().await;
-            self.capture.took_over();
-            // A pod that cannot be captured is that pod's trouble and does not hold up the
-            // node; a CA that issues nothing is everybody's.
-            readiness.met(CAPTURE);
-            if certified {
-                readiness.met(IDENTITY);
+            let desired = self.desired(&snapshot);
+            let again = self.reconcile(&snapshot, &desired, &mut underway).await;
+            if underway.is_empty() {
+                self.capture.took_over();
+                // A pod that cannot be captured is that pod's trouble and does not hold up the
+                // node; a CA that issues nothing is everybody's.
+                readiness.met(CAPTURE);
             }
-            tokio::select! {
-                _ = changed.changed() => {}
-                _ = source.wait_for(knows_all), if !forgotten => {}
-                () = self.some_pod_moved() => {}
-                () = sleep_until(again.unwrap_or_else(Instant::now)), if again.is_some() => {}
+            loop {
+                answered.mark_unchanged();
+                if self.certify(&desired) {
+                    readiness.met(IDENTITY);
+                }
+                tokio::select! {
+                    changed = changed.changed() => match changed {
+                        Ok(()) => break,
+                        // The store is gone, and nothing will change any more.
+                        Err(_) => return,
+                    },
+                    () = underway.some_ended() => break,
+                    () = sleep_until(again.unwrap_or_else(Instant::now)), if again.is_some() => {
+                        break;
+                    }
+                    _ = answered.changed() => {}
+                    _ = look.tick() => {
+                        if self.some_pod_moved() {
+                            break;
+                        }
+                    }
+                }
             }
         }
     }
 
-    /// Waits until the namespace at the path a captured pod was told to be at is another one.
-    async fn some_pod_moved(&self) {
-        loop {
-            sleep(LOOK).await;
-            let moved = |(uid, state): (&PodUid, &State)| match state {
-                State::Captured(captured) => captured.has_moved(uid, &self.capture),
-                State::Failed(_) => false,
-            };
-            if self.pods().iter().any(moved) {
-                return;
-            }
-        }
+    /// Whether the namespace at the path a captured pod was told to be at is another one by now.
+    fn some_pod_moved(&self) -> bool {
+        let moved = |state: &State| match state {
+            State::Captured(captured) => captured.has_moved(),
+            State::Failed(_) => false,
+        };
+        self.pods().values().any(moved)
     }
 
     /// The container runtime made the pod `uid` a namespace, at `netns` of the node.
     pub(super) fn expect(&self, uid: PodUid, netns: &Path) {
         self.expected().insert(uid, netns);
+    }
+
+    /// Whether the container runtime told of the pod `uid`, and not of its end.
+    pub(super) fn expects(&self, uid: &PodUid) -> bool {
+        self.expected().netns(uid).is_some()
     }
 
     /// The pod `uid` ends.
@@ -172,7 +159,7 @@ impl Enrolment {
     }
 
     /// Waits until the pod `uid` is captured, or known not to belong to the mesh.
-    pub(super) async fn settled(&self, uid: &PodUid) {
+    pub(super) async fn captured(&self, uid: &PodUid) {
         // It is gone with `self` alone.
         let _ = self.progress.subscribe().wait_for(|()| self.is_settled(uid)).await;
     }
@@ -202,6 +189,7 @@ impl Enrolment {
             principal: workload.principal.to_string(),
             mutual_tls: workload.mtls.to_string(),
             error: error.map(str::to_owned),
+            uncertified: self.missing(workload),
         };
         self.pods()
             .values()
@@ -216,81 +204,107 @@ impl Enrolment {
     pub(super) fn outside(&self) -> Vec<admin::Outsider> {
         let snapshot = self.proxy.snapshots.load();
         let ours = snapshot.workloads().iter().filter(|w| !w.meshed && *w.node == *self.node);
-        ours.map(|workload| admin::Outsider { name: name_of(workload), reason: reason(workload) })
-            .collect()
+        ours.map(|workload| admin::Outsider {
+            name: name_of(workload),
+            reason: outside_because(workload),
+        })
+        .collect()
     }
 
-    /// What this node's pods should be, by the newest snapshot.
-    fn desired(&self) -> BTreeMap<PodUid, Arc<Workload>> {
-        let snapshot = self.proxy.snapshots.load();
+    /// What this node's pods should be, by `snapshot`.
+    fn desired(&self, snapshot: &Snapshot) -> Desired {
         let ours = snapshot.workloads().iter().filter(|w| w.meshed && *w.node == *self.node);
         ours.map(|workload| (workload.uid.clone(), workload.clone())).collect()
     }
 
     /// Frees pods that a former agent of this node captured and that are gone since.
-    fn forget_former_pods(&self) {
-        let known: HashSet<_> = self.desired().into_keys().collect();
-        if let Err(error) = self.capture.forget_unknown(&known) {
-            tracing::warn!(%error, "could not free pods of a former agent");
-        }
+    async fn forget_former_pods(&self, snapshot: &Snapshot) {
+        let known: HashSet<_> = self.desired(snapshot).into_keys().collect();
+        let capture = self.capture.clone();
+        blocking(move || {
+            if let Err(error) = capture.forget_unknown(&known) {
+                tracing::warn!(%error, "could not free pods of a former agent");
+            }
+        })
+        .await;
     }
 
     /// Forgets what was told of pods whose objects are gone.
-    fn forget_expected(&self) {
-        let snapshot = self.proxy.snapshots.load();
+    fn forget_expected(&self, snapshot: &Snapshot) {
         let ours = snapshot.workloads().iter().filter(|pod| *pod.node == *self.node);
         let known: HashSet<_> = ours.map(|pod| &pod.uid).collect();
         self.expected().forget_gone(|uid| known.contains(uid));
     }
 
-    /// Makes this node's pods what they should be, as far as that works.
-    async fn reconcile(&self) -> Reconciled {
-        let desired = self.desired();
-        self.proxy.telemetry.metrics().retain(&self.proxy.snapshots.load());
-        self.release(&desired);
-        self.forget_expected();
-        let tasks = desired.values().map(|workload| (workload, self.task(workload)));
-        let tasks: Vec<_> = tasks.filter(|(_, task)| !matches!(task, Task::Nothing)).collect();
-        let tasks: Vec<_> =
-            tasks.into_iter().map(|(pod, task)| (pod, task, self.told(pod))).collect();
-        let unknown = tasks.iter().filter(|(.., told)| told.is_none()).map(|(pod, ..)| &pod.uid);
-        let mut sandboxes = Sandboxes::scan(&unknown.collect()).unwrap_or_else(|error| {
-            tracing::warn!(%error, "could not look for pods");
-            Sandboxes::default()
-        });
-        for (workload, task, told) in tasks {
-            let netns = told.unwrap_or_else(|| sandboxes.netns_of(&workload.uid, &workload.ips));
-            if matches!(task, Task::Check) && self.is_still_in(workload, netns.as_ref().ok()) {
+    /// Begins to make this node's pods what they should be; when to try again what has failed.
+    async fn reconcile(
+        self: &Arc<Self>,
+        snapshot: &Snapshot,
+        desired: &Desired,
+        underway: &mut Underway,
+    ) -> Option<Instant> {
+        let principals: HashSet<Principal> =
+            desired.values().map(|workload| workload.principal.clone()).collect();
+        self.proxy.identity.retain(&principals);
+        self.proxy.identity.ask_for(&principals);
+        self.proxy.telemetry.metrics().retain(snapshot);
+        self.release(desired, underway).await;
+        self.forget_expected(snapshot);
+        let mut to_be_found = Vec::new();
+        for workload in desired.values() {
+            if underway.has(&workload.uid) {
                 continue;
             }
-            let state = match self.enroll(workload, netns).await {
-                Ok(captured) => {
-                    if let Some(State::Failed(Failed { told: Some(_), .. })) =
-                        self.pods().get(&workload.uid)
-                    {
-                        self.events.captured_at_last(workload);
-                    }
-                    State::Captured(captured)
-                }
-                Err(error) => State::Failed(self.failed(workload, &error)),
-            };
-            self.pods().insert(workload.uid.clone(), state);
-            self.publish();
+            let task = self.task(workload);
+            match (&task, self.told(workload)) {
+                (Task::Nothing, _) => {}
+                (_, Some(netns)) => self.see_to(workload, task, netns, underway),
+                (_, None) => to_be_found.push((workload, task)),
+            }
+        }
+        if !to_be_found.is_empty() {
+            let wanted: HashSet<_> = to_be_found.iter().map(|(pod, _)| pod.uid.clone()).collect();
+            let scanned = blocking(move || Sandboxes::scan(&wanted)).await;
+            let mut sandboxes = scanned.unwrap_or_else(|error| {
+                tracing::warn!(%error, "could not look for pods");
+                Sandboxes::default()
+            });
+            for (workload, task) in to_be_found {
+                let netns = sandboxes.netns_of(&workload.uid, &workload.ips);
+                self.see_to(workload, task, netns, underway);
+            }
         }
         self.publish();
-        let principals = desired.values().map(|workload| workload.principal.clone()).collect();
-        self.proxy.identity.retain(&principals);
         let pods = self.pods();
-        let failed = || {
-            pods.values().filter_map(|state| match state {
-                State::Failed(failed) => Some(failed),
-                State::Captured(_) => None,
-            })
-        };
-        Reconciled {
-            again: failed().map(|failed| failed.again).min(),
-            certified: !failed().any(|failed| failed.uncertified),
+        let failed = pods.iter().filter(|(uid, _)| !underway.has(uid));
+        let again = failed.filter_map(|(_, state)| match state {
+            State::Failed(failed) => Some(failed.again),
+            State::Captured(_) => None,
+        });
+        again.min()
+    }
+
+    /// Begins to enrol a pod in `netns`, unless it is there already.
+    fn see_to(
+        self: &Arc<Self>,
+        workload: &Arc<Workload>,
+        task: Task,
+        netns: Result<Netns, CaptureError>,
+        underway: &mut Underway,
+    ) {
+        if matches!(task, Task::Check) && self.is_still_in(workload, netns.as_ref().ok()) {
+            return;
         }
+        let (this, workload) = (self.clone(), workload.clone());
+        underway.start(workload.uid.clone(), async move {
+            match this.enroll(&workload, netns).await {
+                Ok((netns, enrolled)) => this.enrolled(&workload, netns, enrolled),
+                // Another agent says what becomes of it.
+                Err(CaptureError::NotInCharge) => {}
+                Err(error) => this.failed(&workload, &error),
+            }
+            this.publish();
+        });
     }
 
     /// The namespace that the pod's source or the container runtime named; whether it is the pod's
@@ -316,7 +330,9 @@ impl Enrolment {
         match self.pods().get(&workload.uid) {
             Some(State::Captured(Captured { pod, told, .. })) => {
                 let known = pod.workload();
-                if known.ips != workload.ips {
+                let same_addresses = known.ips.len() == workload.ips.len()
+                    && known.ips.iter().all(|ip| workload.ips.contains(ip));
+                if !same_addresses {
                     return Task::Enrol;
                 }
                 pod.update(workload.clone());
@@ -340,60 +356,97 @@ impl Enrolment {
         }
     }
 
-    /// Notes that a pod could not be captured; says so when that is news.
-    fn failed(&self, workload: &Arc<Workload>, error: &anyhow::Error) -> Failed {
-        let uncertified = error.is::<IdentityError>();
-        let error = format!("{error:#}");
-        let now = Instant::now();
-        let (mut delay, mut is_news, mut since, mut told) = (RETRY.0, true, now, None);
-        if let Some(State::Failed(former)) = self.pods().get(&workload.uid) {
-            is_news = former.error != error;
-            (since, told) = (former.since, former.told.clone());
-            if *former.workload == **workload {
-                delay = (former.delay * 2).min(RETRY.1);
-            }
-        }
-        if is_news {
-            tracing::warn!(pod = name_of(workload), error, "could not capture a pod");
-        }
-        if since.elapsed() > TRIFLE && told.as_ref() != Some(&error) {
-            self.events.not_captured(workload, &error);
-            told = Some(error.clone());
-        }
-        let again = now + delay;
-        Failed { workload: workload.clone(), error, uncertified, delay, again, since, told }
+    /// Why a pod has no valid certificate; `None` when it has.
+    fn missing(&self, workload: &Workload) -> Option<String> {
+        self.proxy.identity.missing(&workload.principal).map(|missing| missing.to_string())
     }
 
+    /// Sees which captured pods have no certificate, and says so where that is news. Whether every
+    /// pod has one, captured or not.
+    fn certify(&self, desired: &Desired) -> bool {
+        for state in self.pods().values_mut() {
+            if let State::Captured(captured) = state {
+                captured.certificate(self.missing(&captured.pod.workload()), &self.events);
+            }
+        }
+        desired.values().all(|pod| self.proxy.identity.missing(&pod.principal).is_none())
+    }
+
+    /// Captures a pod: in the kernel, which closes it while nobody serves the listeners.
     async fn enroll(
         &self,
-        workload: &Arc<Workload>,
+        workload: &Workload,
         netns: Result<Netns, CaptureError>,
-    ) -> anyhow::Result<Captured> {
+    ) -> Result<(u64, EnrolledPod), CaptureError> {
         let netns = netns?;
-        // The certificate first: a captured pod without an identity could talk to nobody.
-        self.proxy.identity.server_config(&workload.principal).await?;
         let inode = netns.inode();
-        let EnrolledPod { outbound, inbound, dialer } =
-            self.capture.enroll(&workload.uid, netns, &workload.ips)?;
+        let (capture, uid, ips) =
+            (self.capture.clone(), workload.uid.clone(), workload.ips.clone());
+        let enrolled = blocking(move || capture.enroll(&uid, netns, &ips)).await?;
+        Ok((inode, enrolled))
+    }
+
+    /// Serves a pod that was just enrolled.
+    fn enrolled(&self, workload: &Arc<Workload>, netns: u64, enrolled: EnrolledPod) {
+        let EnrolledPod { outbound, inbound, dialer } = enrolled;
         let tunnels = HbonePool::new(PoolOptions::default());
-        let pod =
-            Arc::new(LocalPod::new(workload.clone(), dialer, tunnels, self.proxy.limits.pod()));
+        let mut pod = LocalPod::new(workload.clone(), dialer, tunnels, self.proxy.limits.pod());
+        let mut pods = self.pods();
+        let mut left = None;
+        match pods.get(&workload.uid) {
+            // What is open goes on, and ends with the pod.
+            Some(State::Captured(former)) if former.netns == netns => {
+                pod = pod.in_place_of(&former.pod);
+            }
+            Some(State::Captured(former)) => left = Some(former.pod.clone()),
+            Some(State::Failed(Failed { told: Some(_), .. })) => {
+                self.events.captured_at_last(workload);
+            }
+            Some(State::Failed(_)) | None => {}
+        }
+        let pod = Arc::new(pod);
         tracing::info!(pod = name_of(workload), principal = %workload.principal, "pod captured");
-        let _serving = proxy::serve(self.proxy.clone(), pod.clone(), outbound, inbound);
-        Ok(Captured { pod, told: workload.netns.clone(), netns: inode, _serving })
+        let captured = Captured {
+            pod: pod.clone(),
+            told: workload.netns.clone(),
+            netns,
+            uncertified: None,
+            _serving: proxy::serve(self.proxy.clone(), pod, outbound, inbound),
+        };
+        pods.insert(workload.uid.clone(), State::Captured(captured));
+        if let Some(left) = left {
+            // Nothing in the namespace it had leads anywhere, and its connections would hold it.
+            left.release();
+        }
+    }
+
+    /// Notes that a pod could not be captured, or not anew: it is closed then.
+    fn failed(&self, workload: &Arc<Workload>, error: &CaptureError) {
+        let mut pods = self.pods();
+        let former = match pods.get(&workload.uid) {
+            Some(State::Failed(former)) => Some(former),
+            Some(State::Captured(former)) => {
+                former.pod.release();
+                None
+            }
+            None => None,
+        };
+        let failed = Failed::new(workload, error.to_string(), former, &self.events);
+        pods.insert(workload.uid.clone(), State::Failed(failed));
     }
 
     /// Lets go of every pod that is not `desired`, or is said to be in another namespace now.
-    fn release(&self, desired: &BTreeMap<PodUid, Arc<Workload>>) {
+    async fn release(&self, desired: &Desired, underway: &Underway) {
+        let mut left = Vec::new();
         self.pods().retain(|uid, state| {
             let stays = desired.get(uid).is_some_and(|desired| match state {
                 State::Captured(captured) => {
-                    desired.netns == captured.told && !captured.has_moved(uid, &self.capture)
+                    desired.netns == captured.told && !captured.has_moved()
                 }
                 // Perhaps closed, by an enrolment that failed half way: not to be opened.
                 State::Failed(_) => true,
             });
-            if stays {
+            if stays || underway.has(uid) {
                 return true;
             }
             let name = match state {
@@ -403,12 +456,22 @@ impl Enrolment {
                 }
                 State::Failed(failed) => name_of(&failed.workload),
             };
-            match self.capture.unenroll(uid) {
-                Ok(()) => tracing::info!(pod = name, "pod released"),
-                Err(error) => tracing::warn!(pod = name, %error, "pod not released cleanly"),
-            }
+            left.push((uid.clone(), name));
             false
         });
+        if left.is_empty() {
+            return;
+        }
+        let capture = self.capture.clone();
+        blocking(move || {
+            for (uid, pod) in left {
+                match capture.unenroll(&uid) {
+                    Ok(()) => tracing::info!(pod, "pod released"),
+                    Err(error) => tracing::warn!(pod, %error, "pod not released cleanly"),
+                }
+            }
+        })
+        .await;
     }
 
     /// Shows the data path which pods are captured here, and tells whoever waits for one.
@@ -422,12 +485,20 @@ impl Enrolment {
 
     /// Whether a pod is captured and has its certificate; `None` when that was not tried yet.
     pub(super) fn is_captured(&self, uid: &PodUid) -> Option<bool> {
-        self.pods().get(uid).map(|state| matches!(state, State::Captured(_)))
+        self.pods().get(uid).map(|state| match state {
+            State::Captured(captured) => self.missing(&captured.pod.workload()).is_none(),
+            State::Failed(_) => false,
+        })
     }
 
     /// Told of whenever a pod was seen to.
     pub(super) fn progress(&self) -> watch::Receiver<()> {
         self.progress.subscribe()
+    }
+
+    /// Told of whenever the CA has answered.
+    pub(super) fn certificates(&self) -> watch::Receiver<()> {
+        self.proxy.identity.subscribe()
     }
 
     fn expected(&self) -> MutexGuard<'_, Expected> {
@@ -439,30 +510,15 @@ impl Enrolment {
     }
 }
 
-impl Captured {
-    fn has_moved(&self, uid: &PodUid, capture: &Capture) -> bool {
-        self.told.as_ref().is_some_and(|told| capture.has_moved(uid, told))
-    }
-}
-
-/// Whether a pod that the snapshot does not name does not exist.
-fn knows_all(source: &SourceState) -> bool {
-    matches!(source.origin, Origin::Files | Origin::Cluster)
-}
-
-fn name_of(workload: &Workload) -> String {
-    format!("{}/{}", workload.namespace, workload.name)
-}
-
-/// Why a pod does not belong to the mesh.
-fn reason(workload: &Workload) -> String {
-    let label = workload.labels.get(DATAPLANE_MODE);
-    match label {
-        _ if workload.ips.is_empty() => "it uses the node's network".to_owned(),
-        _ if workload.sidecar => "it has a sidecar, a proxy of its own (annotation \
-            sidecar.istio.io/status; hint: restart it without injection)"
-            .to_owned(),
-        Some(mode) => format!("its label {DATAPLANE_MODE} is {mode}"),
-        None => format!("neither it nor its namespace has the label {DATAPLANE_MODE}=ambient"),
+/// Runs `work` on a thread that may block.
+///
+/// # Panics
+/// As `work` does, and when the runtime shuts down.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    match spawn_blocking(work).await {
+        Ok(done) => done,
+        Err(failed) if failed.is_panic() => std::panic::resume_unwind(failed.into_panic()),
+        // What was to wait for it goes the same way.
+        Err(_cancelled) => std::future::pending().await,
     }
 }

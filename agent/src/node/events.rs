@@ -52,6 +52,17 @@ impl Events {
         self.post(pod, "Normal", "Captured", "its traffic passes through the mesh now");
     }
 
+    /// A captured pod has no certificate, and why.
+    pub(super) fn uncertified(&self, pod: &Workload, why: &str) {
+        let note = format!("its connections are refused: {why}");
+        self.post(pod, "Warning", "NoCertificate", &note);
+    }
+
+    /// A pod that was told of as having no certificate has one.
+    pub(super) fn certified_at_last(&self, pod: &Workload) {
+        self.post(pod, "Normal", "Certified", "it has its certificate");
+    }
+
     fn post(&self, pod: &Workload, kind: &str, reason: &str, note: &str) {
         let Some(news) = &self.news else { return };
         let regarding = ObjectReference {

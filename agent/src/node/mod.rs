@@ -11,8 +11,10 @@ mod expected;
 mod kubelet;
 mod new_pods;
 mod observe;
+mod pod_state;
 mod standby;
 mod taint;
+mod underway;
 
 use std::{
     net::SocketAddr,
@@ -38,6 +40,7 @@ use crate::{
     admin::{Readiness, RecentLog},
     capture::{self, Capture, CaptureOptions, KubeletSearch, NodeSockets, Prepared, UnknownPods},
     config::{ConfigError, Source, files::FileSource, kube::KubeSource},
+    essential::Essential,
     identity::{
         CertificateSource, IdentityStore, SelfSignedCa,
         istio::{IstioCa, IstioCaOptions},
@@ -103,8 +106,9 @@ const CONFIGURATION: &str = "configuration";
 /// Runs the agent until it is told to stop and its connections are drained.
 ///
 /// # Errors
-/// When something the agent cannot do without fails at start-up. Once it runs, failures are
-/// logged, counted and shown by `sluice status` instead.
+/// When something the agent cannot do without fails at start-up, or a task of it ends later: what is
+/// captured stays closed then, and the next agent goes on. Other failures are logged, counted and
+/// shown by `sluice status` once it runs.
 pub async fn run(options: Options) -> anyhow::Result<()> {
     // First, since everything else without root fails on some file, which says less.
     capture::need_root()?;
@@ -113,7 +117,8 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let readiness = Readiness::waiting_for([CAPTURE, IDENTITY, CONFIGURATION]);
 
     let snapshots = Arc::new(SnapshotStore::default());
-    let (source, events, client) = source(&options, &snapshots, &readiness).await?;
+    let essential = Essential::default();
+    let (source, events, client) = source(&options, &snapshots, &readiness, &essential).await?;
 
     let ca = certificate_source(options.ca, &options.trust_domain)?;
     let identity = IdentityStore::new(ca, options.trust_domain.clone());
@@ -142,7 +147,6 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         same_node: options.same_node,
         limits: Limits::new(options.limits.within(descriptors)),
     });
-    let source_state = source.state();
     let runtime = match (options.nri_socket, &source) {
         (Some(socket), Source::Kube(source)) => {
             Some((socket, source.addresses(), watch::Sender::new(false)))
@@ -175,6 +179,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         biased;
         capture = prepared.start() => Arc::new(capture?),
         never = standby.keep_ready(), if stands_by => match never {},
+        does = essential.ended() => return Err(unable(does)),
         signal = signals.next() => {
             tracing::info!(%signal, "agent stopped while it stood by");
             return Ok(());
@@ -182,7 +187,8 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     };
     let kubelet =
         Kubelet { search, capture: capture.clone(), proxy: proxy.clone(), known: known_kubelet };
-    let kubelet = AbortOnDropHandle::new(tokio::spawn(kubelet.follow()));
+    let kubelet = essential.spawn("following the kubelet", kubelet.follow());
+    let kubelet = AbortOnDropHandle::new(kubelet);
     let enrolment = enrolment.get_or_init(|| {
         Enrolment::new(options.node_name.clone(), capture.clone(), proxy.clone(), events)
     });
@@ -195,23 +201,32 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         };
         AbortOnDropHandle::new(tokio::spawn(annotations.keep()))
     });
-    let mut enrolling = tokio::spawn(enrolment.clone().follow(source_state, readiness.clone()));
+    let following = enrolment.clone().follow(readiness.clone());
+    let mut enrolling = essential.spawn("enrolling pods", following);
     let new_pods = runtime.map(|(socket, addresses, connected)| {
         let plugin = NewPods { addresses, enrolment: enrolment.clone() }.plugin(connected);
         AbortOnDropHandle::new(tokio::spawn(async move { plugin.serve(&socket).await }))
     });
     tracing::info!(node = options.node_name, "agent started");
-    let signal = signals.next().await;
+    let signal = tokio::select! {
+        signal = signals.next() => signal,
+        does = essential.ended() => {
+            readiness.lost("an essential task ended");
+            return Err(unable(does));
+        }
+    };
 
-    // Whoever comes next tells the runtime when a new pod is captured; without anyone, nobody can.
-    drop(new_pods);
     drop(annotating);
     drop(kubelet);
     let asked = Instant::now();
     tracing::info!(%signal, open = proxy.drain.open(), "ending");
     readiness.lost("shutting down");
     let stop = async {
-        if hand_over(&capture, &mut enrolling).await {
+        let succeeded = hand_over(&capture, &mut enrolling).await;
+        // Until here a new pod was held back: whoever comes next captures it, and tells the runtime
+        // of those after it. Without anyone, nobody can.
+        drop(new_pods);
+        if succeeded {
             proxy.drain.succeeded();
         }
         let left = options.drain_timeout.saturating_sub(asked.elapsed());
@@ -261,6 +276,14 @@ async fn hand_over(capture: &Capture, enrolling: &mut JoinHandle<()>) -> bool {
     false
 }
 
+/// The agent ends because a task did that it cannot do without.
+fn unable(does: &str) -> anyhow::Error {
+    anyhow::anyhow!(
+        "{does} has ended, without which an agent would only look well (hint: the log says why; \
+         pods stay closed until the next agent, and `sluice bugreport` collects what is known)"
+    )
+}
+
 fn certificate_source(
     ca: CaOptions,
     trust_domain: &TrustDomain,
@@ -281,12 +304,13 @@ async fn source(
     options: &Options,
     store: &Arc<SnapshotStore>,
     readiness: &Readiness,
+    essential: &Essential,
 ) -> Result<(Source, Events, Option<Client>), ConfigError> {
     let (trust_domain, store) = (options.trust_domain.clone(), store.clone());
     let root_namespace = options.root_namespace.clone();
     match &options.config_dir {
         Some(dir) => {
-            let source = FileSource::start(dir, trust_domain, root_namespace, store)?;
+            let source = FileSource::start(dir, trust_domain, root_namespace, store, essential)?;
             Ok((Source::Files(source), Events::default(), None))
         }
         None => {
@@ -297,8 +321,14 @@ async fn source(
                 tokio::spawn(taint::take_off(client.clone(), node, taint, readiness.clone()));
             }
             let dir = &options.state_dir;
-            let source =
-                KubeSource::start(client.clone(), trust_domain, root_namespace, dir, store);
+            let source = KubeSource::start(
+                client.clone(),
+                trust_domain,
+                root_namespace,
+                dir,
+                store,
+                essential,
+            );
             Ok((Source::Kube(source), events, Some(client)))
         }
     }

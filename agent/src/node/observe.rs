@@ -132,8 +132,12 @@ impl Observed {
             )
         }));
         let pods = self.pods();
-        let captured = pods.iter().filter(|pod| pod.error.is_none()).count();
-        for (state, count) in [("captured", captured), ("failed", pods.len() - captured)] {
+        let failed = pods.iter().filter(|pod| pod.error.is_some()).count();
+        let uncertified = pods.iter().filter(|pod| pod.is_refused()).count();
+        let captured = pods.len() - failed - uncertified;
+        for (state, count) in
+            [("captured", captured), ("uncertified", uncertified), ("failed", failed)]
+        {
             readings.push(Reading {
                 labels: vec![("state", state.to_owned())],
                 ..gauge("sluice_pods", "Pods of this node that belong to the mesh", count as f64)
@@ -165,12 +169,13 @@ impl Observed {
     /// What policy decided.
     fn admissions(&self) -> impl Iterator<Item = Reading> {
         let admissions = &self.proxy.admissions;
-        let reason = Failure::MutualTlsRequired.as_str();
-        let refused = admissions.refused().map(move |(client, count)| Reading {
+        let plaintext = admissions.refused().map(|it| (Failure::MutualTlsRequired, it));
+        let uncertified = admissions.uncertified().map(|it| (Failure::CertificateMissing, it));
+        let refused = plaintext.chain(uncertified).map(|(reason, (client, count))| Reading {
             name: "sluice_connections_refused_total",
             help: REFUSED,
             kind: Kind::Counter,
-            labels: vec![("reason", reason.to_owned()), ("client", client.to_owned())],
+            labels: vec![("reason", reason.as_str().to_owned()), ("client", client.to_owned())],
             value: count as f64,
         });
         let probes = Reading {

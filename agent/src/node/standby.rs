@@ -1,14 +1,9 @@
 //! An agent beside the one in charge, ready to take over.
 
-use std::{collections::HashSet, convert::Infallible, future::pending, sync::Arc, time::Duration};
-
-use tokio::time::sleep;
+use std::{collections::HashSet, convert::Infallible, future::pending, sync::Arc};
 
 use super::{CAPTURE, CONFIGURATION, IDENTITY};
-use crate::{admin::Readiness, proxy::Proxy};
-
-/// How soon a certificate is asked for again that was not issued.
-const RETRY: Duration = Duration::from_secs(1);
+use crate::{admin::Readiness, mesh::Principal, proxy::Proxy};
 
 /// Gets ready what an agent in charge needs and nobody else uses: the configuration, and a
 /// certificate for each pod. The eBPF programs are loaded already.
@@ -27,32 +22,32 @@ impl Standby {
             return pending().await;
         }
         self.readiness.met(CONFIGURATION);
+        let mut answered = self.proxy.identity.subscribe();
         loop {
             changed.mark_unchanged();
-            let certified = self.certify().await;
-            if certified {
-                self.readiness.met(IDENTITY);
-            }
-            tokio::select! {
-                _ = changed.changed() => {}
-                () = sleep(RETRY), if !certified => {}
+            let principals = self.principals();
+            self.proxy.identity.retain(&principals);
+            self.proxy.identity.ask_for(&principals);
+            loop {
+                answered.mark_unchanged();
+                if principals.iter().all(|who| self.proxy.identity.missing(who).is_none()) {
+                    self.readiness.met(IDENTITY);
+                }
+                tokio::select! {
+                    changed = changed.changed() => match changed {
+                        Ok(()) => break,
+                        Err(_) => return pending().await,
+                    },
+                    _ = answered.changed() => {}
+                }
             }
         }
     }
 
-    /// Gets the certificates that are missing. Whether that went well for all of them.
-    async fn certify(&self) -> bool {
+    /// Who the pods of this node are.
+    fn principals(&self) -> HashSet<Principal> {
         let snapshot = self.proxy.snapshots.load();
         let ours = snapshot.workloads().iter().filter(|w| w.meshed && *w.node == *self.node);
-        let principals: HashSet<_> = ours.map(|workload| workload.principal.clone()).collect();
-        let mut certified = true;
-        for principal in &principals {
-            if let Err(error) = self.proxy.identity.server_config(principal).await {
-                tracing::debug!(%principal, %error, "no certificate yet");
-                certified = false;
-            }
-        }
-        self.proxy.identity.retain(&principals);
-        certified
+        ours.map(|workload| workload.principal.clone()).collect()
     }
 }

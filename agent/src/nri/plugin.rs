@@ -61,10 +61,11 @@ pub trait PodEvents: Send + Sync + 'static {
     /// waited nearly as long as it would.
     async fn started(&self, sandbox: Sandbox);
 
-    /// Pods that run already; told at each connection to the runtime.
-    async fn running(&self, sandboxes: Vec<Sandbox>);
+    /// Pods that run already; told at each connection to the runtime, which waits for the return:
+    /// whatever takes time goes on after it.
+    async fn running(self: Arc<Self>, sandboxes: Vec<Sandbox>);
 
-    /// The pod with this UID is stopping.
+    /// The pod with this UID is stopping. The runtime waits for the return.
     async fn stopped(&self, uid: &str);
 }
 
@@ -90,13 +91,13 @@ impl<E: PodEvents> Plugin<E> {
         let mut said = None;
         loop {
             let ended = match UnixStream::connect(socket).await {
-                Ok(stream) => {
-                    (retry, said) = (RETRY.0, None);
-                    self.session(stream).await
-                }
+                Ok(stream) => self.session(stream).await,
                 Err(error) => Err(NriError::Unreachable { path: socket.to_owned(), error }),
             };
-            self.connected.send_replace(false);
+            // A runtime that accepts connections and wants no plugin is none that came back.
+            if self.connected.send_replace(false) {
+                (retry, said) = (RETRY.0, None);
+            }
             let why = match ended {
                 Ok(()) => NriError::Closed.to_string(),
                 Err(error) => error.to_string(),
@@ -165,7 +166,7 @@ impl<E: PodEvents> Plugin<E> {
             match session.understand(stream, request)? {
                 Call::Answer(answer) => answer,
                 Call::Running(sandboxes, answer) => {
-                    self.events.running(sandboxes).await;
+                    self.events.clone().running(sandboxes).await;
                     self.connected.send_replace(true);
                     answer
                 }

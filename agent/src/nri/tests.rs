@@ -44,7 +44,7 @@ impl PodEvents for Listener {
         }
     }
 
-    async fn running(&self, sandboxes: Vec<Sandbox>) {
+    async fn running(self: Arc<Self>, sandboxes: Vec<Sandbox>) {
         self.told.send(Told::Running(sandboxes)).unwrap();
     }
 
@@ -243,6 +243,25 @@ async fn a_runtime_that_refuses_the_plugin_is_quoted() {
     trunk::write(&mut runtime.stream, trunk::RUNTIME, &refusal).await.unwrap();
     let ended = runtime.session.await.unwrap().unwrap_err();
     assert!(ended.to_string().contains("plugins are not wanted here"), "{ended}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_runtime_that_accepts_and_closes_is_asked_ever_more_seldom() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("nri.sock");
+    let runtime = tokio::net::UnixListener::bind(&socket).unwrap();
+    let (told, _telling) = mpsc::unbounded_channel();
+    let listener = Arc::new(Listener { told, go: None });
+    let plugin = Plugin::new("sluice", listener, watch::Sender::new(false));
+    let serving = tokio::spawn(async move { plugin.serve(&socket).await });
+    let mut asked = Vec::new();
+    for _ in 0..5 {
+        drop(runtime.accept().await.unwrap());
+        asked.push(tokio::time::Instant::now());
+    }
+    serving.abort();
+    let pauses: Vec<_> = asked.windows(2).map(|pair| pair[1] - pair[0]).collect();
+    assert!(pauses.is_sorted() && pauses[3] >= 4 * pauses[0], "{pauses:?}");
 }
 
 #[tokio::test]

@@ -5,6 +5,9 @@
 //! let in by every mode of mutual TLS. Plaintext is not by STRICT, with one exception: the
 //! kubelet, which probes containers and speaks no mutual TLS. It has to prove that it is this
 //! node's, see [`NodeSockets`].
+//!
+//! A pod that has no valid certificate lets nobody in and is not let out, whatever its policy says:
+//! it belongs to the mesh, where nobody could tell who it is. The kubelet passes here too.
 
 use std::{
     fmt,
@@ -18,10 +21,12 @@ use std::{
 
 use tokio::{sync::watch, task::spawn_blocking};
 
-use super::{LocalPod, Proxy, inbound::Arrival};
+use super::{LocalPod, Proxy, exchange::Refusal, inbound::Arrival};
 use crate::{
     capture::{NodeSockets, Stranger},
-    mesh::{MutualTlsMode, PortMutualTls, Workload},
+    identity::IdentityError,
+    mesh::{MutualTlsMode, PortMutualTls, Principal, Workload},
+    telemetry::Failure,
 };
 
 /// A connection that was let in.
@@ -41,12 +46,28 @@ pub(super) struct Standing {
 
 /// Why a connection is not let in, or no longer.
 #[derive(Debug)]
-pub(super) struct Denied {
-    workload: Arc<Workload>,
-    app: SocketAddr,
-    rule: PortMutualTls,
-    /// Why it does not pass for the kubelet's either.
-    client: Stranger,
+pub(super) enum Denied {
+    /// It came in plaintext.
+    Plaintext {
+        workload: Arc<Workload>,
+        app: SocketAddr,
+        rule: PortMutualTls,
+        /// Why it does not pass for the kubelet's either.
+        client: Stranger,
+    },
+    /// The pod has no valid certificate.
+    Uncertified(IdentityError),
+}
+
+/// Who wanted to speak with a pod that has no valid certificate.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Party {
+    /// The pod itself dialled.
+    Own,
+    /// Somebody of the mesh.
+    Mesh,
+    /// Somebody who came in plaintext.
+    Plaintext,
 }
 
 /// Connections by what was decided about them, where policy had something to decide.
@@ -54,6 +75,7 @@ pub(super) struct Denied {
 pub struct Admissions {
     probes: AtomicU64,
     refused: [AtomicU64; Stranger::WORDS.len()],
+    uncertified: [AtomicU64; Party::WORDS.len()],
 }
 
 impl Admissions {
@@ -69,6 +91,13 @@ impl Admissions {
         Stranger::WORDS.into_iter().zip(counts)
     }
 
+    /// Connections that were refused because the pod has no valid certificate, by who was at the
+    /// other end.
+    pub fn uncertified(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        let counts = self.uncertified.iter().map(|count| count.load(Relaxed));
+        Party::WORDS.into_iter().zip(counts)
+    }
+
     fn count(&self, client: &Stranger) {
         self.refused[client.index()].fetch_add(1, Relaxed);
     }
@@ -80,6 +109,19 @@ pub(super) async fn admit(
     pod: &LocalPod,
     arrival: &Arrival,
 ) -> Result<Admitted, Denied> {
+    let who = pod.workload().principal.clone();
+    if proxy.identity.missing(&who).is_some() {
+        let party = match arrival.principal {
+            Some(_) => Party::Mesh,
+            // The kubelet does not wait for a certificate, nor does anybody for the kubelet.
+            None if prove(proxy, arrival).await.is_ok() => {
+                proxy.admissions.probes.fetch_add(1, Relaxed);
+                return Ok(Admitted::Probe);
+            }
+            None => Party::Plaintext,
+        };
+        certified(proxy, &who, party).await.map_err(Denied::Uncertified)?;
+    }
     if arrival.principal.is_some() {
         return Ok(Admitted::Traffic(Standing { changes: None }));
     }
@@ -95,6 +137,41 @@ pub(super) async fn admit(
         }
         Err(client) => Err(refusing.denied(proxy, arrival, client)),
     }
+}
+
+/// Makes sure that a pod of this node has a certificate before it speaks with `party`; the first
+/// one is waited for. Counts where it has none.
+pub(super) async fn certified(
+    proxy: &Proxy,
+    who: &Principal,
+    party: Party,
+) -> Result<(), IdentityError> {
+    let valid = proxy.identity.valid(who).await;
+    if valid.is_err() {
+        proxy.admissions.uncertified[party as usize].fetch_add(1, Relaxed);
+    }
+    valid
+}
+
+/// As [`certified`], for both ends of what one pod of this node hands over to another: no
+/// handshake proves who they are.
+pub(super) async fn both_certified(
+    proxy: &Proxy,
+    pod: &LocalPod,
+    arrival: &Arrival,
+) -> Result<(), Refusal> {
+    if !arrival.same_node {
+        return Ok(());
+    }
+    for who in arrival.principal.iter().chain([&pod.workload().principal]) {
+        certified(proxy, who, Party::Mesh).await.map_err(Refusal::uncertified)?;
+    }
+    Ok(())
+}
+
+impl Party {
+    /// Each in one word, for metrics.
+    const WORDS: [&'static str; 3] = ["own", "mesh", "plaintext"];
 }
 
 impl Standing {
@@ -130,7 +207,7 @@ impl Refusing {
     fn denied(self, proxy: &Proxy, arrival: &Arrival, client: Stranger) -> Denied {
         proxy.admissions.count(&client);
         let Self { workload, rule } = self;
-        Denied { workload, app: arrival.app, rule, client }
+        Denied::Plaintext { workload, app: arrival.app, rule, client }
     }
 }
 
@@ -159,13 +236,24 @@ impl Denied {
     /// Whether the client connected and left, as probes of a port do that look for nothing more.
     /// It may have been the kubelet, and had its answer: nobody needs to hear of each.
     pub(super) fn is_of_nobody(&self) -> bool {
-        matches!(self.client, Stranger::Closed)
+        matches!(self, Self::Plaintext { client: Stranger::Closed, .. })
+    }
+
+    /// What spans call it.
+    pub(super) fn failure(&self) -> Failure {
+        match self {
+            Self::Plaintext { .. } => Failure::MutualTlsRequired,
+            Self::Uncertified(_) => Failure::CertificateMissing,
+        }
     }
 }
 
 impl fmt::Display for Denied {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { workload, app, rule, client } = self;
+        let (workload, app, rule, client) = match self {
+            Self::Plaintext { workload, app, rule, client } => (workload, app, rule, client),
+            Self::Uncertified(missing) => return missing.fmt(f),
+        };
         let (namespace, name, port) = (&workload.namespace, &workload.name, app.port());
         write!(
             f,

@@ -15,6 +15,7 @@ use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, h
 
 use crate::{
     http::{Body, SendError, Tap, Upgraded, forwardable, forwardable_request, plain, with_cause},
+    identity::IdentityError,
     telemetry::{Failure, Flow, HttpSpan, Telemetry},
 };
 
@@ -29,6 +30,11 @@ impl Refusal {
     /// The next hop could not be reached or did not answer as HTTP.
     pub(super) fn unavailable(failure: Failure, cause: impl fmt::Display) -> Self {
         Self { status: StatusCode::SERVICE_UNAVAILABLE, failure, message: cause.to_string() }
+    }
+
+    /// A pod of this node has no valid certificate.
+    pub(super) fn uncertified(missing: IdentityError) -> Self {
+        Self::unavailable(Failure::CertificateMissing, missing)
     }
 }
 

@@ -1,13 +1,13 @@
 //! Connections that reach pods of this node: the server's side.
 
-use std::{net::SocketAddr, sync::Arc, time::Instant};
+use std::{fmt, net::SocketAddr, sync::Arc, time::Instant};
 
 use http::{HeaderMap, Request, Response, StatusCode};
 use tokio::net::TcpStream;
 
 use super::{
     CONNECT_TIMEOUT, HBONE_PORT, Io, LocalPod, Proxy,
-    admission::{Admitted, Denied, Standing, admit},
+    admission::{Admitted, Denied, Party, Standing, admit, both_certified, certified},
     detect::{Detected, detect},
     exchange::{Refusal, exchange},
     io,
@@ -91,11 +91,23 @@ async fn hbone(
     peer: SocketAddr,
     local: SocketAddr,
 ) {
-    let tls = match proxy.identity.server_config(&pod.workload().principal).await {
+    let who = pod.workload().principal.clone();
+    let tls = match certified(&proxy, &who, Party::Mesh).await {
+        Ok(()) => proxy.identity.server_config(&who).await,
+        Err(missing) => Err(missing),
+    };
+    let refused = |failure: Failure, why: &dyn fmt::Display| {
+        tracing::info!(%peer, pod = %pod.uid, error = %why, "HBONE connection refused");
+        let arrival =
+            Arrival { client: peer, app: local, principal: None, source: None, same_node: false };
+        let span = proxy.telemetry.connection(&arrival.flow(&proxy, &pod), None);
+        span.refuse(0, 0, failure, &why.to_string());
+    };
+    let tls = match tls {
         Ok(tls) => tls,
-        Err(error) => {
-            tracing::warn!(pod = %pod.uid, %error, "no certificate to accept HBONE with");
-            return io::reset(&stream);
+        Err(missing) => {
+            io::reset(&stream);
+            return refused(Failure::CertificateMissing, &missing);
         }
     };
     let handshaking = match pod.limits.handshake(peer.ip()) {
@@ -119,12 +131,7 @@ async fn hbone(
     let served = tunnel::serve(stream, tls, handshaking, tunnels, peer_of, drain, connect).await;
     match served {
         Ok(()) => {}
-        Err(error @ TunnelError::Tls { .. }) => {
-            tracing::info!(%peer, pod = %pod.uid, %error, "HBONE connection refused");
-            let arrival = Arrival::unknown(peer, local);
-            let span = proxy.telemetry.connection(&arrival.flow(&proxy, &pod), None);
-            span.finish(0, 0, Some(Failure::TlsFailure));
-        }
+        Err(error @ TunnelError::Tls { .. }) => refused(Failure::TlsFailure, &error),
         Err(error) => tracing::debug!(%peer, %error, "an HBONE connection broke"),
     }
 }
@@ -203,7 +210,7 @@ async fn carry(proxy: Arc<Proxy>, pod: Arc<LocalPod>, arrival: Arrival, door: Do
             );
             let span = proxy.telemetry.connection(&arrival.flow(&proxy, &pod), door.headers());
             door.refuse(StatusCode::FORBIDDEN);
-            span.refuse(0, 0, Failure::MutualTlsRequired, &why);
+            span.refuse(0, 0, denied.failure(), &why);
         }
     }
 }
@@ -268,7 +275,7 @@ async fn traffic(
                 io::reset(&app);
                 client.abort();
                 let why = cut(&arrival, &denied);
-                return span.refuse(0, 0, Failure::MutualTlsRequired, &why);
+                return span.refuse(0, 0, denied.failure(), &why);
             }
         };
         match detected {
@@ -297,8 +304,9 @@ async fn traffic(
         tokio::select! {
             why = pod.cut(&proxy.drain) => why,
             why = standing.revoked(&proxy, &pod, &arrival) => {
+                let failure = why.failure();
                 denied = Some(why);
-                Failure::MutualTlsRequired
+                failure
             }
         }
     };
@@ -310,7 +318,7 @@ async fn traffic(
     match denied {
         Some(denied) => {
             let why = cut(&arrival, &denied);
-            span.refuse(sent, received, Failure::MutualTlsRequired, &why);
+            span.refuse(sent, received, denied.failure(), &why);
         }
         None => span.finish(sent, received, failure),
     }
@@ -333,6 +341,9 @@ pub(super) async fn open(
     parent: Option<&HeaderMap>,
 ) -> Result<(TcpStream, TcpSpan), (Refusal, TcpSpan)> {
     let mut span = proxy.telemetry.connection(&arrival.flow(proxy, pod), parent);
+    if let Err(refusal) = both_certified(proxy, pod, arrival).await {
+        return Err((refusal, span));
+    }
     let began = Instant::now();
     match dial(pod, arrival).await {
         Ok(app) => {
@@ -404,6 +415,7 @@ pub(super) async fn deliver(
     request: Request<Body>,
 ) -> Response<Body> {
     exchange(&proxy.telemetry, flow, request, |request| async {
+        both_certified(proxy, pod, arrival).await?;
         let key = PoolKey::new(arrival.client.ip(), arrival.app, request.version());
         pod.inbound.send(key, request, || dial(pod, arrival)).await.map_err(Refusal::from)
     })

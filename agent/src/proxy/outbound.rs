@@ -11,6 +11,7 @@ use tokio::net::TcpStream;
 
 use super::{
     CONNECT_TIMEOUT, HBONE_PORT, Hop, Io, LocalPod, Proxy, Way,
+    admission::{Party, certified},
     detect::{Side, detect},
     exchange::{Refusal, exchange},
     hop::{declared, service_of},
@@ -22,6 +23,7 @@ use super::{
 use crate::{
     capture::Accepted,
     http::{self as web, Body, PoolKey, Prefixed, Protocol},
+    identity::IdentityError,
     limits::Limit,
     mesh::{AppProtocol, Destination, Principal, Service},
     telemetry::{Failure, Flow, Reporter, SecurityPolicy, TcpSpan},
@@ -41,6 +43,9 @@ pub(super) async fn connection(proxy: Arc<Proxy>, pod: Arc<LocalPod>, accepted: 
         Ok(permit) => permit,
         Err(limit) => return outbound.over(limit, &stream, &destination),
     };
+    if !outbound.let_out(&stream, &destination).await {
+        return;
+    }
     match declared(&destination) {
         AppProtocol::Http | AppProtocol::Http2 => outbound.requests(stream, None).await,
         AppProtocol::Opaque => {
@@ -80,6 +85,22 @@ impl Outbound {
             let span = self.proxy.telemetry.connection(&flow, None);
             span.finish(0, 0, Some(limit.into()));
         }
+    }
+
+    /// Lets the pod out, unless it has no certificate: nobody could tell who it is.
+    async fn let_out(&self, client: &TcpStream, destination: &Destination) -> bool {
+        let who = self.pod.workload().principal.clone();
+        let Err(missing) = certified(&self.proxy, &who, Party::Own).await else { return true };
+        let why = missing.to_string();
+        tracing::info!(
+            client = %self.client, dialled = %self.dialled, error = why,
+            "outbound connection refused"
+        );
+        io::reset(client);
+        let flow = self.flow(None, service_of(destination));
+        let span = self.proxy.telemetry.connection(&flow, None);
+        span.refuse(0, 0, Failure::CertificateMissing, &why);
+        false
     }
 
     /// Requests find their endpoint one by one; the `first` one's is connected already where
@@ -222,6 +243,9 @@ impl Outbound {
         let source = self.pod.workload().principal.clone();
         let tls = match self.proxy.identity.client_config(&source, peer).await {
             Ok(tls) => tls,
+            Err(missing @ IdentityError::NotIssued { .. }) => {
+                return Err(Refusal::uncertified(missing));
+            }
             Err(error) => return Err(Refusal::unavailable(Failure::TlsFailure, error)),
         };
         let address = SocketAddr::new(hop.address.ip(), HBONE_PORT);

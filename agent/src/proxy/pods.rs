@@ -58,6 +58,11 @@ impl LocalPod {
         }
     }
 
+    /// In the same namespace as `former`, whose connections end with this pod.
+    pub fn in_place_of(self, former: &Self) -> Self {
+        Self { released: former.released.clone(), ..self }
+    }
+
     /// Resets every captured connection of the pod. To be called before capture lets go of it:
     /// without the routing in its namespace they would only hang, and hold the namespace.
     pub fn release(&self) {

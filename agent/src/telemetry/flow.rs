@@ -97,6 +97,8 @@ pub enum Failure {
     AuthzDenied,
     /// It came in plaintext, which the workload does not accept.
     MutualTlsRequired,
+    /// A pod of the mesh that has no valid certificate is neither let in nor out.
+    CertificateMissing,
     /// The Service has no ready endpoint.
     NoHealthyUpstream,
     /// The agent ended before the connection did.
@@ -132,6 +134,7 @@ impl Failure {
             Failure::ResetLocal => "reset_local",
             Failure::AuthzDenied => "authz_denied",
             Failure::MutualTlsRequired => "mutual_tls_required",
+            Failure::CertificateMissing => "certificate_missing",
             Failure::NoHealthyUpstream => "no_healthy_upstream",
             Failure::DrainTimeout => "drain_timeout",
             Failure::PodLeft => "pod_left",
@@ -149,7 +152,9 @@ impl Failure {
             Failure::Timeout => "UT",
             Failure::ResetRemote => "UC",
             Failure::ResetLocal => "DC",
-            Failure::AuthzDenied | Failure::MutualTlsRequired => "DENY",
+            Failure::AuthzDenied | Failure::MutualTlsRequired | Failure::CertificateMissing => {
+                "DENY"
+            }
             Failure::NoHealthyUpstream => "UH",
             Failure::DrainTimeout => "DT",
             Failure::PodLeft => "LR",

@@ -1,14 +1,14 @@
 //! The CA of a cluster and the agents that get their identities there: who gets which, and what
 //! an outage or a new root does to traffic.
 
-use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
+use std::{collections::BTreeMap, io::ErrorKind, net::SocketAddr, sync::Arc};
 
 use anyhow::{Context, ensure};
 use http::StatusCode;
 use serde_json::Value;
 use sluice_tests::{
-    Agent, Ca, Cluster, HboneClient, Mesh, Node, PATIENCE, Pod, Talk, Token, agent_token,
-    eventually, expect_refusal, idle_at, jwt, wait_until_captured, within,
+    Agent, Ca, Cluster, HboneClient, Kind, Mesh, Node, PATIENCE, Pod, Span, Talk, Token,
+    agent_token, eventually, expect_refusal, idle_at, jwt, refused, wait_until_captured, within,
 };
 use tokio::{net::TcpListener, sync::watch};
 use tonic::Code;
@@ -26,17 +26,36 @@ fn pod_status(node: &Node, name: &str) -> anyhow::Result<Option<Value>> {
     Ok(pods.iter().find(|pod| pod["name"] == format!("default/{name}")).cloned())
 }
 
-/// Waits until `sluice status` says that `name` is not captured, for the reason `why`.
+/// Waits until `sluice status` says that `name` is captured and has no certificate, for the reason
+/// `why`.
 async fn says_why(node: &Node, name: &str, why: &str) -> anyhow::Result<()> {
     let last = std::cell::RefCell::new(Value::Null);
     eventually("the status tells why", || async {
         let Some(pod) = pod_status(node, name)? else { return Ok(None) };
-        let found = pod["error"].as_str().is_some_and(|error| error.contains(why));
+        let told = pod["uncertified"].as_str().is_some_and(|told| told.contains(why));
+        let found = told && pod["error"].is_null();
         last.replace(pod);
         Ok(found.then_some(()))
     })
     .await
     .with_context(|| format!("not `{why}` but {}", last.borrow()))
+}
+
+/// Waits until the pod `name` is captured and has its certificate.
+async fn wait_until_certified(node: &Node, name: &str) -> anyhow::Result<()> {
+    eventually("the pod has its certificate", || async {
+        let Some(pod) = pod_status(node, name)? else { return Ok(None) };
+        Ok((pod["error"].is_null() && pod["uncertified"].is_null()).then_some(()))
+    })
+    .await
+}
+
+/// `client` dials `server`, which must reset it and see nothing.
+async fn is_reset(client: &Pod, server: &Pod, listener: &TcpListener) -> anyhow::Result<()> {
+    let refused = refused(client, opaque(server), listener, PATIENCE).await?;
+    let why = refused.context("neither answered nor refused")?.kind();
+    ensure!(why == ErrorKind::ConnectionReset, "{why}");
+    Ok(())
 }
 
 fn serials(node: &Node) -> anyhow::Result<Vec<String>> {
@@ -45,7 +64,7 @@ fn serials(node: &Node) -> anyhow::Result<Vec<String>> {
     Ok(certificates.iter().map(|one| one["serial"].to_string()).collect())
 }
 
-async fn refused(ca: &Ca, reason: &str) -> anyhow::Result<u64> {
+async fn refusals(ca: &Ca, reason: &str) -> anyhow::Result<u64> {
     ca.metric(&format!("sluice_ca_requests_refused_total{{reason=\"{reason}\"}}")).await
 }
 
@@ -93,14 +112,14 @@ async fn a_stolen_agent_token_is_worth_nothing_on_another_node() -> anyhow::Resu
         .output()
         .line(PATIENCE, |line| line.contains("certificate refused") && line.contains(&why));
     logged.await?;
-    assert!(refused(&ca, "not_on_node").await? >= 1);
+    assert!(refusals(&ca, "not_on_node").await? >= 1);
     assert_eq!(ca.metric("sluice_ca_certificates_issued_total").await?, 0);
     says_why(b, "far", &why).await?;
 
     // The agent of that node, by its own token, which it reads anew.
     cluster.hand_token(b, &cluster.agent_token(b))?;
     agent.ready(b).await?;
-    wait_until_captured(b, &cluster.mesh.far, true).await
+    wait_until_certified(b, "far").await
 }
 
 #[tokio::test]
@@ -142,12 +161,12 @@ async fn whoever_is_no_agent_gets_its_own_identity_or_none() -> anyhow::Result<(
         (Some("agent"), "far", Code::InvalidArgument, "is not a workload identity", "request"),
     ];
     for (token, identity, code, why, reason) in attempts {
-        let before = refused(&ca, reason).await?;
+        let before = refusals(&ca, reason).await?;
         let text = token.map(|name| &*texts[name]);
         let answer = cluster.ask_ca(&ca, text, Some(identity)).await?;
         let what = || format!("{token:?} asked for {identity}");
         expect_refusal(answer, code, why).with_context(what)?;
-        assert_eq!(refused(&ca, reason).await?, before + 1, "{reason}");
+        assert_eq!(refusals(&ca, reason).await?, before + 1, "{reason}");
     }
     assert_eq!(ca.metric("sluice_ca_certificates_issued_total").await?, 0);
 
@@ -194,9 +213,80 @@ async fn an_outage_of_the_ca_holds_up_new_identities_alone() -> anyhow::Result<(
     Talk::start(client, opaque(far), &listener).await?.exchange().await?;
 
     let _ca = cluster.start_ca(node, &[]).await?;
-    wait_until_captured(a, &late, true).await?;
+    wait_until_certified(a, "late").await?;
     Talk::start(&late, opaque(far), &listener).await?;
     running.exchange().await
+}
+
+#[tokio::test]
+async fn a_pod_without_a_certificate_is_let_neither_in_nor_out() -> anyhow::Result<()> {
+    let cluster = Cluster::new()?;
+    let ca = cluster.start_ca(cluster.ca_node("ca")?, &[]).await?;
+    let [agent, _b] = cluster.start_agents(&ca, &[]).await?;
+    let Mesh { client, near, far, outsider, a, config, receiver, .. } = &cluster.mesh;
+    let node = ca.kill();
+    let late = a.pod("late")?;
+    cluster.api.pod(&late);
+    config.pod(&late)?;
+    says_why(a, "late", "no certificate for").await?;
+
+    // Out: to another node, to a pod of its own, to one outside the mesh.
+    for server in [far, near, outsider] {
+        let listener = server.listen(Mesh::TCP_TARGET)?;
+        is_reset(&late, server, &listener).await?;
+    }
+    // In: from another node, from its own, and in plaintext, which it would take otherwise.
+    let listener = late.listen(Mesh::TCP_TARGET)?;
+    for from in [far, client, outsider] {
+        is_reset(from, &late, &listener).await?;
+    }
+    for client in ["own", "mesh", "plaintext"] {
+        let series = format!(
+            "sluice_connections_refused_total{{reason=\"certificate_missing\",client=\"{client}\"}}"
+        );
+        ensure!(Agent::counter(a, &series)? >= 1, "{series}");
+    }
+    let metrics = Agent::metrics(a).await?;
+    ensure!(metrics.contains("sluice_pods{state=\"uncertified\"} 1"), "{metrics}");
+    let said = agent.process().output().line(PATIENCE, |line| {
+        line.contains("outbound connection refused") && line.contains("no certificate for")
+    });
+    said.await?;
+    let is_refusal = |kind: Kind| {
+        move |span: &Span| {
+            span.kind == kind && span.attribute("error.type") == "certificate_missing"
+        }
+    };
+    for kind in [Kind::Client, Kind::Server] {
+        receiver.wait_for(PATIENCE, |spans| spans.iter().any(is_refusal(kind))).await?;
+    }
+
+    let _ca = cluster.start_ca(node, &[]).await?;
+    wait_until_certified(a, "late").await?;
+    for from in [far, client, outsider] {
+        Talk::start(from, opaque(&late), &listener).await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_dead_ca_keeps_no_pod_from_being_captured_or_let_go() -> anyhow::Result<()> {
+    let cluster = Cluster::new()?;
+    let ca = cluster.start_ca(cluster.ca_node("ca")?, &[]).await?;
+    let _agents = cluster.start_agents(&ca, &[]).await?;
+    let Mesh { client, a, config, .. } = &cluster.mesh;
+    // It takes connections and never says a word.
+    ca.pause()?;
+    let pods = ["late-1", "late-2", "late-3"].map(|name| a.pod(name));
+    for pod in pods {
+        let pod = pod?;
+        cluster.api.pod(&pod);
+        config.pod(&pod)?;
+        wait_until_captured(a, &pod, true).await?;
+        says_why(a, pod.name(), "there is no answer yet").await?;
+    }
+    config.remove_pod(client)?;
+    wait_until_captured(a, client, false).await
 }
 
 #[tokio::test]

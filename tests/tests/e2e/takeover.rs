@@ -1,13 +1,16 @@
 //! An agent that is gone, and the one that comes after it.
 
 use std::{
+    fs,
     net::{IpAddr, SocketAddr},
+    os::unix::fs::MetadataExt,
     process::Command,
     time::Duration,
 };
 
+use anyhow::Context;
 use sluice_tests::{
-    Mesh, NetnsState, PATIENCE, Pod, Process, Talk, agent_program, bpftool, capture_events,
+    Mesh, NetnsState, Node, PATIENCE, Pod, Process, Talk, agent_program, bpftool, capture_events,
     eventually, refused,
 };
 use socket2::{Domain, Type};
@@ -197,6 +200,49 @@ fn uninstall(mesh: &Mesh) -> anyhow::Result<Process> {
     let mut command = Command::new(agent_program()?);
     command.arg("uninstall").arg("--bpffs").arg(mesh.a.bpffs());
     mesh.a.spawn("uninstall", command)
+}
+
+/// The number by which the file system of namespaces knows a pod's.
+fn inode(pod: &Pod) -> anyhow::Result<u64> {
+    Ok(fs::metadata(pod.netns().path())?.ino())
+}
+
+/// Has the pin of `former` say that its namespace has the number of `late`'s, as it would once the
+/// kernel gave that to it. When it does is a matter of what else the machine makes and frees.
+fn give_number(node: &Node, former: u64, late: &Pod) -> anyhow::Result<()> {
+    let version = fs::read_dir(node.bpffs())?.next().context("nothing is pinned")??;
+    let pods = version.path().join("pods");
+    for pin in fs::read_dir(&pods)? {
+        let name = pin?.file_name().into_string().ok().context("not UTF-8")?;
+        let renamed = name.replace(&format!("_{former}_"), &format!("_{}_", inode(late)?));
+        if renamed != name {
+            return Ok(fs::rename(pods.join(name), pods.join(renamed))?);
+        }
+    }
+    anyhow::bail!("no pin of {former}")
+}
+
+#[tokio::test]
+async fn a_pod_whose_namespace_has_the_number_of_one_that_went_is_left_alone() -> anyhow::Result<()>
+{
+    let mesh = Mesh::new()?;
+    let mut agent = mesh.start_agent(&mesh.a, &[]).await?;
+    agent.kill9();
+    let former = inode(&mesh.near)?;
+    mesh.config.remove_pod(&mesh.near)?;
+    mesh.a.remove_pod(&mesh.near)?;
+    let late = mesh.a.pod("late")?;
+    give_number(&mesh.a, former, &late)?;
+    let mut sysctl = Command::new("sysctl");
+    sysctl.args(["-w", "net.ipv4.tcp_fwmark_accept=1"]);
+    late.run(sysctl)?.success()?;
+    let before = NetnsState::of(&late)?;
+
+    let agent = mesh.start_agent(&mesh.a, &[]).await?;
+    let forgotten = |line: &str| line.contains("let go of a pod that a former agent captured");
+    agent.process().output().line(PATIENCE, forgotten).await?;
+    assert_eq!(NetnsState::of(&late)?, before);
+    Ok(())
 }
 
 #[tokio::test]

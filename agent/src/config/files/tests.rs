@@ -32,7 +32,8 @@ struct Running {
 }
 
 fn start(dir: &Path, store: Arc<SnapshotStore>) -> Result<FileSource, ConfigError> {
-    FileSource::start(dir, TrustDomain::default(), RootNamespace::default(), store)
+    let (domain, root) = (TrustDomain::default(), RootNamespace::default());
+    FileSource::start(dir, domain, root, store, &Essential::default())
 }
 
 /// Starts a source on what `fill` writes into the directory.

@@ -1,36 +1,122 @@
 //! Addresses of pods that the API server does not tell yet.
 
-use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
 
-use tokio::sync::mpsc::Sender;
+use tokio::{
+    sync::{
+        mpsc::UnboundedSender,
+        oneshot,
+        watch::{self, Receiver},
+    },
+    time::timeout,
+};
 
-use super::tables::Change;
+use super::{kinds::Kind, tables::Tables};
 use crate::{
-    config::facts::PodFacts,
+    config::{
+        facts::{NamespaceFacts, PodFacts},
+        state::SourceState,
+    },
     mesh::{PodUid, Workload},
 };
 
+/// How long the answer about a pod may take that is known, while the API server is away: as long
+/// as a snapshot takes.
+const AT_HAND: Duration = Duration::from_millis(250);
+
 /// Tells the source the addresses of pods whose sandbox was just made: the API server hears of
-/// them from the kubelet, after the pod's containers have started.
+/// them from the kubelet, after the pod's containers have started. Nobody waits for the source
+/// here, which may be busy.
 #[derive(Clone, Debug)]
 pub struct PodAddresses {
-    pub(super) changes: Sender<Change>,
+    pub(super) told: UnboundedSender<Told>,
+    pub(super) state: watch::Receiver<SourceState>,
+}
+
+/// What is told of one pod; no addresses when it ends.
+#[derive(Debug)]
+pub(super) struct Told {
+    pub(super) uid: PodUid,
+    pub(super) ips: Vec<IpAddr>,
+    pub(super) asks: Option<oneshot::Sender<Membership>>,
+}
+
+/// What the API server's objects say about a pod.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Membership {
+    /// It belongs to the mesh.
+    Inside,
+    /// It does not.
+    Outside,
+    /// The API server cannot be asked, and has not told before.
+    Unknown,
 }
 
 impl PodAddresses {
     /// The pod `uid` has `ips`, until the API server tells its addresses, or it is forgotten.
-    pub async fn give(&self, uid: PodUid, ips: Vec<IpAddr>) {
-        self.tell(Change::Addresses(uid, ips)).await;
+    pub fn give(&self, uid: PodUid, ips: Vec<IpAddr>) {
+        self.tell(Told { uid, ips, asks: None });
+    }
+
+    /// As [`Self::give`]; whether the pod belongs to the mesh. Waits until the API server has told
+    /// of it, unless that cannot be.
+    pub async fn give_and_ask(&self, uid: PodUid, ips: Vec<IpAddr>) -> Membership {
+        let (asks, mut answer) = oneshot::channel();
+        self.tell(Told { uid, ips, asks: Some(asks) });
+        let mut state = self.state.clone();
+        tokio::select! {
+            biased;
+            answered = &mut answer => return answered.unwrap_or(Membership::Unknown),
+            () = silence(&mut state) => {}
+        }
+        let answered = timeout(AT_HAND, answer).await;
+        answered.map_or(Membership::Unknown, |answered| answered.unwrap_or(Membership::Unknown))
     }
 
     /// The pod `uid` ends.
-    pub async fn forget(&self, uid: PodUid) {
-        self.tell(Change::Addresses(uid, Vec::new())).await;
+    pub fn forget(&self, uid: PodUid) {
+        self.tell(Told { uid, ips: Vec::new(), asks: None });
     }
 
-    async fn tell(&self, change: Change) {
+    fn tell(&self, told: Told) {
         // Without a source nobody wants to know.
-        let _ = self.changes.send(change).await;
+        let _ = self.told.send(told);
+    }
+}
+
+/// Waits until a watch is down that tells of new pods.
+async fn silence(state: &mut Receiver<SourceState>) {
+    let tells = |kind: &str| kind == PodFacts::PLURAL || kind == NamespaceFacts::PLURAL;
+    let is_down = |state: &SourceState| {
+        state.watches.iter().any(|watch| tells(watch.kind) && watch.error.is_some())
+    };
+    // A source that is gone tells nothing either.
+    let _ = state.wait_for(is_down).await;
+}
+
+/// Who waits to be told about a pod.
+#[derive(Debug, Default)]
+pub(super) struct Questions(Vec<(PodUid, oneshot::Sender<Membership>)>);
+
+impl Questions {
+    pub(super) fn ask(&mut self, uid: PodUid, asks: oneshot::Sender<Membership>) {
+        self.0.push((uid, asks));
+    }
+
+    /// Answers those about pods that are known. To be called when `tables` were compiled.
+    pub(super) fn answer(&mut self, tables: &Tables) {
+        let known = |uid: &PodUid| tables.facts.pods.values().find(|pod| pod.workload.uid == *uid);
+        let waiting = std::mem::take(&mut self.0).into_iter().filter_map(|(uid, asks)| {
+            // Whoever does not wait any more is not to be remembered.
+            let pod = match known(&uid) {
+                None => return (!asks.is_closed()).then_some((uid, asks)),
+                Some(pod) => pod,
+            };
+            let inside = pod.workload.meshed;
+            let _ = asks.send(if inside { Membership::Inside } else { Membership::Outside });
+            None
+        });
+        self.0 = waiting.collect();
     }
 }
 

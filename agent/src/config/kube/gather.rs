@@ -8,7 +8,7 @@ use std::{
 use k8s_openapi::api::core::v1::{Pod, Service};
 use tokio::{
     sync::{
-        mpsc::Receiver,
+        mpsc::{Receiver, UnboundedReceiver},
         watch::{self, Sender},
     },
     task::spawn_blocking,
@@ -16,6 +16,7 @@ use tokio::{
 };
 
 use super::{
+    addresses::{Questions, Told},
     saved::SavedFacts,
     tables::{Change, Tables},
 };
@@ -74,26 +75,41 @@ impl Gather {
         Self { work, report }
     }
 
-    /// Follows `changes` until the watches are gone.
-    pub(super) async fn run(self, mut changes: Receiver<Change>) {
+    /// Follows `changes` until the watches are gone, and what is `told` of pods from elsewhere.
+    pub(super) async fn run(
+        self,
+        mut changes: Receiver<Change>,
+        mut told: UnboundedReceiver<Told>,
+    ) {
         let Self { work, report } = self;
         let Some((mut work, mut copy)) = blocking(work, Work::recall).await else { return };
         let mut troubles = report.subscribe();
         let late = Instant::now() + PATIENCE;
         let mut save_at = Instant::now();
         let mut unsaved = false;
+        let mut questions = Questions::default();
         loop {
             tokio::select! {
-                change = changes.recv() => {
-                    let Some(change) = change else { return };
-                    work.tables.apply(change);
-                    take_what_follows(&mut changes, &mut work.tables).await;
+                arrived = either(&mut changes, &mut told) => {
+                    match arrived {
+                        Arrived::Change(None) => return,
+                        Arrived::Change(Some(change)) => {
+                            work.tables.apply(change);
+                            take_what_follows(&mut changes, &mut work.tables).await;
+                        }
+                        // A container runtime waits.
+                        Arrived::Told(first) => take(first, &mut work.tables, &mut questions),
+                    }
+                    while let Ok(next) = told.try_recv() {
+                        take(next, &mut work.tables, &mut questions);
+                    }
                     if !work.tables.are_complete() {
                         continue;
                     }
                     copy = None;
                     let Some((back, outcome)) = blocking(work, Work::compile).await else { return };
                     work = back;
+                    questions.answer(&work.tables);
                     unsaved |= outcome.published;
                     tell(&report, Origin::Cluster, SystemTime::now(), outcome);
                 }
@@ -137,9 +153,12 @@ impl Work {
         let compiled = self.tables.facts.compile(&former, &self.root_namespace);
         let mut problems = self.tables.problems();
         problems.extend(compiled.conflicts.iter().map(problem_of));
-        let published = former.version == 0 || !compiled.is_in(&former);
+        let complete = self.tables.are_complete();
+        let published =
+            former.version == 0 || former.complete != complete || !compiled.is_in(&former);
         if published {
-            let snapshot = compiled.snapshot(self.trust_domain.clone(), former.version + 1);
+            let mut snapshot = compiled.snapshot(self.trust_domain.clone(), former.version + 1);
+            snapshot.complete = complete;
             tracing::debug!(
                 version = snapshot.version,
                 workloads = snapshot.workloads().len(),
@@ -190,6 +209,28 @@ async fn take_what_follows(changes: &mut Receiver<Change>, tables: &mut Tables) 
             Ok(None) | Err(_) => break,
         }
     }
+}
+
+/// What there is to do next.
+enum Arrived {
+    /// `None` when the watches are gone.
+    Change(Option<Change>),
+    Told(Told),
+}
+
+async fn either(changes: &mut Receiver<Change>, told: &mut UnboundedReceiver<Told>) -> Arrived {
+    tokio::select! {
+        change = changes.recv() => Arrived::Change(change),
+        Some(told) = told.recv() => Arrived::Told(told),
+    }
+}
+
+fn take(told: Told, tables: &mut Tables, questions: &mut Questions) {
+    let Told { uid, ips, asks } = told;
+    if let Some(asks) = asks {
+        questions.ask(uid.clone(), asks);
+    }
+    tables.apply(Change::Addresses(uid, ips));
 }
 
 /// Waits until a watch is in trouble, or it is `late`.

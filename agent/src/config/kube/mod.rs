@@ -20,6 +20,7 @@ mod watch;
 
 use std::{path::Path, sync::Arc, time::Duration};
 
+use futures_util::FutureExt;
 use kube::{Client, Config};
 use tokio::{
     sync::{mpsc, watch::Receiver, watch::Sender},
@@ -35,9 +36,10 @@ use super::{
 };
 use crate::{
     causes::causes,
+    essential::Essential,
     mesh::{RootNamespace, SnapshotStore, TrustDomain},
 };
-pub use addresses::PodAddresses;
+pub use addresses::{Membership, PodAddresses};
 use gather::Gather;
 use kinds::{Kind, Reader};
 use saved::SavedFacts;
@@ -55,7 +57,7 @@ const CHANGES: usize = 1024;
 #[derive(Debug)]
 pub struct KubeSource {
     state: Receiver<SourceState>,
-    changes: mpsc::Sender<tables::Change>,
+    told: mpsc::UnboundedSender<addresses::Told>,
     _following: JoinSet<()>,
 }
 
@@ -80,28 +82,32 @@ impl KubeSource {
         root_namespace: RootNamespace,
         state_dir: &Path,
         store: Arc<SnapshotStore>,
+        essential: &Essential,
     ) -> Self {
         let (report, state) = tokio::sync::watch::channel(SourceState::watching(&tables::KINDS));
         let (changes, arriving) = mpsc::channel(CHANGES);
+        let (told, telling) = mpsc::unbounded_channel();
         let mut following = JoinSet::new();
         let saved = SavedFacts::new(state_dir, trust_domain.clone());
         let gather =
             Gather::new(saved, trust_domain.clone(), root_namespace, store, report.clone());
-        following.spawn(gather.run(arriving));
-        following.spawn(discovery::follow(client.clone(), changes.clone()));
-        let watching = Watching { client, trust_domain, changes: changes.clone(), report };
-        following.spawn(watching.of::<NamespaceFacts>(0));
-        following.spawn(watching.of::<PodFacts>(1));
-        following.spawn(watching.of::<ServiceFacts>(2));
-        following.spawn(watching.of::<SliceFacts>(3));
-        following.spawn(watching.of::<PeerAuthenticationFacts>(4));
-        following.spawn(watching.of::<NetworkPolicyFacts>(5));
-        Self { state, changes, _following: following }
+        following.spawn(essential.task("making snapshots", gather.run(arriving, telling)));
+        let discovering = discovery::follow(client.clone(), changes.clone());
+        following.spawn(essential.task("asking which policies there are", discovering));
+        let watching = Watching { client, trust_domain, changes, report };
+        let mut watch = |task| following.spawn(essential.task("watching the API server", task));
+        watch(watching.of::<NamespaceFacts>(0).boxed());
+        watch(watching.of::<PodFacts>(1).boxed());
+        watch(watching.of::<ServiceFacts>(2).boxed());
+        watch(watching.of::<SliceFacts>(3).boxed());
+        watch(watching.of::<PeerAuthenticationFacts>(4).boxed());
+        watch(watching.of::<NetworkPolicyFacts>(5).boxed());
+        Self { state, told, _following: following }
     }
 
     /// Takes addresses that the API server does not tell yet.
     pub fn addresses(&self) -> PodAddresses {
-        PodAddresses { changes: self.changes.clone() }
+        PodAddresses { told: self.told.clone(), state: self.state.clone() }
     }
 
     /// How the source is doing.

@@ -1,12 +1,14 @@
 //! What is kept of objects, and what becomes of it.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use k8s_openapi::api::{core::v1::Pod, networking::v1::NetworkPolicy};
 use serde_json::json;
 
 use super::{
+    addresses::{Membership, PodAddresses, Questions},
     arrival::Arrival,
+    gather::Gather,
     kinds::Reader,
     saved::SavedFacts,
     tables::{Change, Delta, KINDS, Tables, Verdict},
@@ -15,8 +17,9 @@ use crate::{
     config::{
         compile::{Claim, Compiled, Key},
         facts::{PeerAuthenticationFacts, PodFacts},
+        state::SourceState,
     },
-    mesh::{MutualTlsMode, PodUid, RootNamespace, Snapshot, TrustDomain},
+    mesh::{MutualTlsMode, PodUid, RootNamespace, Snapshot, SnapshotStore, TrustDomain},
 };
 
 /// A pod of the Deployment `web`, as an API server tells it.
@@ -97,6 +100,102 @@ fn a_pod_of_a_cluster_is_captured_when_its_nodes_agent_says_so() {
     assert!(!captured(json!({})));
     assert!(!captured(json!({"ambient.istio.io/redirection": "pending"})));
     assert!(captured(json!({"ambient.istio.io/redirection": "enabled"})));
+}
+
+#[test]
+fn a_static_pod_has_the_uid_that_its_node_knows_it_by_and_nobody_can_claim_another_pods() {
+    let with = |annotations: serde_json::Value| {
+        let mut pod = pod("web-1", "10.0.0.1", json!({}));
+        pod["metadata"]["annotations"] = annotations;
+        facts(pod).workload.uid.to_string()
+    };
+    let hash = "0a1b2c3d4e5f60718293a4b5c6d7e8f9";
+    let other = "6f1f6bd6-6b57-4c6a-9c34-0c7f3b0a3c11";
+    let (mirror, uid) = ("kubernetes.io/config.mirror", "kubernetes.io/config.hash");
+    assert_eq!(with(json!({mirror: hash, uid: hash})), hash);
+    assert_eq!(with(json!({uid: hash})), "uid-web-1");
+    assert_eq!(with(json!({mirror: other, uid: other})), "uid-web-1");
+}
+
+#[tokio::test]
+async fn who_asks_about_a_pod_is_answered_when_it_is_known_with_or_without_addresses() {
+    let ask = |questions: &mut Questions, name: &str| {
+        let (asks, answer) = tokio::sync::oneshot::channel();
+        questions.ask(PodUid::new(&format!("uid-{name}")).unwrap(), asks);
+        answer
+    };
+    let mut reader = Reader::new(TrustDomain::default());
+    let mut inside = pod("in", "10.0.0.1", json!({"status": {}}));
+    inside["metadata"]["labels"]["istio.io/dataplane-mode"] = "ambient".into();
+    let pods = vec![
+        read(&mut reader, inside),
+        read(&mut reader, pod("out", "10.0.0.2", json!({"status": {}}))),
+    ];
+    let mut tables = tables(pods);
+    compile(&mut tables);
+    let mut questions = Questions::default();
+    let (inside, outside) = (ask(&mut questions, "in"), ask(&mut questions, "out"));
+    let mut late = ask(&mut questions, "late");
+    questions.answer(&tables);
+    assert_eq!(inside.await, Ok(Membership::Inside));
+    assert_eq!(outside.await, Ok(Membership::Outside));
+    assert!(late.try_recv().is_err(), "it may come");
+    let (key, late_pod) = read(&mut reader, pod("late", "10.0.0.3", json!({})));
+    tables.apply(Change::Pods(Delta::Set(key, late_pod)));
+    compile(&mut tables);
+    questions.answer(&tables);
+    assert_eq!(late.await, Ok(Membership::Outside));
+}
+
+#[tokio::test]
+async fn a_snapshot_says_itself_whether_a_pod_that_it_does_not_name_exists() {
+    let folder = tempfile::tempdir().unwrap();
+    let saved = SavedFacts::new(folder.path(), TrustDomain::default());
+    let mut reader = Reader::new(TrustDomain::default());
+    let web = pod("web-1", "10.0.0.1", json!({}));
+    saved.save(&tables(vec![read(&mut reader, web.clone())]).facts).unwrap();
+
+    let store = Arc::new(SnapshotStore::default());
+    let mut versions = store.subscribe();
+    let (report, _state) = tokio::sync::watch::channel(SourceState::watching(&KINDS));
+    let (changes, arriving) = tokio::sync::mpsc::channel(KINDS.len());
+    let (_told, telling) = tokio::sync::mpsc::unbounded_channel();
+    let (domain, root) = (TrustDomain::default(), RootNamespace::default());
+    let gather = Gather::new(saved, domain, root, store.clone(), report.clone());
+    let gathering = tokio::spawn(gather.run(arriving, telling));
+
+    report.send_modify(|state| state.watches[0].error = Some("connection refused".into()));
+    versions.changed().await.unwrap();
+    assert!(!store.load().complete, "it was saved some time ago");
+    // The API server says the very same.
+    for change in [
+        Change::Namespaces(Delta::All(Vec::new())),
+        Change::Services(Delta::All(Vec::new())),
+        Change::Slices(Delta::All(Vec::new())),
+        Change::PeerAuthentications(Delta::All(Vec::new())),
+        Change::Pods(Delta::All(vec![read(&mut reader, web)])),
+    ] {
+        changes.send(change).await.unwrap();
+    }
+    versions.changed().await.unwrap();
+    assert!(store.load().complete);
+    assert_eq!(store.load().workloads().len(), 1);
+    gathering.abort();
+}
+
+#[tokio::test]
+async fn while_the_api_server_is_away_nobody_waits_for_its_word() {
+    let (report, state) = tokio::sync::watch::channel(SourceState::watching(&KINDS));
+    let (told, mut telling) = tokio::sync::mpsc::unbounded_channel();
+    let addresses = PodAddresses { told, state };
+    let uid = PodUid::new("uid-late").unwrap();
+    let asked = addresses.give_and_ask(uid, vec!["10.0.0.3".parse().unwrap()]);
+    report.send_modify(|state| {
+        let pods = state.watches.iter_mut().find(|watch| watch.kind == "pods").unwrap();
+        pods.error = Some("connection refused".into());
+    });
+    assert_eq!(asked.await, Membership::Unknown);
+    assert_eq!(telling.recv().await.unwrap().ips.len(), 1, "told all the same, for later");
 }
 
 #[test]
