@@ -173,6 +173,7 @@ async fn a_snapshot_says_itself_whether_a_pod_that_it_does_not_name_exists() {
         Change::Services(Delta::All(Vec::new())),
         Change::Slices(Delta::All(Vec::new())),
         Change::PeerAuthentications(Delta::All(Vec::new())),
+        Change::NetworkPolicies(Delta::All(Vec::new())),
         Change::Pods(Delta::All(vec![read(&mut reader, web)])),
     ] {
         changes.send(change).await.unwrap();
