@@ -35,10 +35,12 @@ impl Window {
     /// with every stream, and more only when there is none from before: so what a stream may hold
     /// is what it could when it was opened.
     pub(super) fn next(&self, streams: usize) -> Option<u32> {
-        let wanted = match streams {
-            0..=FEW => LARGEST_WINDOW,
-            ..=BUSY => BUSY_WINDOW,
-            _ => SMALLEST_WINDOW,
+        let wanted = if streams <= FEW {
+            LARGEST_WINDOW
+        } else if streams <= BUSY {
+            BUSY_WINDOW
+        } else {
+            SMALLEST_WINDOW
         };
         let (wanted, now) = (wanted.min(self.most), self.now());
         (wanted < now || streams <= 1 && wanted > now).then_some(wanted)
