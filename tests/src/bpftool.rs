@@ -12,7 +12,9 @@ use crate::node::Node;
 /// # Errors
 /// When it fails.
 pub fn list(arguments: &[&str]) -> anyhow::Result<Vec<Value>> {
-    Ok(show(arguments)?.as_array().cloned().unwrap_or_default())
+    // What goes while it lists is an entry that says so, and the list a failure.
+    let (listed, _) = run(arguments)?;
+    Ok(listed.as_array().cloned().unwrap_or_default())
 }
 
 /// Runs a command of bpftool that shows one thing.
@@ -20,13 +22,19 @@ pub fn list(arguments: &[&str]) -> anyhow::Result<Vec<Value>> {
 /// # Errors
 /// When it fails.
 pub fn show(arguments: &[&str]) -> anyhow::Result<Value> {
-    let mut bpftool = Command::new("bpftool");
-    let shown = bpftool.arg("--json").args(arguments).output().context("could not run bpftool")?;
     // It says what is wrong in JSON, too.
-    let answer = || String::from_utf8_lossy(&shown.stdout);
-    ensure!(shown.status.success(), "bpftool {}: {}", arguments.join(" "), answer());
-    serde_json::from_slice(&shown.stdout)
-        .with_context(|| format!("bpftool {} said nothing of use", arguments.join(" ")))
+    let (shown, success) = run(arguments)?;
+    ensure!(success, "bpftool {}: {shown}", arguments.join(" "));
+    Ok(shown)
+}
+
+/// What bpftool says, and whether it succeeded.
+fn run(arguments: &[&str]) -> anyhow::Result<(Value, bool)> {
+    let mut bpftool = Command::new("bpftool");
+    let output = bpftool.arg("--json").args(arguments).output().context("could not run bpftool")?;
+    let said = serde_json::from_slice(&output.stdout)
+        .with_context(|| format!("bpftool {} said nothing of use", arguments.join(" ")))?;
+    Ok((said, output.status.success()))
 }
 
 /// Writes an element of a pinned map of a node's agent.

@@ -21,7 +21,7 @@ use super::{
     maps::{DialMaps, Maps, OwnMaps},
     netlink::News,
     netns::Netns,
-    pins::{Pins, PodPin},
+    pins::{Pinned, Pins, PodPin},
     programs::{KUBELET, Loader},
     settings::Settings,
     sockets::listen,
@@ -163,7 +163,11 @@ impl Capture {
         let pins = self.pins.pods().step("read the pins of enrolled pods")?;
         let former = pins.pods.iter().find(|pin| pin.uid == *uid);
         if let Some(former) = former.filter(|former| former.cookie != cookie) {
-            // The pod's sandbox was made anew; nothing of the old one is of use.
+            // The pod's sandbox was made anew; nothing of the old one is of use. Its slot may be
+            // another pod's from here on.
+            if let Some(enrolled) = pods.remove(uid) {
+                enrolled.held.end();
+            }
             release(maps, &self.pins, former, None)?;
         }
         let former = former.filter(|former| former.cookie == cookie);
@@ -227,14 +231,30 @@ impl Capture {
     pub fn unenroll(&self, uid: &PodUid) -> Result<(), CaptureError> {
         let _charge = self.in_charge()?;
         let mut state = self.state();
+        let pinned = self.pins.pods().step("read the pins of enrolled pods")?;
         let Some(Enrolled { pin, netns, held, .. }) = state.pods.remove(uid) else {
-            return Ok(());
+            // One that a former agent captured, and that could not be enrolled here.
+            let former = pinned.pods.iter().find(|pin| pin.uid == *uid);
+            return former.map_or(Ok(()), |pin| self.release_former(&mut state, &pinned, pin));
         };
         held.end();
-        let pinned = self.pins.pods().step("read the pins of enrolled pods")?;
         // A pod that is there under another name now, as the same one in a file may be.
         let netns = Some(&*netns).filter(|_| !pinned.shares(&pin));
         release(&mut state.maps, &self.pins, &pin, netns)
+    }
+
+    /// Ends capture of a pod that is not enrolled by this agent.
+    fn release_former(
+        &self,
+        state: &mut State,
+        pinned: &Pinned,
+        pin: &PodPin,
+    ) -> Result<(), CaptureError> {
+        let mut dials = DialMaps::open(&self.pins)?;
+        // Whoever else is in the namespace needs its routing.
+        let netns = Some(pin).filter(|pin| !pinned.shares(pin));
+        let netns = netns.and_then(|pin| find_netns(pin, &mut dials));
+        release(&mut state.maps, &self.pins, pin, netns.as_ref())
     }
 
     /// Ends capture of pods a former agent enrolled and that are not among `known`.
@@ -249,12 +269,12 @@ impl Capture {
         for name in &pinned.unread {
             tracing::warn!(name, "a pin of another version is left alone");
         }
-        let mut dials = DialMaps::open(&self.pins)?;
         for pin in pinned.pods.iter().filter(|pin| !known.contains(&pin.uid)) {
-            // Whoever else is in the namespace needs its routing.
-            let netns = Some(pin).filter(|pin| !pinned.shares(pin));
-            let netns = netns.and_then(|pin| find_netns(pin, &mut dials));
-            let pod = release(&mut state.maps, &self.pins, pin, netns.as_ref());
+            // One that this agent has enrolled meanwhile is unenrolled in order.
+            if state.pods.contains_key(&pin.uid) {
+                continue;
+            }
+            let pod = self.release_former(&mut state, &pinned, pin);
             tracing::info!(pod = %pin.uid, "let go of a pod that a former agent captured");
             released = released.and(pod);
         }

@@ -157,10 +157,13 @@ impl CaptureError {
     }
 }
 
-/// A file that is gone is as good as removed.
+/// What is gone is as good as removed. ESRCH is netlink's word for a route that is not there.
 pub(super) fn gone_is_fine(result: io::Result<()>) -> io::Result<()> {
+    let is_gone = |error: &io::Error| {
+        error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(nix::libc::ESRCH)
+    };
     match result {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) if is_gone(&error) => Ok(()),
         other => other,
     }
 }

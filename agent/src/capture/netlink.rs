@@ -35,21 +35,21 @@ impl Netlink {
         }
     }
 
-    /// All that the kernel has of the kind that `message` asks for. What this agent cannot read is
-    /// left out: it made none of it.
+    /// Shows `take` all that the kernel has of the kind that `message` asks for, one by one: there
+    /// may be a million. What this agent cannot read is left out: it made none of it.
     pub(super) fn dump(
         &self,
         message: RouteNetlinkMessage,
-    ) -> io::Result<Vec<RouteNetlinkMessage>> {
+        mut take: impl FnMut(RouteNetlinkMessage),
+    ) -> io::Result<()> {
         self.send(message, NLM_F_DUMP)?;
-        let mut all = Vec::new();
         loop {
             let (part, _) = self.0.recv_from_full()?;
             let mut rest = &part[..];
             while let Some((message, after)) = split(rest) {
                 match NetlinkMessage::deserialize(message).map(|message| message.payload) {
-                    Ok(NetlinkPayload::InnerMessage(message)) => all.push(message),
-                    Ok(NetlinkPayload::Done(_)) => return Ok(all),
+                    Ok(NetlinkPayload::InnerMessage(message)) => take(message),
+                    Ok(NetlinkPayload::Done(_)) => return Ok(()),
                     Ok(NetlinkPayload::Error(error)) => return Err(error.to_io()),
                     Ok(_) => {}
                     Err(error) => tracing::debug!(%error, "an unknown netlink message"),

@@ -26,14 +26,20 @@ use super::{
 /// The kernel's own tables: that of addresses that are here, and that of everything else.
 const LOCAL_TABLE: u32 = 255;
 const MAIN_TABLE: u32 = 254;
+/// Most routes of a family that are followed one by one. A pod that speaks BGP may have a million:
+/// beyond this the default route's source is every destination's.
+const MOST_ROUTES: usize = 512;
 
 /// The network of one netns at one time.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Network {
     /// By index; `lo` among them.
     pub(super) interfaces: BTreeMap<u32, Interface>,
-    /// Where packets leave to; the main table's come first.
+    /// Where packets leave to; the main table's come first. Of a family with more than
+    /// [`MOST_ROUTES`], default routes alone.
     pub(super) routes: Vec<Unicast>,
+    /// How many more specific ones there are: of IPv4, of IPv6.
+    specific: [usize; 2],
     /// What is in capture's own tables.
     pub(super) diverted: Vec<Diversion>,
     /// Capture's own rules.
@@ -77,20 +83,23 @@ impl Network {
         for family in families() {
             let mut every = RouteMessage::default();
             every.header.address_family = family;
-            for message in netlink.dump(RouteNetlinkMessage::GetRoute(every))? {
+            netlink.dump(RouteNetlinkMessage::GetRoute(every), |message| {
                 if let RouteNetlinkMessage::NewRoute(route) = message {
                     network.note_route(&route);
                 }
-            }
+            })?;
             let mut every = RuleMessage::default();
             every.header.family = family;
-            for message in netlink.dump(RouteNetlinkMessage::GetRule(every))? {
+            netlink.dump(RouteNetlinkMessage::GetRule(every), |message| {
                 if let RouteNetlinkMessage::NewRule(rule) = message {
                     network.rules.extend(Rule::read(&rule));
                 }
-            }
+            })?;
         }
         network.routes.sort_by_key(|route| route.table != MAIN_TABLE);
+        let specific = network.specific;
+        let is_followed = |to: Prefix| to.bits == 0 || specific[family_of(to)] <= MOST_ROUTES;
+        network.routes.retain(|route| is_followed(route.to));
         Ok(network)
     }
 
@@ -117,6 +126,13 @@ impl Network {
             return;
         }
         let mut unicast = Unicast { to: prefix_of(route), by: None, source: None, table };
+        if unicast.to.bits > 0 {
+            let specific = &mut self.specific[family_of(unicast.to)];
+            *specific += 1;
+            if *specific > MOST_ROUTES {
+                return;
+            }
+        }
         for attribute in &route.attributes {
             match attribute {
                 RouteAttribute::Oif(index) => unicast.by = Some(*index),
@@ -157,6 +173,11 @@ impl Prefix {
     pub(super) fn family(self) -> AddressFamily {
         if self.address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 }
     }
+}
+
+/// The index of a destination's family.
+fn family_of(to: Prefix) -> usize {
+    usize::from(to.address.is_ipv6())
 }
 
 /// The table a route is in: the header has no room for all numbers.

@@ -35,6 +35,7 @@ use netlink_packet_route::{
 use nix::libc;
 
 use super::{
+    error::gone_is_fine,
     netlink::Netlink,
     network::{Interface, Network, Prefix, families, ip, prefix_of},
 };
@@ -46,10 +47,6 @@ const PRIORITY: u32 = 10;
 pub(super) const LOOPBACK: u32 = 1;
 /// The metric of the routes to `lo`; those by other interfaces have their index on top.
 const METRIC: u32 = 1024;
-/// Most routes of a netns that are followed one by one. A pod that speaks BGP may have a million:
-/// beyond this the default route's source is every destination's.
-const MOST_ROUTES: usize = 512;
-
 /// One of capture's routes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Diversion {
@@ -120,12 +117,7 @@ impl Plan {
         let anywhere = || source(network.addresses().filter(of_family), ips);
         let routes = network.routes.iter().filter(|route| route.to.family() == family);
         let all = Prefix::all(family);
-        let followed: Vec<_> = if routes.clone().count() > MOST_ROUTES {
-            routes.filter(|route| route.to == all).collect()
-        } else {
-            routes.collect()
-        };
-        for route in followed {
+        for route in routes {
             let source = route.source.or_else(|| route.by.and_then(by_device)).or_else(anywhere);
             self.add(Diversion {
                 table: TABLE,
@@ -305,19 +297,6 @@ impl Rule {
     }
 }
 
-/// ESRCH is netlink's word for a route that is not there.
-fn gone_is_fine(removed: io::Result<()>) -> io::Result<()> {
-    match removed {
-        Err(error)
-            if error.kind() == io::ErrorKind::NotFound
-                || error.raw_os_error() == Some(libc::ESRCH) =>
-        {
-            Ok(())
-        }
-        other => other,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -377,20 +356,6 @@ mod tests {
         network.routes.clear();
         assert_eq!(planned(&network, Prefix::all(AddressFamily::Inet), TABLE), []);
         assert_eq!(planned(&network, Prefix::one(ip(POD)), TABLE), [(LOOPBACK, None)]);
-    }
-
-    #[test]
-    fn a_pod_with_too_many_routes_has_its_default_routes_followed() {
-        let mut network = network();
-        for number in 0..=MOST_ROUTES {
-            let [_, _, high, low] = u32::try_from(number).unwrap().to_be_bytes();
-            let to = Prefix::one(IpAddr::from([172, 16, high, low]));
-            network.routes.push(Unicast::for_test(to, 3));
-        }
-        let plan = Plan::of(&network, &[ip(POD)]);
-        assert!(plan.routes.len() < 10, "{}", plan.routes.len());
-        let all = Prefix::all(AddressFamily::Inet);
-        assert_eq!(planned(&network, all, TABLE), [(LOOPBACK, Some(ip(POD)))]);
     }
 
     #[test]

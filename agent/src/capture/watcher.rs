@@ -9,7 +9,11 @@ use std::{
     time::Duration,
 };
 
-use tokio::{sync::watch, task::spawn_blocking, time::sleep};
+use tokio::{
+    sync::watch,
+    task::spawn_blocking,
+    time::{Instant, sleep},
+};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{
@@ -24,6 +28,8 @@ use super::{
 /// The least time between two looks: whoever changes something without end in a pod of theirs must
 /// not keep the agent busy with it.
 const PAUSE: Duration = Duration::from_millis(50);
+/// That, as a multiple of what the last look took: it is longer where there is more to see.
+const RESTS: u32 = 20;
 /// How soon something that failed is tried again that may not be news again.
 const AGAIN: Duration = Duration::from_secs(1);
 
@@ -103,6 +109,7 @@ struct Watcher {
 impl Watcher {
     async fn follow(mut self, repaired: impl Fn() + Send) {
         let mut again = false;
+        let mut pause = PAUSE;
         loop {
             tokio::select! {
                 news = self.news.come() => if let Err(error) = news {
@@ -111,13 +118,15 @@ impl Watcher {
                 },
                 () = sleep(AGAIN), if again => {}
             }
-            sleep(PAUSE).await;
+            sleep(pause).await;
             // While another agent takes over it is that one's to do. The sender goes with capture.
             if self.in_charge.wait_for(|in_charge| *in_charge).await.is_err() {
                 return;
             }
             let held = self.held.clone();
+            let began = Instant::now();
             let made = spawn_blocking(move || held.make_good()).await;
+            pause = PAUSE.max(began.elapsed() * RESTS);
             let Ok(Some(made)) = made else { return };
             again = made.is_err();
             match made {

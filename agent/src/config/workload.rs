@@ -147,8 +147,7 @@ const STATIC_UID: &str = "kubernetes.io/config.hash";
 fn static_uid(pod: &Object<Pod>) -> Option<PodUid> {
     let annotations = pod.body.metadata.annotations.as_ref()?;
     let hash = annotations.get(MIRROR).and_then(|_| annotations.get(STATIC_UID))?;
-    let is_hash = hash.len() == 32 && hash.bytes().all(|byte| byte.is_ascii_hexdigit());
-    is_hash.then(|| PodUid::new(hash))?
+    PodUid::new(hash).filter(PodUid::is_static)
 }
 
 /// That of a static pod, or `metadata.uid`; without one, as in files written by hand, a hash of namespace and name, as

@@ -23,7 +23,9 @@ const MOST: u32 = 20;
 const WINDOW: Duration = Duration::from_secs(10);
 /// Rooms whose lines anybody can cause who reaches a port, down to a level. What a room says of
 /// its own doing is not limited.
-const STRANGERS: [(&str, Level); 6] = [
+const STRANGERS: [(&str, Level); 7] = [
+    // What it says at the level below it does for the node, not for a pod.
+    ("sluice::capture", Level::WARN),
     ("sluice::proxy", Level::INFO),
     ("sluice::tunnel", Level::INFO),
     ("sluice::http", Level::INFO),

@@ -32,6 +32,12 @@ impl PodUid {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+
+    /// Whether it is that of a static pod, as its node knows it: a hash of 32 hexadecimal digits,
+    /// a form that no UID of the API server's has. The pod's mirror there has another one.
+    pub fn is_static(&self) -> bool {
+        self.0.len() == 32 && self.0.bytes().all(|byte| byte.is_ascii_hexdigit())
+    }
 }
 
 impl TryFrom<String> for PodUid {

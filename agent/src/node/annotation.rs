@@ -14,7 +14,7 @@ use kube::{
     Api, Client, Error,
     api::{Patch, PatchParams},
 };
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::time::{sleep, timeout};
 
 use super::enrolment::Enrolment;
@@ -114,10 +114,7 @@ impl Annotations {
         captured: bool,
     ) -> (Arc<Workload>, bool, Result<(), String>) {
         let pods: Api<Pod> = Api::namespaced(self.client.clone(), &pod.namespace);
-        let value = captured.then_some(REDIRECTION_ENABLED);
-        // With the UID, so that a pod of the same name that came after it is not meant.
-        let metadata = json!({"uid": pod.uid, "annotations": {REDIRECTION: value}});
-        let patch = Patch::Merge(json!({"metadata": metadata}));
+        let patch = Patch::Merge(json!({"metadata": metadata(&pod.uid, captured)}));
         let parameters = PatchParams::default();
         let answer = timeout(PATIENCE, pods.patch_metadata(&pod.name, &parameters, &patch)).await;
         let result = match answer {
@@ -128,5 +125,32 @@ impl Annotations {
             Err(_) => Err(format!("the API server does not answer within {PATIENCE:?}")),
         };
         (pod, captured, result)
+    }
+}
+
+/// What is to be changed of a pod's metadata. With the UID, so that a pod of the same name that came
+/// after it is not meant; but for static pods, whose objects have another one.
+fn metadata(uid: &PodUid, captured: bool) -> Value {
+    let value = captured.then_some(REDIRECTION_ENABLED);
+    let mut metadata = json!({"annotations": {REDIRECTION: value}});
+    if !uid.is_static() {
+        metadata["uid"] = uid.as_str().into();
+    }
+    metadata
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pod_is_meant_by_its_uid_unless_only_its_node_knows_that() {
+        let uid = |text| PodUid::new(text).unwrap();
+        let object = uid("6f1f6bd6-6b57-4c6a-9c34-0c7f3b0a3c11");
+        assert_eq!(metadata(&object, true)["uid"], object.as_str());
+        let of_file = uid("0a1b2c3d4e5f60718293a4b5c6d7e8f9");
+        let expected = json!({"annotations": {"ambient.istio.io/redirection": "enabled"}});
+        assert_eq!(metadata(&of_file, true), expected);
+        assert_eq!(metadata(&of_file, false)["annotations"][REDIRECTION], Value::Null);
     }
 }

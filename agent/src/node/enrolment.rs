@@ -483,12 +483,16 @@ impl Enrolment {
         self.progress.send_replace(());
     }
 
-    /// Whether a pod is captured and has its certificate; `None` when that was not tried yet.
+    /// Whether a pod is captured and has had its certificate; `None` as long as that cannot be told,
+    /// because it was not tried, or it has none at the moment: that is no reason for peers to
+    /// dial it in plaintext.
     pub(super) fn is_captured(&self, uid: &PodUid) -> Option<bool> {
-        self.pods().get(uid).map(|state| match state {
-            State::Captured(captured) => self.missing(&captured.pod.workload()).is_none(),
-            State::Failed(_) => false,
-        })
+        match self.pods().get(uid)? {
+            State::Captured(captured) => {
+                self.missing(&captured.pod.workload()).is_none().then_some(true)
+            }
+            State::Failed(_) => Some(false),
+        }
     }
 
     /// Told of whenever a pod was seen to.

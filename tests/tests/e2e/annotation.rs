@@ -96,7 +96,7 @@ async fn the_agent_tells_of_captured_pods_and_takes_it_back() -> anyhow::Result<
     api.pod_with(&mesh.near, &BTreeMap::new());
     cluster.annotation_becomes(&mesh.near, Some("enabled")).await?;
 
-    // An agent that comes after another finds it so.
+    // An agent that comes after another finds it so, and leaves it so without a certificate.
     drop(agent);
     let asked = || api.asked("PATCH /api/v1/namespaces/default/pods/near");
     let before = asked();

@@ -9,7 +9,7 @@ use sluice_tests::{
 
 const PORT: u16 = 9999;
 /// What a node may lack or have, and capture works all the same.
-const OPTIONAL: [&str; 9] = [
+const OPTIONAL: [&str; 10] = [
     "BTF",
     "CAP_SYS_PTRACE",
     "locked memory",
@@ -19,6 +19,7 @@ const OPTIONAL: [&str; 9] = [
     "backlog",
     "Multipath TCP",
     "TCP Fast Open",
+    "ingress_ifindex",
 ];
 
 /// Runs it on `node` by way of `command`, which ends with the program.

@@ -57,6 +57,7 @@ const ELSEWHERE: &[(&str, &str)] = &[
     ("service_addresses", "what an address means"),
     ("server_first", "how protocols are told apart"),
     ("spans", "what is recorded"),
+    ("strangers", "what the servers and the log take; thousands of sockets at once"),
     ("tunnel", "HBONE between agents"),
 ];
 // These cannot run in a virtual machine, whoever asks for them.
