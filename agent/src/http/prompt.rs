@@ -6,7 +6,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering::Relaxed},
+        atomic::{AtomicUsize, Ordering::Relaxed},
     },
     task::{Context, Poll},
     time::Duration,
@@ -17,6 +17,8 @@ use tokio::{
     time::{Sleep, sleep},
 };
 
+use super::Tap;
+
 /// How long the head of a request may take, from its first byte on.
 pub(super) const HEAD_TIMEOUT: Duration = Duration::from_secs(20);
 
@@ -25,21 +27,58 @@ pub(super) const HEAD_TIMEOUT: Duration = Duration::from_secs(20);
 const BEGINNING: usize = 24 + 9;
 const H2_PREFACE: &[u8] = b"PRI * HTTP/2.0";
 
-/// Whether a connection's request is in work: then what comes is no head. Clones are of one
-/// connection.
+/// What was asked on one connection. Clones are of one connection.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Asked(Arc<AtomicBool>);
+pub(super) struct Asked(Arc<Heads>);
+
+#[derive(Debug, Default)]
+struct Heads {
+    /// How many came to their end.
+    whole: AtomicUsize,
+    /// What still comes or goes for the sake of one.
+    in_work: AtomicUsize,
+}
 
 impl Asked {
-    /// A head is whole.
-    pub(super) fn begin(&self) {
-        self.0.store(true, Relaxed);
+    /// A head is whole. Until what is returned is dropped, and all that was made of it, what comes
+    /// is no head.
+    pub(super) fn begin(&self) -> InWork {
+        self.0.whole.fetch_add(1, Relaxed);
+        InWork::of(&self.0)
     }
 
-    /// Its response is through.
-    pub(super) fn end(&self) {
-        self.0.store(false, Relaxed);
+    fn is_in_work(&self) -> bool {
+        self.0.in_work.load(Relaxed) > 0
     }
+}
+
+/// A request whose body still comes, whose response still goes, or that made something else of
+/// its connection.
+#[derive(Debug)]
+pub(super) struct InWork(Arc<Heads>);
+
+impl InWork {
+    fn of(heads: &Arc<Heads>) -> Self {
+        heads.in_work.fetch_add(1, Relaxed);
+        Self(heads.clone())
+    }
+}
+
+impl Clone for InWork {
+    fn clone(&self) -> Self {
+        Self::of(&self.0)
+    }
+}
+
+impl Drop for InWork {
+    fn drop(&mut self) {
+        self.0.in_work.fetch_sub(1, Relaxed);
+    }
+}
+
+/// Lasts as long as the body it watches.
+impl Tap for InWork {
+    fn data(&mut self, _bytes: usize) {}
 }
 
 /// A connection that breaks when a head, begun, takes too long. One that says nothing between two
@@ -50,6 +89,8 @@ impl Asked {
 pub(super) struct Prompt<S> {
     inner: S,
     asked: Asked,
+    /// How many heads were whole when it was last looked at.
+    whole: usize,
     head: HeadOf,
     deadline: Option<Pin<Box<Sleep>>>,
 }
@@ -87,23 +128,34 @@ impl HeadOf {
 
 impl<S> Prompt<S> {
     pub(super) fn new(inner: S, asked: Asked) -> Self {
-        Self { inner, asked, head: HeadOf::Unknown(0), deadline: None }
+        Self { inner, asked, whole: 0, head: HeadOf::Unknown(0), deadline: None }
     }
 
     fn heard(&mut self, bytes: &[u8]) {
+        self.look_at_what_was_asked();
         self.head = self.head.after(bytes);
         if let HeadOf::Http1(begun) = &mut self.head {
-            *begun = !self.asked.0.load(Relaxed);
+            *begun = !self.asked.is_in_work();
         }
+    }
+
+    /// A head that had begun may be whole by now, and even be answered: hyper does not read while
+    /// it waits for a response, so this is the first to see that. What hyper has of the next head
+    /// by then is not known here; who says no more than that is taken for one who is silent.
+    fn look_at_what_was_asked(&mut self) {
+        let whole = self.asked.0.whole.load(Relaxed);
+        if let HeadOf::Http1(begun) = &mut self.head
+            && (whole != self.whole || self.asked.is_in_work())
+        {
+            *begun = false;
+            self.deadline = None;
+        }
+        self.whole = whole;
     }
 
     /// Nothing comes. Whether that has been so for too long.
     fn poll_late(&mut self, cx: &mut Context<'_>) -> bool {
-        if let HeadOf::Http1(begun) = &mut self.head
-            && self.asked.0.load(Relaxed)
-        {
-            *begun = false;
-        }
+        self.look_at_what_was_asked();
         if !self.head.has_begun() {
             self.deadline = None;
             return false;
@@ -212,11 +264,11 @@ mod tests {
         assert!(timeout(2 * HEAD_TIMEOUT, hear(&mut server)).await.is_err(), "before the first");
         client.write_all(b"POST / HTTP/1.1\r\n\r\n").await.unwrap();
         hear(&mut server).await.unwrap();
-        asked.begin();
+        let in_work = asked.begin();
         client.write_all(b"a body").await.unwrap();
         hear(&mut server).await.unwrap();
         assert!(timeout(2 * HEAD_TIMEOUT, hear(&mut server)).await.is_err(), "within a body");
-        asked.end();
+        drop(in_work);
         assert!(timeout(2 * HEAD_TIMEOUT, hear(&mut server)).await.is_err(), "between two");
         client.write_all(b"GET").await.unwrap();
         hear(&mut server).await.unwrap();

@@ -5,7 +5,10 @@ use std::time::Duration;
 use http::Version;
 use tokio::{sync::watch, time::sleep};
 
-use super::{Tap, prompt::Asked};
+use super::{
+    Tap,
+    prompt::{Asked, InWork},
+};
 
 /// How long a connection is kept for one more request when it is to end. A client that reuses a
 /// connection cannot know that it will close: what it has sent by then must be answered.
@@ -24,7 +27,7 @@ struct State {
 
 /// One request, from its header to the end of its response.
 #[derive(Debug)]
-pub(super) struct Open(watch::Sender<State>, Asked);
+pub(super) struct Open(watch::Sender<State>, InWork);
 
 impl Requests {
     /// None yet. `asked` hears of each.
@@ -38,8 +41,7 @@ impl Requests {
             state.open += 1;
             state.http2 = version == Version::HTTP_2;
         });
-        self.1.begin();
-        Open(self.0.clone(), self.1.clone())
+        Open(self.0.clone(), self.1.begin())
     }
 
     /// Waits until the client can be told to go without losing what it has asked: in HTTP/2 at
@@ -60,13 +62,19 @@ impl Requests {
     }
 }
 
+impl Open {
+    /// For what may last longer than the response.
+    pub(super) fn in_work(&self) -> InWork {
+        self.1.clone()
+    }
+}
+
 impl Tap for Open {
     fn data(&mut self, _bytes: usize) {}
 }
 
 impl Drop for Open {
     fn drop(&mut self) {
-        self.1.end();
         self.0.send_modify(|state| state.open -= 1);
     }
 }

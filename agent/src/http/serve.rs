@@ -10,6 +10,7 @@ use std::{
 };
 
 use http::{HeaderValue, Method, Request, Response, StatusCode, Version, header};
+use http_body::Body as _;
 use hyper::{body::Incoming, upgrade::OnUpgrade};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
@@ -22,8 +23,8 @@ use super::{
     Body, Stream,
     farewell::{Ending, Patient},
     pool::{H2_CONNECTION_WINDOW, H2_STREAM_WINDOW, MOST_HEADER_BYTES},
-    prompt::{Asked, Prompt},
-    requests::Requests,
+    prompt::{Asked, InWork, Prompt},
+    requests::{Open, Requests},
 };
 
 /// How long a connection may idle, before its first request or between two: as long as Envoy lets
@@ -101,7 +102,7 @@ where
         let open = asked.open(request.version());
         let (handler, upgrades, ends) = (handler.clone(), upgrades.clone(), ends.clone());
         async move {
-            let response = answer(&*handler, request, &upgrades, &ends).await;
+            let response = answer(&*handler, request, &upgrades, &ends, &open).await;
             Ok::<_, Infallible>(response.map(|body| body.tapped(open)))
         }
     });
@@ -134,6 +135,7 @@ async fn answer(
     mut request: Request<Incoming>,
     upgrades: &Upgrades,
     ending: &Ending,
+    open: &Open,
 ) -> Response<Body> {
     if let Err(reason) = safe(&request) {
         return plain(StatusCode::BAD_REQUEST, reason);
@@ -141,13 +143,18 @@ async fn answer(
     let from_client = hyper::upgrade::on(&mut request);
     let connects = request.method() == Method::CONNECT;
     let is_http1 = request.version() != Version::HTTP_2;
-    let mut response = handler.handle(request.map(Body::from)).await;
+    let mut request = request.map(Body::from);
+    if !request.body().is_end_stream() {
+        // It may come after its answer has gone.
+        request = request.map(|body| body.tapped(open.in_work()));
+    }
+    let mut response = handler.handle(request).await;
     let upgraded = response.status() == StatusCode::SWITCHING_PROTOCOLS
         || connects && response.status().is_success();
     if upgraded && let Some(to_server) = response.extensions_mut().remove::<OnUpgrade>() {
         let watchers = response.extensions_mut().remove::<Upgraded>().unwrap_or_default();
         let mut upgrades = upgrades.lock().unwrap_or_else(PoisonError::into_inner);
-        upgrades.spawn(relay_upgraded(from_client, to_server, watchers));
+        upgrades.spawn(relay_upgraded(from_client, to_server, watchers, open.in_work()));
     }
     if is_http1 && !upgraded && ending.has_begun() {
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
@@ -168,7 +175,13 @@ fn safe<B>(request: &Request<B>) -> Result<(), &'static str> {
     Ok(())
 }
 
-async fn relay_upgraded(from_client: OnUpgrade, to_server: OnUpgrade, watchers: Upgraded) {
+/// Until it ends, what the client sends is no head: `_in_work` says so.
+async fn relay_upgraded(
+    from_client: OnUpgrade,
+    to_server: OnUpgrade,
+    watchers: Upgraded,
+    _in_work: InWork,
+) {
     let moved = async {
         let (client, server) =
             tokio::try_join!(from_client, to_server).map_err(io::Error::other)?;

@@ -79,6 +79,11 @@ impl Share {
         self.budget.total.saturating_sub(self.budget.used())
     }
 
+    /// What the holder may have at least.
+    pub fn guaranteed(&self) -> u64 {
+        self.budget.guaranteed
+    }
+
     fn count(self: &Arc<Self>, amount: u64) -> Permit {
         self.budget.used.fetch_add(amount, Relaxed);
         self.held.fetch_add(amount, Relaxed);

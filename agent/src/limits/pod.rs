@@ -68,14 +68,16 @@ impl PodLimits {
         self.outbound.take(1).ok_or(Limit::Connections)
     }
 
-    /// A connection or stream of `client` to the pod. No client may have more than is left of the
-    /// pod's share for all others.
+    /// A connection or stream of `client` to the pod. No client may have more than is left for
+    /// all others, of what is free or of the pod's guaranteed part.
     ///
     /// # Errors
     /// Beyond the limit.
     pub fn arriving(&self, client: IpAddr) -> Result<Arrived, Limit> {
         let permit = self.inbound.take(1).ok_or(Limit::Connections)?;
-        let left = (self.inbound.free() + 1).saturating_sub(self.inbound.held());
+        // When nothing is free, the clients share the pod's guaranteed part.
+        let room = self.inbound.free().max(self.inbound.guaranteed());
+        let left = (room + 1).saturating_sub(self.inbound.held());
         let client = self.clients.take(client, left).ok_or(Limit::Connections)?;
         Ok(Arrived(permit, client))
     }
@@ -142,6 +144,23 @@ mod tests {
         assert_eq!(flood.len(), 60);
         assert!(pod.departing().is_ok());
         assert!(limits.pod().arriving(address(1)).is_ok(), "another pod is reached too");
+    }
+
+    #[test]
+    fn a_pods_guaranteed_part_is_there_for_what_comes_in_too() {
+        let limits = Limits::new(LimitOptions { connections: 1000, ..LimitOptions::DEFAULT });
+        let mut taken = Vec::new();
+        while limits.usage()[0].1 < 1000 {
+            let greedy = limits.pod();
+            taken.extend(std::iter::from_fn(|| greedy.departing().ok()));
+        }
+        let pod = limits.pod();
+        let one = pod.arriving(address(1)).unwrap();
+        assert!(pod.arriving(address(1)).is_err(), "the other half is left for other clients");
+        let other = pod.arriving(address(2)).unwrap();
+        assert!(pod.arriving(address(3)).is_err());
+        drop((one, other));
+        assert!(pod.arriving(address(3)).is_ok());
     }
 
     #[test]

@@ -98,8 +98,7 @@ async fn hbone(
     };
     let refused = |failure: Failure, why: &dyn fmt::Display| {
         tracing::info!(%peer, pod = %pod.uid, error = %why, "HBONE connection refused");
-        let arrival =
-            Arrival { client: peer, app: local, principal: None, source: None, same_node: false };
+        let arrival = Arrival::unknown(peer, local);
         let span = proxy.telemetry.connection(&arrival.flow(&proxy, &pod), None);
         span.refuse(0, 0, failure, &why.to_string());
     };
@@ -226,8 +225,11 @@ async fn probe(proxy: &Proxy, pod: &LocalPod, arrival: &Arrival, door: Door) {
     };
     match door.open() {
         Ok(client) => {
-            let buffered = pod.limits.buffered();
-            relay(client, Io::Tcp(app), Early::default(), buffered, pod.cut(&proxy.drain)).await;
+            let (buffered, cut) = (pod.limits.buffered(), pod.cut(&proxy.drain));
+            let carried = relay(client, Io::Tcp(app), Early::default(), buffered, cut).await;
+            if carried.failure == Some(Failure::BufferLimit) {
+                proxy.overfull(pod);
+            }
         }
         Err(_) => io::reset(&app),
     }

@@ -35,7 +35,7 @@ pub struct LocalPod {
     workload: ArcSwap<Workload>,
     released: CancellationToken,
     /// What it holds of the agent's budgets.
-    pub limits: PodLimits,
+    pub limits: Arc<PodLimits>,
 }
 
 impl LocalPod {
@@ -50,7 +50,7 @@ impl LocalPod {
             uid: workload.uid.clone(),
             dialer,
             tunnels,
-            limits,
+            limits: Arc::new(limits),
             outbound: Mutex::default(),
             inbound: Pool::default(),
             workload: ArcSwap::new(workload),
@@ -58,9 +58,10 @@ impl LocalPod {
         }
     }
 
-    /// In the same namespace as `former`, whose connections end with this pod.
+    /// In the same namespace as `former`, whose connections end with this pod, and count as this
+    /// pod's until then.
     pub fn in_place_of(self, former: &Self) -> Self {
-        Self { released: former.released.clone(), ..self }
+        Self { released: former.released.clone(), limits: former.limits.clone(), ..self }
     }
 
     /// Resets every captured connection of the pod. To be called before capture lets go of it:

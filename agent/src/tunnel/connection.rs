@@ -157,7 +157,7 @@ impl Reserved {
     ) -> Result<HboneStream, Unopened> {
         let request =
             request(connect).map_err(|error| Unopened::Failed(TunnelError::broken(error)))?;
-        let window = self.connection.window.now();
+        let before = self.connection.window.now();
         let answer = async {
             let mut sender = self.connection.sender.clone().ready().await?;
             let (response, send) = sender.send_request(request, false)?;
@@ -173,6 +173,8 @@ impl Reserved {
             let status = response.status();
             return Err(Unopened::Failed(TunnelError::Refused { status }));
         }
+        // It may have become larger for this stream, of which the peer was told before it answered.
+        let window = self.connection.window.now().max(before);
         let connection = self.connection.sender.clone();
         let (received, in_use) = (response.into_body(), Arc::new(self.in_use));
         Ok(HboneStream::new(send, received, window, Some(connection), in_use))
@@ -219,7 +221,7 @@ async fn drive<C: FnMut(&Arc<Connection>) -> bool>(
     let pings = connection.ping_pong().expect("nobody else has taken the pings");
     let mut gone = pin!(peer_is_gone(pings));
     let (usage, window) = (closer.usage.clone(), closer.window.clone());
-    let mut streams = usage.changes();
+    let (mut streams, mut carried) = (usage.changes(), 0);
     let why = {
         let mut closing = pin!(closer.run());
         loop {
@@ -232,7 +234,11 @@ async fn drive<C: FnMut(&Arc<Connection>) -> bool>(
                 never = &mut closing => match never {},
                 // Fails only without a sender, and `usage` is one.
                 _ = streams.changed() => {
-                    if let Some(next) = window.next(usage.count())
+                    let count = usage.count();
+                    // One that is left may be from before, and is not the newest of all.
+                    let from_before = usize::from(carried > 0 && count == 1);
+                    carried = count;
+                    if let Some(next) = window.next(count + from_before)
                         // Fails while the peer has not confirmed the last change.
                         && connection.set_initial_window_size(next).is_ok()
                     {

@@ -207,3 +207,34 @@ async fn a_connection_with_few_streams_has_large_windows_again() {
         sent += fill(&mut client).await;
     }
 }
+
+#[tokio::test]
+async fn a_stream_that_is_the_last_of_many_gets_no_more_than_it_was_opened_with() {
+    let mut bench = Bench::new().await;
+    let mut many = Vec::new();
+    for _ in 0..40 {
+        many.push(bench.stream().await);
+    }
+    let (kept, mut at_server) = many.pop().unwrap();
+    assert!(kept.window() < LARGEST_WINDOW as usize);
+    for (mut client, mut server) in many {
+        client.shutdown().await.unwrap();
+        ends(&mut server).await;
+        server.shutdown().await.unwrap();
+        ends(&mut client).await;
+    }
+    let mut sent = 0;
+    loop {
+        let more = fill(&mut at_server).await;
+        sent += more;
+        if more == 0 {
+            break;
+        }
+    }
+    assert!(sent <= kept.window(), "{sent} bytes wait in a window of {}", kept.window());
+    drop((kept, at_server));
+    let (client, mut server) = bench.stream().await;
+    assert_eq!(bench.server.connections(), 1);
+    let sent = fill(&mut server).await;
+    assert!(sent <= client.window(), "{sent} bytes wait in a window of {}", client.window());
+}
