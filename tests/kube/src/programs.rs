@@ -7,8 +7,8 @@ use serde_json::Value;
 
 use crate::{Mesh, NodeName, tenant::finish, text};
 
-/// Where an agent's links are pinned.
-const PINS: &str = "/sys/fs/bpf/sluice/v1";
+/// Where an agent's links are pinned, in the second layout.
+const PINS: &str = "/sys/fs/bpf/sluice/v2";
 
 /// A program that is attached by one of the agent's links, or by several.
 #[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]

@@ -157,10 +157,10 @@ fn without_the_ca_new_identities_wait_and_an_event_says_so() -> anyhow::Result<(
     };
     let said = mesh.without_ca(|| {
         tenant.deploy([order_service("late")])?;
-        event("NotCaptured")
+        event("NoCertificate")
     })?;
     println!("{said}");
-    ensure!(said.starts_with("no certificate for "), "{said}");
-    event("Captured")?;
+    ensure!(said.starts_with("its connections are refused: no certificate for "), "{said}");
+    event("Certified")?;
     tenant.await_deployment("late")
 }
