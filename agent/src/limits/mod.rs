@@ -17,6 +17,7 @@
 
 mod budget;
 mod descriptors;
+mod inflow;
 mod pod;
 mod sources;
 
@@ -31,6 +32,7 @@ use std::{
 
 pub use budget::{Budget, Permit, Share};
 pub use descriptors::{Descriptors, is_exhaustion};
+pub use inflow::{Behind, Inflow};
 pub use pod::{Arrived, Handshaking, PodLimits};
 
 /// How often one cause is logged. Every refusal is counted.
@@ -156,6 +158,14 @@ impl Limits {
             *told = Some(Instant::now());
         }
         tell
+    }
+
+    /// Counts what was cut since too much waits for readers of `pod`.
+    pub fn overfull(&self, pod: &impl fmt::Display) {
+        if self.refused(Limit::Buffered) {
+            tracing::warn!(%pod, reason = Limit::Buffered.as_str(),
+                "connections are reset: {}", Limit::Buffered);
+        }
     }
 
     /// Refusals so far, by reason.

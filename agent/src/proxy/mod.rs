@@ -63,17 +63,7 @@ pub struct Proxy {
     /// How pods of this node reach each other.
     pub same_node: SameNode,
     /// What there is for all pods to share.
-    pub limits: Limits,
-}
-
-impl Proxy {
-    /// Notes that a connection of `pod` was cut since too much waits for its readers.
-    fn overfull(&self, pod: &LocalPod) {
-        if self.limits.refused(Limit::Buffered) {
-            tracing::warn!(pod = %pod.uid, reason = Limit::Buffered.as_str(),
-                "connections are reset: {}", Limit::Buffered);
-        }
-    }
+    pub limits: Arc<Limits>,
 }
 
 /// Serves the two listeners of an enrolled pod until the returned handle is dropped, or until

@@ -13,6 +13,7 @@ use tokio::io::AsyncWrite;
 
 use super::io::{Io, ReadSize};
 use crate::{
+    http::Stream,
     limits::{Permit, Share},
     telemetry::Failure,
 };
