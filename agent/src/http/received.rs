@@ -5,14 +5,14 @@ use std::{
     fmt,
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
 };
 
 use bytes::{Buf, Bytes};
 use http_body::{Body as _, Frame, SizeHint};
 use hyper::body::Incoming;
 
-use crate::limits::{Behind, Inflow, Limit, Permit};
+use crate::limits::{Behind, Inflow, Limit, Permit, Turn};
 
 /// Bytes of a body that go on, counted until they are written.
 #[derive(Debug)]
@@ -76,11 +76,13 @@ pub(super) struct Received {
     incoming: Option<Incoming>,
     inflow: Arc<Inflow>,
     behind: Option<Behind>,
+    turn: Turn,
 }
 
 impl Received {
     pub(super) fn new(incoming: Incoming, inflow: &Arc<Inflow>) -> Self {
-        let mut this = Self { incoming: None, inflow: inflow.clone(), behind: None };
+        let (inflow, turn) = (inflow.clone(), Turn::default());
+        let mut this = Self { incoming: None, inflow, behind: None, turn };
         if incoming.is_end_stream() || this.fall_behind().is_some() {
             this.incoming = Some(incoming);
         }
@@ -94,6 +96,7 @@ impl Received {
         let Some(incoming) = &mut self.incoming else {
             return Poll::Ready(Some(Err(BodyError::Overfull)));
         };
+        ready!(self.turn.poll_mine(cx));
         let Poll::Ready(frame) = Pin::new(incoming).poll_frame(cx) else {
             self.behind = None;
             return Poll::Pending;
@@ -114,6 +117,7 @@ impl Received {
             Ok(bytes) => bytes,
             Err(frame) => return Ok(frame.map_data(Piece::from)),
         };
+        self.turn.moved(bytes.len());
         let held = self.inflow.piece(bytes.len());
         if held.is_none() || self.fall_behind().is_none() {
             self.incoming = None;

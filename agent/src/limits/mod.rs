@@ -20,6 +20,7 @@ mod descriptors;
 mod inflow;
 mod pod;
 mod sources;
+mod turn;
 
 use std::{
     fmt,
@@ -34,6 +35,7 @@ pub use budget::{Budget, Permit, Share};
 pub use descriptors::{Descriptors, is_exhaustion};
 pub use inflow::{Behind, Inflow};
 pub use pod::{Arrived, Handshaking, PodLimits};
+pub use turn::Turn;
 
 /// How often one cause is logged. Every refusal is counted.
 const LOG_INTERVAL: Duration = Duration::from_secs(10);

@@ -5,6 +5,7 @@
 //! One at a time (`--test-threads=1`): each uses up what there is, and all have figures.
 
 mod bystander;
+mod calm;
 mod descriptors;
 mod flood;
 mod idle;
