@@ -9,6 +9,7 @@ mod calm;
 mod descriptors;
 mod flood;
 mod idle;
+mod listeners;
 mod port_scan;
 mod siege;
 mod slow_starts;
