@@ -110,6 +110,8 @@ async fn accept<F>(
                 let carried = connection(proxy.clone(), pod.clone(), accepted);
                 let pod = pod.clone();
                 proxy.drain.connection(async move { pod.while_captured(carried).await });
+                // One at a time: the kernel has any number ready, and each has much to do at first.
+                tokio::task::yield_now().await;
             }
             Err(error) => {
                 // Out of file descriptors or memory, or a client gone before it was accepted.
