@@ -146,7 +146,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         unknown_clients: Notify::new(),
         admissions: Admissions::default(),
         same_node: options.same_node,
-        limits: Limits::new(options.limits.within(descriptors)),
+        limits: Arc::new(Limits::new(options.limits.within(descriptors))),
     });
     let runtime = match (options.nri_socket, &source) {
         (Some(socket), Source::Kube(source)) => {
