@@ -1,6 +1,8 @@
 //! Processor time, shared by taking turns.
 
 use std::{
+    future::poll_fn,
+    pin::pin,
     sync::{Arc, LazyLock},
     task::{Context, Poll, ready},
 };
@@ -73,14 +75,35 @@ impl Turn {
     }
 }
 
+/// Runs `work`, each step of which takes a processor for long, in turn with others: whenever it can
+/// go on, it waits in line first.
+pub async fn in_turn<F: Future>(work: F) -> F::Output {
+    let (mut work, mut turn) = (pin!(work), Turn::default());
+    poll_fn(|cx| {
+        ready!(turn.poll_mine(cx));
+        turn.moved(TURN);
+        work.as_mut().poll(cx)
+    })
+    .await
+}
+
 #[cfg(test)]
 mod tests {
-    use std::{
-        future::poll_fn,
-        sync::atomic::{AtomicUsize, Ordering::Relaxed},
-    };
+    use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
     use super::*;
+
+    #[tokio::test]
+    async fn work_goes_on_whenever_it_is_woken() {
+        let slow = async {
+            for _ in 0..3 {
+                tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+                tokio::task::yield_now().await;
+            }
+            "done"
+        };
+        assert_eq!(in_turn(slow).await, "done");
+    }
 
     /// Moves `pieces` as fast as it gets turns, and counts those in `moved`.
     async fn eager(pieces: usize, moved: Arc<AtomicUsize>) {
