@@ -17,7 +17,7 @@ use crate::{
 /// The chart's limit of the agent's memory.
 const MEMORY: u64 = 512 << 20;
 /// How long the bystander is watched before.
-const QUIET: Duration = Duration::from_secs(3);
+const QUIET: Duration = Duration::from_secs(2);
 /// Open files beyond those before that an agent may keep for a while: connections of its pools.
 const POOLED: usize = 200;
 
