@@ -109,9 +109,9 @@ pub(super) struct Agent {
     #[arg(long, env = "SLUICE_SAME_NODE", value_enum, default_value_t = SameNode::Auto)]
     same_node: SameNode,
 
-    /// Connections that pods of this node may have open in all, and streams of tunnels to them; one
-    /// pod may have no more than are left for all others. A third of the open files that the
-    /// process may have, where that is less
+    /// Connections that pods of this node may have open in all, streams of tunnels to them and open
+    /// requests of HTTP/2; one pod may have no more than are left for all others. A third of the open
+    /// files that the process may have, where that is less
     #[arg(long, env = "SLUICE_MAX_CONNECTIONS", value_name = "NUMBER", default_value_t = LimitOptions::DEFAULT.connections, value_parser = clap::value_parser!(u64).range(1..))]
     max_connections: u64,
 

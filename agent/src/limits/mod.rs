@@ -13,7 +13,8 @@
 //! the pod from going out, and within what comes in the rule holds once more for each client's
 //! address.
 //!
-//! Costs two atomic counters a permit. Nothing here is asked for each request.
+//! Costs two atomic counters a permit: one for each connection, each request of HTTP/2 and each piece
+//! of a body. Processors are shared otherwise, by [turns](Turn).
 
 mod budget;
 mod descriptors;
@@ -35,7 +36,7 @@ pub use budget::{Budget, Permit, Share};
 pub use descriptors::{Descriptors, is_exhaustion};
 pub use inflow::{Behind, Inflow};
 pub use pod::{Arrived, Handshaking, PodLimits};
-pub use turn::Turn;
+pub use turn::{Turn, in_turn};
 
 /// How often one cause is logged. Every refusal is counted.
 const LOG_INTERVAL: Duration = Duration::from_secs(10);
@@ -43,7 +44,7 @@ const LOG_INTERVAL: Duration = Duration::from_secs(10);
 /// What there is to share.
 #[derive(Clone, Copy, Debug)]
 pub struct LimitOptions {
-    /// Connections, and streams of tunnels that lead to pods of this node.
+    /// Connections, streams of tunnels that lead to pods of this node, and open requests of HTTP/2.
     pub connections: u64,
     /// Bytes that wait in the agent because whoever they are for does not take them.
     pub buffered: u64,
@@ -70,7 +71,7 @@ impl LimitOptions {
 /// A limit that was reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Limit {
-    /// Of connections and streams.
+    /// Of connections, streams and requests of HTTP/2.
     Connections,
     /// Of bytes that wait.
     Buffered,

@@ -1,6 +1,8 @@
 //! Processor time, shared by taking turns.
 
 use std::{
+    future::poll_fn,
+    pin::pin,
     sync::{Arc, LazyLock},
     task::{Context, Poll, ready},
 };
@@ -73,14 +75,35 @@ impl Turn {
     }
 }
 
+/// Runs `work`, each step of which takes a processor for long, in turn with others: whenever it can
+/// go on, it waits in line first.
+pub async fn in_turn<F: Future>(work: F) -> F::Output {
+    let (mut work, mut turn) = (pin!(work), Turn::default());
+    poll_fn(|cx| {
+        ready!(turn.poll_mine(cx));
+        turn.moved(TURN);
+        work.as_mut().poll(cx)
+    })
+    .await
+}
+
 #[cfg(test)]
 mod tests {
-    use std::{
-        future::poll_fn,
-        sync::atomic::{AtomicUsize, Ordering::Relaxed},
-    };
+    use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
     use super::*;
+
+    #[tokio::test]
+    async fn work_goes_on_whenever_it_is_woken() {
+        let slow = async {
+            for _ in 0..3 {
+                tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+                tokio::task::yield_now().await;
+            }
+            "done"
+        };
+        assert_eq!(in_turn(slow).await, "done");
+    }
 
     /// Moves `pieces` as fast as it gets turns, and counts those in `moved`.
     async fn eager(pieces: usize, moved: Arc<AtomicUsize>) {
@@ -97,6 +120,19 @@ mod tests {
         .await;
     }
 
+    /// Lets everybody go first who is ready. What tokio has for that comes back sooner.
+    async fn behind_all_others() {
+        let mut waited = false;
+        poll_fn(|cx| {
+            if std::mem::replace(&mut waited, true) {
+                return Poll::Ready(());
+            }
+            cx.waker().wake_by_ref();
+            Poll::Pending
+        })
+        .await;
+    }
+
     #[tokio::test]
     async fn whoever_is_ready_waits_for_few_of_those_who_have_much_to_move() {
         const FLOWS: usize = 1000;
@@ -104,16 +140,19 @@ mod tests {
         let moved = Arc::new(AtomicUsize::new(0));
         let flows: Vec<_> =
             (0..FLOWS).map(|_| tokio::spawn(eager(PIECES, moved.clone()))).collect();
-        // All of them have had the first of their turns.
-        tokio::task::yield_now().await;
-        let mut before = moved.load(Relaxed);
-        let mut most = 0;
-        while before < FLOWS * PIECES {
-            tokio::task::yield_now().await;
-            let now = moved.load(Relaxed);
-            most = most.max(now - before);
-            before = now;
-        }
+        let most = tokio::spawn(async move {
+            // All of them have had the first of their turns.
+            behind_all_others().await;
+            let (mut before, mut most) = (moved.load(Relaxed), 0);
+            while before < FLOWS * PIECES {
+                behind_all_others().await;
+                let now = moved.load(Relaxed);
+                most = most.max(now - before);
+                before = now;
+            }
+            most
+        });
+        let most = most.await.unwrap();
         assert!(most < FLOWS / 2, "{most} turns of others before one's own");
         for flow in flows {
             flow.await.unwrap();

@@ -24,7 +24,7 @@ use super::{
     usage::{GONE, InUse, Usage, peer_is_gone},
     window::Window,
 };
-use crate::{identity::IdentityError, mesh::Principal};
+use crate::{identity::IdentityError, limits::in_turn, mesh::Principal};
 
 /// A client that asks to be connected. Nothing it sent is read before [`Connect::accept`].
 #[derive(Debug)]
@@ -111,7 +111,8 @@ async fn accept_tls(
 ) -> Result<TlsStream<TcpStream>, TunnelError> {
     // Frames are written whole; waiting for more of them only adds latency.
     stream.set_nodelay(true).map_err(TunnelError::broken)?;
-    let accept = TlsAcceptor::from(tls).accept(stream).into_fallible();
+    // Signatures keep a processor busy for longer than all else that is done for a connection.
+    let accept = in_turn(TlsAcceptor::from(tls).accept(stream).into_fallible());
     match within("the TLS handshake", TLS_TIMEOUT, accept).await? {
         Ok(stream) => Ok(stream),
         Err((error, mut stream)) => {

@@ -62,3 +62,18 @@ pub(crate) fn hoard(listener: TcpListener) -> JoinSet<()> {
     });
     hoard
 }
+
+/// Runs `serve` with each connection, until dropped.
+pub(crate) fn each<Serving>(listener: TcpListener, serve: fn(TcpStream) -> Serving) -> JoinSet<()>
+where
+    Serving: Future<Output = ()> + Send + 'static,
+{
+    let mut serving = JoinSet::new();
+    serving.spawn(async move {
+        let mut connections = JoinSet::new();
+        while let Ok((stream, _)) = listener.accept().await {
+            connections.spawn(serve(stream));
+        }
+    });
+    serving
+}

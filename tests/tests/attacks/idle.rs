@@ -20,7 +20,7 @@ async fn ten_thousand_idle_connections_of_one_pod_harm_no_other() -> anyhow::Res
         .withstands("10,000 idle connections", async |siege| {
             let to = Siege::service(ports::TCP);
             let streams = flood(&siege.attacker, to, CONNECTIONS, b"").await?;
-            sleep(Duration::from_secs(3)).await;
+            sleep(Duration::from_secs(2)).await;
             Ok((format!("{} of {CONNECTIONS} open", open(&streams)), (streams, kept)))
         })
         .await

@@ -11,6 +11,7 @@ mod flood;
 mod idle;
 mod listeners;
 mod port_scan;
+mod series;
 mod siege;
 mod slow_starts;
 mod unread;

@@ -20,7 +20,7 @@ use crate::siege::Siege;
 
 const SCANNERS: usize = 64;
 /// All ports are tried, or as many as this is enough for.
-const TIME: Duration = Duration::from_secs(10);
+const TIME: Duration = Duration::from_secs(6);
 /// How long a port is waited for.
 const PATIENCE: Duration = Duration::from_secs(1);
 

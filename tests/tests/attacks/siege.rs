@@ -17,7 +17,7 @@ use crate::{
 /// The chart's limit of the agent's memory.
 const MEMORY: u64 = 512 << 20;
 /// How long the bystander is watched before.
-const QUIET: Duration = Duration::from_secs(3);
+const QUIET: Duration = Duration::from_secs(2);
 /// Open files beyond those before that an agent may keep for a while: connections of its pools.
 const POOLED: usize = 200;
 
@@ -29,6 +29,8 @@ pub(crate) struct Siege {
     agents: [Agent; 2],
     /// Of the mesh.
     pub(crate) attacker: Arc<Pod>,
+    /// Of the mesh, on the same node, and of the same mind.
+    pub(crate) accomplice: Pod,
     /// Not of the mesh.
     pub(crate) outsider: Pod,
     /// Behind the Service [`Siege::service`].
@@ -36,7 +38,8 @@ pub(crate) struct Siege {
     bystander: Arc<Pod>,
     servers: [SocketAddr; 2],
     nodes: [Node; 2],
-    _mesh: MeshConfig,
+    /// What the agents are told.
+    pub(crate) mesh: MeshConfig,
     /// What all of it stands on.
     pub(crate) lab: Lab,
 }
@@ -51,10 +54,11 @@ impl Siege {
         let (a, b) = (lab.node("node-a")?, lab.node("node-b")?);
         let outside = PodOptions { meshed: false, ..PodOptions::default() };
         let (attacker, outsider) = (a.pod("attacker")?, a.pod_with("outsider", outside)?);
+        let accomplice = a.pod("accomplice")?;
         let (bystander, victim) = (a.pod("bystander")?, b.pod("victim")?);
         let (near, far) = (a.pod("near")?, b.pod("far")?);
         let mesh = lab.mesh()?;
-        for pod in [&attacker, &outsider, &bystander, &victim, &near, &far] {
+        for pod in [&attacker, &accomplice, &outsider, &bystander, &victim, &near, &far] {
             mesh.pod(pod)?;
         }
         mesh.service(&Service {
@@ -80,12 +84,13 @@ impl Siege {
             calm,
             agents,
             attacker: Arc::new(attacker),
+            accomplice,
             outsider,
             victim,
             bystander: Arc::new(bystander),
             servers,
             nodes: [a, b],
-            _mesh: mesh,
+            mesh,
             lab,
         })
     }
@@ -145,6 +150,16 @@ impl Siege {
         &self.agents[0]
     }
 
+    /// Its node.
+    pub(crate) fn attackers_node(&self) -> &Node {
+        &self.nodes[0]
+    }
+
+    /// The memory that agent has now.
+    pub(crate) fn resident(&self) -> anyhow::Result<u64> {
+        status(&self.agents[0], "VmRSS:")
+    }
+
     /// A counter of that agent.
     pub(crate) fn count(&self, name: &str) -> anyhow::Result<u64> {
         Agent::counter(&self.nodes[0], name)
@@ -163,14 +178,8 @@ impl Siege {
 
     /// The most memory that each agent ever had.
     fn memory(&self) -> anyhow::Result<[u64; 2]> {
-        let most = |agent: &Agent| {
-            let status = fs::read_to_string(format!("/proc/{}/status", agent.process().id()))?;
-            let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-            let kib = line.context("no VmHWM")?.trim().trim_end_matches(" kB").parse::<u64>()?;
-            Ok::<_, anyhow::Error>(kib << 10)
-        };
         let [a, b] = &self.agents;
-        Ok([most(a)?, most(b)?])
+        Ok([status(a, "VmHWM:")?, status(b, "VmHWM:")?])
     }
 
     /// What both agents refused so far for want of room.
@@ -186,4 +195,12 @@ impl Siege {
         }
         Ok(all)
     }
+}
+
+/// Bytes that the kernel says of an agent's process.
+fn status(agent: &Agent, field: &str) -> anyhow::Result<u64> {
+    let status = fs::read_to_string(format!("/proc/{}/status", agent.process().id()))?;
+    let line = status.lines().find_map(|line| line.strip_prefix(field));
+    let kib = line.context("no such field")?.trim().trim_end_matches(" kB").parse::<u64>()?;
+    Ok(kib << 10)
 }

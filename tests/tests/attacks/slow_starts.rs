@@ -13,7 +13,7 @@ use crate::{
 
 const CONNECTIONS: usize = 5_000;
 /// How long they are held.
-const TIME: Duration = Duration::from_secs(6);
+const TIME: Duration = Duration::from_secs(3);
 
 /// The header of a TLS record that holds a ClientHello of 512 bytes, and the header of that.
 const CLIENT_HELLO: &[u8] = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03";

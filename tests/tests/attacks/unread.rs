@@ -8,19 +8,19 @@ use http::{Method, Request, Response};
 use sluice_tests::ports;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpListener, TcpStream},
+    net::TcpStream,
     task::JoinSet,
     time::{sleep, timeout},
 };
 
 use crate::{
-    flood::{flood, hoard, open},
+    flood::{each, flood, hoard, open},
     siege::Siege,
 };
 
 const CONNECTIONS: usize = 600;
 /// How long everybody goes on trying to send.
-const TIME: Duration = Duration::from_secs(8);
+const TIME: Duration = Duration::from_secs(5);
 /// Requests of each HTTP/2 connection: so many with a body, and so many for an answer with one.
 const STREAMS: usize = 10;
 const PIECE: &[u8] = &[b'x'; 64 << 10];
@@ -95,21 +95,6 @@ async fn http_2_bodies_that_nobody_reads_harm_no_other() -> anyhow::Result<()> {
             Ok((format!("{open} of {CONNECTIONS} open"), (clients, server)))
         })
         .await
-}
-
-/// Runs `serve` with each connection, until dropped.
-fn each<Serving>(listener: TcpListener, serve: fn(TcpStream) -> Serving) -> JoinSet<()>
-where
-    Serving: Future<Output = ()> + Send + 'static,
-{
-    let mut serving = JoinSet::new();
-    serving.spawn(async move {
-        let mut connections = JoinSet::new();
-        while let Ok((stream, _)) = listener.accept().await {
-            connections.spawn(serve(stream));
-        }
-    });
-    serving
 }
 
 /// Reads a head and no more; a GET is answered without an end.
