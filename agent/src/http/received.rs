@@ -12,7 +12,7 @@ use bytes::{Buf, Bytes};
 use http_body::{Body as _, Frame, SizeHint};
 use hyper::body::Incoming;
 
-use crate::limits::{Behind, Inflow, Limit, Permit, Turn};
+use crate::limits::{Behind, Inflow, Limit, Pause, Permit};
 
 /// Bytes of a body that go on, counted until they are written.
 #[derive(Debug)]
@@ -76,13 +76,14 @@ pub(super) struct Received {
     incoming: Option<Incoming>,
     inflow: Arc<Inflow>,
     behind: Option<Behind>,
-    turn: Turn,
+    /// Not a turn in line: a peer that takes its window back keeps hyper from asking again.
+    pause: Pause,
 }
 
 impl Received {
     pub(super) fn new(incoming: Incoming, inflow: &Arc<Inflow>) -> Self {
-        let (inflow, turn) = (inflow.clone(), Turn::default());
-        let mut this = Self { incoming: None, inflow, behind: None, turn };
+        let (inflow, pause) = (inflow.clone(), Pause::default());
+        let mut this = Self { incoming: None, inflow, behind: None, pause };
         if incoming.is_end_stream() || this.fall_behind().is_some() {
             this.incoming = Some(incoming);
         }
@@ -96,7 +97,7 @@ impl Received {
         let Some(incoming) = &mut self.incoming else {
             return Poll::Ready(Some(Err(BodyError::Overfull)));
         };
-        ready!(self.turn.poll_mine(cx));
+        ready!(self.pause.poll_over(cx));
         let Poll::Ready(frame) = Pin::new(incoming).poll_frame(cx) else {
             self.behind = None;
             return Poll::Pending;
@@ -117,7 +118,7 @@ impl Received {
             Ok(bytes) => bytes,
             Err(frame) => return Ok(frame.map_data(Piece::from)),
         };
-        self.turn.moved(bytes.len());
+        self.pause.moved(bytes.len());
         let held = self.inflow.piece(bytes.len());
         if held.is_none() || self.fall_behind().is_none() {
             self.incoming = None;

@@ -36,7 +36,7 @@ pub use budget::{Budget, Permit, Share};
 pub use descriptors::{Descriptors, is_exhaustion};
 pub use inflow::{Behind, Inflow};
 pub use pod::{Arrived, Handshaking, PodLimits};
-pub use turn::{Turn, in_turn};
+pub use turn::{Pause, Turn, in_turn};
 
 /// How often one cause is logged. Every refusal is counted.
 const LOG_INTERVAL: Duration = Duration::from_secs(10);

@@ -75,6 +75,36 @@ impl Turn {
     }
 }
 
+/// A pause after each turn, in which others go first, but no line: for those that somebody else may
+/// leave waiting, who must not keep a place in it meanwhile.
+#[derive(Debug)]
+pub struct Pause {
+    left: usize,
+}
+
+impl Default for Pause {
+    fn default() -> Self {
+        Self { left: TURN }
+    }
+}
+
+impl Pause {
+    /// Pending once where a turn is over.
+    pub fn poll_over(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.left > 0 {
+            return Poll::Ready(());
+        }
+        self.left = TURN;
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    /// `bytes` were moved.
+    pub fn moved(&mut self, bytes: usize) {
+        self.left = self.left.saturating_sub(bytes);
+    }
+}
+
 /// Runs `work`, each step of which takes a processor for long, in turn with others: whenever it can
 /// go on, it waits in line first.
 pub async fn in_turn<F: Future>(work: F) -> F::Output {
