@@ -258,7 +258,7 @@ impl AsyncWrite for Moving {
 async fn a_server_that_wants_to_be_rid_of_an_idle_connection_is_dialled_again() {
     let pool = Pool::default();
     let server = SocketAddr::from((Ipv4Addr::LOCALHOST, 80));
-    let key = PoolKey { client: Ipv4Addr::LOCALHOST.into(), server, http2: false };
+    let key = PoolKey { client: Ipv4Addr::LOCALHOST.into(), server, http2: false, mark: 0 };
     let leaving = Arc::new(AtomicBool::new(false));
     let (dialled, mut servers) = tokio::sync::mpsc::unbounded_channel();
     let mut kept = Vec::new();
@@ -446,7 +446,7 @@ async fn a_connection_that_draining_finds_before_its_first_request_is_still_answ
 async fn requests_that_waited_for_an_http_2_dial_that_failed_do_not_queue_up() {
     let pool = Arc::new(Pool::default());
     let server = SocketAddr::from((Ipv4Addr::LOCALHOST, 80));
-    let key = PoolKey { client: Ipv4Addr::LOCALHOST.into(), server, http2: true };
+    let key = PoolKey { client: Ipv4Addr::LOCALHOST.into(), server, http2: true, mark: 0 };
     let slow = Duration::from_secs(10);
     let began = tokio::time::Instant::now();
     let requests = (0..20).map(|_| {
@@ -515,7 +515,7 @@ async fn a_body_that_ends_with_trailers_is_complete() {
 #[tokio::test(start_paused = true)]
 async fn an_http_2_connection_is_closed_once_nothing_was_asked_for_a_while() {
     let (pool, server) = (Pool::default(), SocketAddr::from((Ipv4Addr::LOCALHOST, 80)));
-    let key = PoolKey { client: Ipv4Addr::LOCALHOST.into(), server, http2: true };
+    let key = PoolKey { client: Ipv4Addr::LOCALHOST.into(), server, http2: true, mark: 0 };
     let (ours, theirs) = duplex(64 << 10);
     let served = tokio::spawn(async move {
         let mut connection = h2::server::handshake(theirs).await.unwrap();
