@@ -6,9 +6,9 @@ use sluice_tests::{Mesh, Pod, Talk, capture_events, eventually};
 
 const PORT: u16 = 9999;
 /// So many that the kernel tells of them in dozens of pieces.
-const MANY: u32 = 4000;
+const MANY: u32 = 2000;
 /// So many that each of them is followed.
-const SOME: u32 = 300;
+const SOME: u32 = 100;
 
 /// Adds or deletes routes to single addresses of either family, by `eth0`.
 fn change(mesh: &Mesh, what: &str, range: std::ops::Range<u32>) -> anyhow::Result<()> {
