@@ -35,6 +35,8 @@ pub struct Agent {
 /// What differs from the defaults.
 #[derive(Debug, Default)]
 pub struct AgentOptions<'a> {
+    /// Another program than the one under test, such as a former version's.
+    pub program: Option<PathBuf>,
     /// Where spans go, and how.
     pub otlp: Option<(&'a OtlpReceiver, Protocol)>,
     /// The API server to watch, in place of reading the lab's files.
@@ -113,7 +115,7 @@ impl Agent {
         cgroup: Option<&Path>,
     ) -> anyhow::Result<Command> {
         let ca: PathBuf = node.lab_directory().join("ca");
-        let mut command = Command::new(agent_program()?);
+        let mut command = Command::new(options.program.map_or_else(agent_program, Ok)?);
         command.arg("agent");
         let state = node.lab_directory().join(format!("{}-state", node.name()));
         let source = match options.kubeconfig {

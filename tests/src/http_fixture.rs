@@ -83,10 +83,10 @@ impl Shop {
         let mut shop = Self::without_agents()?;
         let options = || AgentOptions {
             otlp: Some((&shop.receiver, protocol)),
-            kubeconfig: None,
             flags: flags.iter().map(ToString::to_string).collect(),
             // Tests wait for spans one trace at a time.
             environment: vec![("OTEL_BSP_SCHEDULE_DELAY".into(), "20".into())],
+            ..AgentOptions::default()
         };
         let a = Agent::start(&shop.a, &shop.mesh, options());
         let b = Agent::start(&shop.b, &shop.mesh, options());

@@ -132,9 +132,9 @@ impl Mesh {
     pub fn agent_options(&self, flags: &[&str]) -> AgentOptions<'_> {
         AgentOptions {
             otlp: Some((&self.receiver, Protocol::Grpc)),
-            kubeconfig: None,
             flags: flags.iter().map(|&flag| flag.to_owned()).collect(),
             environment: vec![("OTEL_BSP_SCHEDULE_DELAY".to_owned(), "100".to_owned())],
+            ..AgentOptions::default()
         }
     }
 }

@@ -106,10 +106,10 @@ impl TunnelLab {
     ) -> anyhow::Result<Agent> {
         let options = AgentOptions {
             otlp: Some((&self.receiver, Protocol::Grpc)),
-            kubeconfig: None,
             flags: flags.iter().map(|&flag| flag.to_owned()).collect(),
             // Tests wait for spans.
             environment: vec![("OTEL_BSP_SCHEDULE_DELAY".into(), "100".into())],
+            ..AgentOptions::default()
         };
         Agent::start(node, mesh, options).await
     }

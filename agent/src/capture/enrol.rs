@@ -10,19 +10,21 @@ use std::{
     },
 };
 
+use aya::programs::links::FdLink;
 use tokio::{net::TcpListener, sync::watch};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{
     dial::PodDialer,
     error::{CaptureError, Step},
+    keeping::Kept,
     kubelet::KubeletCgroup,
     log::Forwarding,
     maps::{DialMaps, Maps, OwnMaps},
     netlink::News,
     netns::Netns,
     pins::{Pinned, Pins, PodPin},
-    programs::{KUBELET, Loader},
+    programs::Loader,
     settings::Settings,
     sockets::listen,
     succession::{InCharge, Next},
@@ -34,7 +36,7 @@ use crate::mesh::PodUid;
 /// The capture of one node. Dropping it leaves everything in place: SYNs of enrolled pods are
 /// refused until the next agent takes over.
 pub struct Capture {
-    pins: Pins,
+    pub(super) pins: Pins,
     state: Mutex<State>,
     charge: Mutex<Charge>,
     /// Whether pods' namespaces are this agent's to change.
@@ -51,17 +53,20 @@ pub(super) struct Charge {
     pub(super) next: Option<Next>,
 }
 
-struct State {
+pub(super) struct State {
     maps: Maps,
-    loader: Loader,
-    log: Option<Forwarding>,
-    pods: BTreeMap<PodUid, Enrolled>,
+    pub(super) loader: Loader,
+    pub(super) log: Option<Forwarding>,
+    pub(super) kept: Kept,
+    pub(super) pods: BTreeMap<PodUid, Enrolled>,
 }
 
 /// A pod whose traffic is captured by this agent.
-struct Enrolled {
-    pin: PodPin,
-    netns: Arc<Netns>,
+pub(super) struct Enrolled {
+    pub(super) pin: PodPin,
+    pub(super) netns: Arc<Netns>,
+    /// Its steer program's, as its pin; `None` while another agent takes the pod over.
+    pub(super) link: Option<FdLink>,
     held: Held,
     /// Keeps it captured as its network changes.
     _watching: AbortOnDropHandle<()>,
@@ -85,9 +90,10 @@ impl Capture {
         maps: Maps,
         loader: Loader,
         log: Option<Forwarding>,
+        kept: Kept,
         charge: Charge,
     ) -> Self {
-        let state = State { maps, loader, log, pods: BTreeMap::new() };
+        let state = State { maps, loader, log, kept, pods: BTreeMap::new() };
         Self {
             pins,
             state: Mutex::new(state),
@@ -120,7 +126,7 @@ impl Capture {
     /// # Errors
     /// When the kernel does not tell how it went.
     pub async fn hand_over(&self) -> Result<bool, CaptureError> {
-        self.state().log = None;
+        self.state().let_go();
         self.active.send_replace(false);
         let Some(in_charge) = self.charge().in_charge.take() else { return Ok(true) };
         let back = in_charge.hand_over().await?;
@@ -197,26 +203,28 @@ impl Capture {
             holding.make_good().step(step("set up routing"))?;
             maps.set_addresses(slot, ips).step(step("register the pod's addresses"))?;
             let link = loader.steer(&netns, slot)?;
-            self.pins.pin_pod(link, &pin)?;
-            maps.capture(slot, cookie).step(step("register the pod"))
+            let link = self.pins.pin_pod(link, &pin)?;
+            maps.capture(slot, cookie).step(step("register the pod"))?;
+            Ok(link)
         })();
-        if let Err(error) = captured {
-            if former.is_some() {
-                // Still captured, and closed while nobody listens: better than let go.
+        let link = match captured {
+            Ok(link) => Some(link),
+            // Still captured, and closed while nobody listens: better than let go.
+            Err(error) if former.is_some() => return Err(error),
+            Err(error) => {
+                if let Err(left) = release(maps, &self.pins, &pin, Some(&netns)) {
+                    tracing::warn!(pod = %uid, %left, "a failed enrolment left something behind");
+                }
                 return Err(error);
             }
-            if let Err(left) = release(maps, &self.pins, &pin, Some(&netns)) {
-                tracing::warn!(pod = %uid, %left, "a failed enrolment left something behind");
-            }
-            return Err(error);
-        }
+        };
         let repairs = self.repairs.clone();
         let repaired = move || {
             repairs.fetch_add(1, Relaxed);
         };
         let held = Held::new(holding);
         let _watching = held.watch(&netns, news, self.active.subscribe(), repaired);
-        let enrolled = Enrolled { pin, netns: netns.clone(), held, _watching };
+        let enrolled = Enrolled { pin, netns: netns.clone(), link, held, _watching };
         if let Some(former) = pods.insert(uid.clone(), enrolled) {
             former.held.end();
         }
@@ -291,9 +299,9 @@ impl Capture {
         if charge.in_charge.is_none() {
             return Ok(());
         }
-        let directory = cgroup.open().step(format!("open {}", cgroup.path().display()))?;
-        let link = self.state().loader.kubelet(directory)?;
-        self.pins.pin_link(link, KUBELET)
+        let mut state = self.state();
+        let State { loader, kept, .. } = &mut *state;
+        kept.pass_kubelet(&self.pins, loader, cgroup)
     }
 
     /// From here on, nobody's connections go past the agent.
@@ -305,7 +313,12 @@ impl Capture {
         if charge.in_charge.is_none() {
             return Ok(());
         }
-        self.pins.unpin_link(KUBELET).step("remove the pin of the kubelet's link")
+        self.state().kept.pass_nobody(&self.pins)
+    }
+
+    /// Counts what had been taken away and is there again.
+    pub(super) fn repaired(&self) {
+        self.repairs.fetch_add(1, Relaxed);
     }
 
     /// How often something that keeps a pod captured had been taken away, and was put back.
@@ -318,7 +331,7 @@ impl Capture {
         self.state().maps.counters()
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    pub(super) fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -329,7 +342,7 @@ impl Capture {
         if charge.in_charge.is_none() { Err(CaptureError::NotInCharge) } else { Ok(charge) }
     }
 
-    fn charge(&self) -> MutexGuard<'_, Charge> {
+    pub(super) fn charge(&self) -> MutexGuard<'_, Charge> {
         self.charge.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -14,6 +14,7 @@ mod enrol;
 mod error;
 mod host;
 mod inventory;
+mod keeping;
 mod kernel_types;
 mod kubelet;
 mod log;

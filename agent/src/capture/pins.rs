@@ -34,11 +34,14 @@ pub(super) struct Pins {
 impl Pins {
     /// Creates the directories that are missing.
     pub(super) fn open(bpffs: &Path) -> Result<Self, CaptureError> {
-        let root = root(bpffs);
-        for kind in ["maps", "links", "pods"] {
-            host::bpffs(&root.join(kind))?;
-        }
-        Ok(Self { root })
+        let pins = Self { root: root(bpffs) };
+        pins.make_directories()?;
+        Ok(pins)
+    }
+
+    /// Creates the directories that are missing.
+    pub(super) fn make_directories(&self) -> Result<(), CaptureError> {
+        ["maps", "links", "pods"].iter().try_for_each(|kind| host::bpffs(&self.root.join(kind)))
     }
 
     /// The directory that all of them are in.
@@ -58,8 +61,18 @@ impl Pins {
     }
 
     /// Pins the link of a program that is the same for every pod.
-    pub(super) fn pin_link(&self, link: FdLink, name: &str) -> Result<(), CaptureError> {
+    pub(super) fn pin_link(&self, link: FdLink, name: &str) -> Result<FdLink, CaptureError> {
         replace(link, &self.root.join("links"), name)
+    }
+
+    /// Whether there is such a pin.
+    pub(super) fn has_link(&self, name: &str) -> bool {
+        self.root.join("links").join(name).exists()
+    }
+
+    /// Such a link, by its pin; `None` where there is no such pin.
+    pub(super) fn link(&self, name: &str) -> Option<FdLink> {
+        open(&self.root.join("links").join(name))
     }
 
     /// Removes such a pin, if there is one; the program is detached.
@@ -68,8 +81,18 @@ impl Pins {
     }
 
     /// Pins the link of a pod's steer program.
-    pub(super) fn pin_pod(&self, link: FdLink, pod: &PodPin) -> Result<(), CaptureError> {
+    pub(super) fn pin_pod(&self, link: FdLink, pod: &PodPin) -> Result<FdLink, CaptureError> {
         replace(link, &self.root.join("pods"), &pod.name())
+    }
+
+    /// Whether there is such a pin.
+    pub(super) fn has_pod(&self, pod: &PodPin) -> bool {
+        self.root.join("pods").join(pod.name()).exists()
+    }
+
+    /// Such a link, by its pin; `None` where there is no such pin.
+    pub(super) fn pod(&self, pod: &PodPin) -> Option<FdLink> {
+        open(&self.root.join("pods").join(pod.name()))
     }
 
     /// Removes a pod's pin; with the last reference to its link the program is detached.
@@ -114,6 +137,11 @@ impl Pins {
     }
 }
 
+/// The link that is pinned at `path`.
+fn open(path: &Path) -> Option<FdLink> {
+    PinnedLink::from_pin(path).ok().map(FdLink::from)
+}
+
 fn remove_files(directory: &Path) -> io::Result<()> {
     fs::read_dir(directory)?.try_for_each(|entry| fs::remove_file(entry?.path()))
 }
@@ -124,13 +152,15 @@ fn root(bpffs: &Path) -> PathBuf {
 }
 
 /// Puts `link` in the place of the pin called `name`, whose link is detached by that. Both
-/// are attached for a moment, so there is none without a program.
-fn replace(link: FdLink, directory: &Path, name: &str) -> Result<(), CaptureError> {
+/// are attached for a moment, so there is none without a program. What is returned keeps `link`
+/// attached even where somebody takes its pin away.
+fn replace(link: FdLink, directory: &Path, name: &str) -> Result<FdLink, CaptureError> {
     let new = directory.join(format!("{name}{NEW}"));
-    let pin = || -> Result<(), Box<dyn std::error::Error>> {
+    let pin = || -> Result<FdLink, Box<dyn std::error::Error>> {
         gone_is_fine(fs::remove_file(&new))?;
-        let _: PinnedLink = link.pin(&new)?;
-        Ok(fs::rename(&new, directory.join(name))?)
+        let pinned = link.pin(&new)?;
+        fs::rename(&new, directory.join(name))?;
+        Ok(pinned.into())
     };
     let step = || format!("pin {}", directory.join(name).display());
     pin().map_err(|error| CaptureError::kernel(step(), &*error))

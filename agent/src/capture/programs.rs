@@ -132,15 +132,19 @@ impl Loader {
 /// The connect programs, loaded.
 pub(super) struct Connect(Ebpf);
 
+/// The connect programs, attached.
+pub(super) struct Attached {
+    /// Keep them so, as their pins do.
+    pub(super) links: Vec<FdLink>,
+    /// What they log is passed on for as long as it lives.
+    pub(super) log: Option<Forwarding>,
+}
+
 impl Connect {
-    /// Attaches them to `cgroup`, in place of a former agent's. What they log is passed on for as
-    /// long as what is returned lives.
-    pub(super) fn attach(
-        self,
-        pins: &Pins,
-        cgroup: impl AsFd,
-    ) -> Result<Option<Forwarding>, CaptureError> {
+    /// Attaches them to `cgroup`, in place of a former agent's.
+    pub(super) fn attach(self, pins: &Pins, cgroup: impl AsFd) -> Result<Attached, CaptureError> {
         let Self(mut ebpf) = self;
+        let mut links = Vec::new();
         for name in CONNECT {
             let program: &mut CgroupSockAddr = program(&mut ebpf, name);
             // `Single` is about programs attached without a link; links are always many.
@@ -148,9 +152,9 @@ impl Connect {
             let link = attached.and_then(|link| program.take_link(link));
             let link =
                 link.map_err(|error| CaptureError::ebpf(format!("attach {name}"), &error))?;
-            pins.pin_link(link.try_into().step(format!("attach {name}"))?, name)?;
+            links.push(pins.pin_link(link.try_into().step(format!("attach {name}"))?, name)?);
         }
-        Ok(log::forward(&mut ebpf))
+        Ok(Attached { links, log: log::forward(&mut ebpf) })
     }
 }
 

@@ -13,10 +13,11 @@ use super::{
     enrol::{Capture, Charge, cookie},
     error::{CaptureError, Step},
     host,
+    keeping::Kept,
     maps::{DialMaps, Maps, spare},
     netns::Netns,
     pins::Pins,
-    programs::{Connect, Loader},
+    programs::{Attached, Connect, Loader},
     succession::{InCharge, Next},
 };
 
@@ -89,12 +90,12 @@ impl Prepared {
     /// # Errors
     /// When the kernel refuses a step.
     pub async fn start(self) -> Result<Capture, CaptureError> {
-        let Self { pins, next, in_charge, cgroup, loader, connect, unknown_pods } = self;
+        let Self { pins, mut next, in_charge, cgroup, loader, connect, unknown_pods } = self;
         let in_charge = match in_charge {
             Some(in_charge) => in_charge,
             None => next.in_charge().await?,
         };
-        let log = connect.attach(&pins, &cgroup)?;
+        let Attached { links, log } = connect.attach(&pins, &cgroup)?;
         let mut maps = Maps::open(&pins)?;
         let own_netns = spare_own(&pins, &cgroup)?;
         let host_netns = match Netns::open(Path::new("/proc/1/ns/net")) {
@@ -106,7 +107,8 @@ impl Prepared {
         maps.configure(Config { host_netns, deny_unknown, reserved: 0 })
             .step("configure the eBPF programs")?;
         let charge = Charge { in_charge: Some(in_charge), next: Some(next) };
-        Ok(Capture::new(pins, maps, loader, log, charge))
+        let kept = Kept::new(&pins, cgroup, links)?;
+        Ok(Capture::new(pins, maps, loader, log, kept, charge))
     }
 }
 

@@ -10,9 +10,14 @@
 //!
 //! An agent is next before it is in charge, so that nobody can overtake one that stands by, and
 //! whoever leaves can see that it has a successor, and when that has taken over.
+//!
+//! A lock is worth something as long as others look for it at the same directory. Where somebody
+//! took that away, the one in charge makes another and locks it, and lets go of the old one after:
+//! whoever waited for that sees then that it is none any more.
 
 use std::{
-    fs::File,
+    fs::{self, File},
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     thread,
 };
@@ -32,7 +37,7 @@ use super::{
 #[derive(Debug)]
 pub(super) struct Next {
     pins: PathBuf,
-    _lock: Flock<File>,
+    lock: Flock<File>,
 }
 
 /// The right to change what agents share.
@@ -50,7 +55,7 @@ impl Next {
     pub(super) fn claim(pins: &Pins) -> Result<Self, CaptureError> {
         let pins = pins.root().to_owned();
         match try_lock(&line(&pins))? {
-            Some(_lock) => Ok(Self { pins, _lock }),
+            Some(lock) => Ok(Self { pins, lock }),
             None => Err(CaptureError::LineIsFull { path: pins }),
         }
     }
@@ -62,13 +67,31 @@ impl Next {
     }
 
     /// In charge, once no other agent is.
-    pub(super) async fn in_charge(&self) -> Result<InCharge, CaptureError> {
-        let lock = lock(&self.pins).await?;
-        Ok(InCharge { pins: self.pins.clone(), lock })
+    pub(super) async fn in_charge(&mut self) -> Result<InCharge, CaptureError> {
+        loop {
+            let lock = lock(&self.pins).await?;
+            if is_at(&lock, &self.pins) {
+                return Ok(InCharge { pins: self.pins.clone(), lock });
+            }
+            self.renew()?;
+        }
+    }
+
+    /// Takes the place anew where the directory is another one by now.
+    pub(super) fn renew(&mut self) -> Result<(), CaptureError> {
+        renew(&mut self.lock, &line(&self.pins))
     }
 }
 
 impl InCharge {
+    /// Takes charge anew where the directory is another one by now.
+    ///
+    /// # Errors
+    /// When another agent was faster.
+    pub(super) fn renew(&mut self) -> Result<(), CaptureError> {
+        renew(&mut self.lock, &self.pins)
+    }
+
     /// Whether an agent is there that takes over when this one lets go. To be asked by one that
     /// is no longer [`Next`] itself.
     pub(super) fn has_successor(&self) -> Result<bool, CaptureError> {
@@ -98,6 +121,23 @@ pub(super) fn alone(pins: &Pins) -> Result<(Next, InCharge), CaptureError> {
     })?;
     let in_charge = next.try_in_charge()?.ok_or_else(in_use)?;
     Ok((next, in_charge))
+}
+
+/// Locks the directory at `path`, if `lock` is on one that was there before.
+fn renew(lock: &mut Flock<File>, path: &Path) -> Result<(), CaptureError> {
+    if !is_at(lock, path) {
+        let in_use = || CaptureError::InUse { path: path.to_owned() };
+        *lock = try_lock(path)?.ok_or_else(in_use)?;
+    }
+    Ok(())
+}
+
+/// Whether `lock` is on the directory that is at `path` now.
+fn is_at(lock: &Flock<File>, path: &Path) -> bool {
+    let same = |locked: fs::Metadata, found: fs::Metadata| {
+        (locked.dev(), locked.ino()) == (found.dev(), found.ino())
+    };
+    lock.metadata().is_ok_and(|locked| fs::metadata(path).is_ok_and(|found| same(locked, found)))
 }
 
 fn line(pins: &Path) -> PathBuf {
@@ -174,7 +214,7 @@ mod tests {
         let first = Next::claim(&pins).unwrap();
         let leaving = first.try_in_charge().unwrap().unwrap();
         drop(first);
-        let second = Next::claim(&pins).unwrap();
+        let mut second = Next::claim(&pins).unwrap();
         let mut handing_over = Box::pin(leaving.hand_over());
         let coming = tokio::select! {
             coming = second.in_charge() => coming.unwrap(),
@@ -193,11 +233,52 @@ mod tests {
         let first = Next::claim(&pins).unwrap();
         let leaving = first.try_in_charge().unwrap().unwrap();
         drop(first);
-        let second = Next::claim(&pins).unwrap();
+        let mut second = Next::claim(&pins).unwrap();
         let handing_over = tokio::spawn(leaving.hand_over());
         let coming = second.in_charge().await.unwrap();
         drop((coming, second));
         let back = handing_over.await.unwrap().unwrap();
         assert!(back.is_some(), "nobody else is in charge");
+    }
+
+    /// Somebody else's doing.
+    fn replace_directories(pins: &Pins) {
+        fs::remove_dir_all(pins.root()).unwrap();
+        fs::create_dir_all(line(pins.root())).unwrap();
+    }
+
+    #[test]
+    fn who_comes_to_directories_made_anew_finds_who_is_in_charge() {
+        let (_folder, pins) = pins();
+        let (first, mut in_charge) = alone(&pins).unwrap();
+        drop(first);
+        replace_directories(&pins);
+        in_charge.renew().unwrap();
+        assert!(Next::claim(&pins).unwrap().try_in_charge().unwrap().is_none());
+    }
+
+    #[test]
+    fn who_finds_another_in_directories_made_anew_is_not_in_charge_any_more() {
+        let (_folder, pins) = pins();
+        let (_first, mut former) = alone(&pins).unwrap();
+        replace_directories(&pins);
+        let _other = alone(&pins).unwrap();
+        assert!(matches!(former.renew().unwrap_err(), CaptureError::InUse { .. }));
+    }
+
+    #[tokio::test]
+    async fn who_waits_goes_on_waiting_when_the_directories_are_made_anew() {
+        let (_folder, pins) = pins();
+        let (first, mut leaving) = alone(&pins).unwrap();
+        drop(first);
+        let mut second = Next::claim(&pins).unwrap();
+        let mut coming = Box::pin(second.in_charge());
+        assert!(timeout(Duration::from_millis(20), &mut coming).await.is_err());
+        replace_directories(&pins);
+        leaving.renew().unwrap();
+        assert!(timeout(Duration::from_millis(50), &mut coming).await.is_err());
+        assert!(leaving.has_successor().unwrap());
+        drop(leaving);
+        coming.await.unwrap();
     }
 }

@@ -2,13 +2,17 @@
 
 use std::{
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll},
 };
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 use http::HeaderMap;
 use http_body::{Frame, SizeHint};
 use hyper::body::Incoming;
+
+use super::received::{BodyError, Piece, Received};
+use crate::limits::Inflow;
 
 /// A streamed body. Frames pass untouched; [`Tap`]s see each of them.
 ///
@@ -29,7 +33,7 @@ pub trait Tap: Send + Sync {
     /// The body ended as it should.
     fn complete(&mut self) {}
     /// The body broke off.
-    fn broken(&mut self, _error: &hyper::Error) {}
+    fn broken(&mut self, _error: &BodyError) {}
 }
 
 #[derive(Default)]
@@ -37,7 +41,7 @@ enum Source {
     #[default]
     Empty,
     Full(Bytes),
-    Incoming(Incoming),
+    Received(Received),
 }
 
 impl Body {
@@ -46,18 +50,23 @@ impl Body {
         Self { source: Source::Full(bytes.into()), taps: Vec::new() }
     }
 
+    /// A body that a connection brings.
+    pub(super) fn received(incoming: Incoming, inflow: &Arc<Inflow>) -> Self {
+        Self { source: Source::Received(Received::new(incoming, inflow)), taps: Vec::new() }
+    }
+
     /// Adds a tap that sees every frame from here on.
     pub fn tapped(mut self, tap: impl Tap + 'static) -> Self {
         self.taps.push(Box::new(tap));
         self
     }
 
-    fn seen(&mut self, frame: Option<&Result<Frame<Bytes>, hyper::Error>>) {
+    fn seen(&mut self, frame: Option<&Result<Frame<Piece>, BodyError>>) {
         for tap in &mut self.taps {
             match frame {
                 Some(Ok(frame)) => {
                     if let Some(data) = frame.data_ref() {
-                        tap.data(data.len());
+                        tap.data(data.remaining());
                     } else if let Some(trailers) = frame.trailers_ref() {
                         tap.trailers(trailers);
                     }
@@ -69,35 +78,27 @@ impl Body {
     }
 }
 
-impl From<Incoming> for Body {
-    fn from(incoming: Incoming) -> Self {
-        Self { source: Source::Incoming(incoming), taps: Vec::new() }
-    }
-}
-
 impl http_body::Body for Body {
-    type Data = Bytes;
-    type Error = hyper::Error;
+    type Data = Piece;
+    type Error = BodyError;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    ) -> Poll<Option<Result<Frame<Piece>, BodyError>>> {
         let this = &mut *self;
         let frame = match &mut this.source {
             Source::Empty => None,
             Source::Full(bytes) => {
                 let bytes = std::mem::take(bytes);
                 this.source = Source::Empty;
-                Some(Ok(Frame::data(bytes)))
+                Some(Ok(Frame::data(bytes.into())))
             }
-            Source::Incoming(incoming) => {
-                std::task::ready!(Pin::new(incoming).poll_frame(cx))
-            }
+            Source::Received(received) => std::task::ready!(received.poll_frame(cx)),
         };
         this.seen(frame.as_ref());
         // Nothing follows trailers, and whoever sent them on need not poll again.
-        let is_last = |frame: &Result<Frame<Bytes>, hyper::Error>| {
+        let is_last = |frame: &Result<Frame<Piece>, BodyError>| {
             frame.as_ref().map_or(true, Frame::is_trailers)
         };
         if frame.as_ref().is_none_or(is_last) || this.source.is_end_stream() {
@@ -118,7 +119,7 @@ impl http_body::Body for Body {
         match &self.source {
             Source::Empty => SizeHint::with_exact(0),
             Source::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
-            Source::Incoming(incoming) => incoming.size_hint(),
+            Source::Received(received) => received.size_hint(),
         }
     }
 }
@@ -137,7 +138,7 @@ impl Source {
         match self {
             Source::Empty => true,
             Source::Full(bytes) => bytes.is_empty(),
-            Source::Incoming(incoming) => http_body::Body::is_end_stream(incoming),
+            Source::Received(received) => received.is_end_stream(),
         }
     }
 }

@@ -25,6 +25,7 @@ use tokio::{
 };
 
 use super::{Body, Protocol, Tap};
+use crate::limits::{Inflow, Share};
 
 /// Idle connections to one server beyond this are closed.
 const MOST_IDLE: usize = 256;
@@ -34,7 +35,8 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(50);
 /// Flow-control windows for HTTP/2: what a connection can make this process hold while somebody
 /// does not read. 64 KiB take half a Gbit/s at 1 ms.
 pub(super) const H2_STREAM_WINDOW: u32 = 64 << 10;
-pub(super) const H2_CONNECTION_WINDOW: u32 = 1 << 20;
+/// The connection's is smaller where its pod has much that waits, down to one stream's.
+const LARGEST_H2_WINDOW: u32 = 1 << 20;
 /// The most decoded header bytes one message may carry.
 pub(super) const MOST_HEADER_BYTES: u32 = 64 << 10;
 
@@ -103,6 +105,11 @@ pub trait Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static {
     fn leaving(&self) -> Option<Leaving> {
         None
     }
+
+    /// How much more the other end may send into memory of this process while nobody reads.
+    fn window(&self) -> usize {
+        0
+    }
 }
 
 /// Whether the other end of a connection wants to be rid of it.
@@ -113,9 +120,11 @@ impl Stream for TcpStream {}
 impl Stream for tokio::io::DuplexStream {}
 
 /// Connections by [`PoolKey`]. Dropping the pool closes what is idle.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Pool {
     servers: Arc<Servers>,
+    /// What may wait for readers of what comes on its connections.
+    buffered: Arc<Share>,
 }
 
 /// A lock, which is this pod's and this peer's own: a concurrent map is 17 KB, and most have one
@@ -123,10 +132,11 @@ pub struct Pool {
 type Servers = Mutex<HashMap<PoolKey, Arc<Server>>>;
 
 /// The connections to one server for one client.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Server {
     idle: Mutex<Vec<Idle>>,
     http2: tokio::sync::Mutex<Option<Http2>>,
+    buffered: Arc<Share>,
 }
 
 /// A connection for many requests at once.
@@ -134,6 +144,7 @@ struct Server {
 struct Http2 {
     sender: http2::SendRequest<Body>,
     usage: Arc<Usage>,
+    inflow: Arc<Inflow>,
 }
 
 /// What a connection is used for.
@@ -159,7 +170,7 @@ impl Http2 {
         self.usage.begun.fetch_add(1, Relaxed);
         let in_use = InUse(self.usage.clone());
         let response = self.sender.try_send_request(request).await?;
-        Ok(response.map(|body| Body::from(body).tapped(in_use)))
+        Ok(response.map(|body| Body::received(body, &self.inflow).tapped(in_use)))
     }
 
     /// Whether it is to be kept. Asked now and then.
@@ -195,6 +206,7 @@ struct Idle {
 struct Http1 {
     sender: http1::SendRequest<Body>,
     leaving: Option<Leaving>,
+    inflow: Arc<Inflow>,
 }
 
 impl Http1 {
@@ -211,6 +223,11 @@ impl fmt::Debug for Http1 {
 }
 
 impl Pool {
+    /// Without a connection. What waits for readers of responses is counted in `buffered`.
+    pub fn new(buffered: &Arc<Share>) -> Self {
+        Self { servers: Arc::default(), buffered: buffered.clone() }
+    }
+
     /// Sends `request` on a pooled connection, or on a new one made by `dial`.
     ///
     /// A pooled connection that turns out to be closed before a byte of the request was
@@ -243,9 +260,9 @@ impl Pool {
     pub async fn adopt(&self, key: PoolKey, io: impl Stream) -> Result<(), hyper::Error> {
         let server = self.server(key);
         if key.http2 {
-            *server.http2.lock().await = Some(connect_http2(io).await?);
+            *server.http2.lock().await = Some(connect_http2(io, &self.buffered).await?);
         } else {
-            server.put_back(connect_http1(io).await?);
+            server.put_back(connect_http1(io, &self.buffered).await?);
         }
         Ok(())
     }
@@ -256,7 +273,14 @@ impl Pool {
             // It ends when there is nothing to look after.
             tokio::spawn(close_idle(Arc::downgrade(&self.servers)));
         }
-        servers.entry(key).or_default().clone()
+        let new = || {
+            Arc::new(Server {
+                idle: Mutex::default(),
+                http2: tokio::sync::Mutex::default(),
+                buffered: self.buffered.clone(),
+            })
+        };
+        servers.entry(key).or_insert_with(new).clone()
     }
 }
 
@@ -280,7 +304,8 @@ impl Server {
             }
         }
         let io = dial().await.map_err(SendError::Connect)?;
-        let mut connection = connect_http1(io).await.map_err(SendError::Exchange)?;
+        let mut connection =
+            connect_http1(io, &self.buffered).await.map_err(SendError::Exchange)?;
         let response = connection.sender.send_request(request).await;
         Ok(self.lend(connection, response.map_err(SendError::Exchange)?))
     }
@@ -315,12 +340,14 @@ impl Server {
                 _ if waited => {
                     drop(shared);
                     let io = dial().await.map_err(SendError::Connect)?;
-                    let connection = connect_http2(io).await.map_err(SendError::Exchange)?;
+                    let connection = connect_http2(io, &self.buffered).await;
+                    let connection = connection.map_err(SendError::Exchange)?;
                     self.http2.lock().await.insert(connection).clone()
                 }
                 _ => {
                     let io = dial().await.map_err(SendError::Connect)?;
-                    let connection = connect_http2(io).await.map_err(SendError::Exchange)?;
+                    let connection = connect_http2(io, &self.buffered).await;
+                    let connection = connection.map_err(SendError::Exchange)?;
                     shared.insert(connection).clone()
                 }
             }
@@ -346,8 +373,9 @@ impl Server {
 
     /// Hands out the response; its connection comes back when the body is through.
     fn lend(self: Arc<Self>, connection: Http1, response: Response<Incoming>) -> Response<Body> {
+        let inflow = connection.inflow.clone();
         let lent = Lent { server: self, connection: Some(connection) };
-        response.map(|body| Body::from(body).tapped(lent))
+        response.map(|body| Body::received(body, &inflow).tapped(lent))
     }
 }
 
@@ -381,8 +409,9 @@ impl Tap for Lent {
     }
 }
 
-async fn connect_http1(io: impl Stream) -> Result<Http1, hyper::Error> {
+async fn connect_http1(io: impl Stream, buffered: &Arc<Share>) -> Result<Http1, hyper::Error> {
     let leaving = io.leaving();
+    let inflow = http1_inflow(buffered, io.window());
     let (mut sender, connection) = http1::Builder::new()
         .preserve_header_case(true)
         .max_buf_size(MOST_HEADER_BYTES as usize)
@@ -395,14 +424,15 @@ async fn connect_http1(io: impl Stream) -> Result<Http1, hyper::Error> {
     });
     // Not before its task has run once does the connection count as ready for a request.
     sender.ready().await?;
-    Ok(Http1 { sender, leaving })
+    Ok(Http1 { sender, leaving, inflow })
 }
 
-async fn connect_http2(io: impl Stream) -> Result<Http2, hyper::Error> {
+async fn connect_http2(io: impl Stream, buffered: &Arc<Share>) -> Result<Http2, hyper::Error> {
+    let window = connection_window(buffered);
     let (sender, connection) = http2::Builder::new(TokioExecutor::new())
         .timer(TokioTimer::new())
         .initial_stream_window_size(H2_STREAM_WINDOW)
-        .initial_connection_window_size(H2_CONNECTION_WINDOW)
+        .initial_connection_window_size(window)
         .max_header_list_size(MOST_HEADER_BYTES)
         .keep_alive_interval(Duration::from_secs(30))
         .handshake(TokioIo::new(io))
@@ -412,7 +442,19 @@ async fn connect_http2(io: impl Stream) -> Result<Http2, hyper::Error> {
             tracing::debug!(%error, "upstream HTTP/2 connection ended");
         }
     });
-    Ok(Http2 { sender, usage: Arc::default() })
+    let inflow = Inflow::new(buffered, H2_STREAM_WINDOW, window);
+    Ok(Http2 { sender, usage: Arc::default(), inflow })
+}
+
+/// What an HTTP/1 connection may bring before it is read: hyper's buffer, and the window under it.
+pub(super) fn http1_inflow(buffered: &Arc<Share>, window: usize) -> Arc<Inflow> {
+    let window = MOST_HEADER_BYTES.saturating_add(window.try_into().unwrap_or(u32::MAX));
+    Inflow::new(buffered, window, window)
+}
+
+/// What all streams of a new HTTP/2 connection may bring together before it is read.
+pub(super) fn connection_window(buffered: &Share) -> u32 {
+    buffered.window(H2_STREAM_WINDOW, LARGEST_H2_WINDOW)
 }
 
 fn lock(servers: &Servers) -> MutexGuard<'_, HashMap<PoolKey, Arc<Server>>> {

@@ -29,6 +29,10 @@ impl<S: Stream> Stream for Prefixed<S> {
     fn leaving(&self) -> Option<Leaving> {
         self.inner.leaving()
     }
+
+    fn window(&self) -> usize {
+        self.inner.window()
+    }
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Prefixed<S> {

@@ -5,7 +5,7 @@ use std::{
     future::Future,
     io, mem,
     pin::pin,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
     time::Duration,
 };
 
@@ -22,10 +22,11 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Body, Stream,
     farewell::{Ending, Patient},
-    pool::{H2_CONNECTION_WINDOW, H2_STREAM_WINDOW, MOST_HEADER_BYTES},
+    pool::{H2_STREAM_WINDOW, MOST_HEADER_BYTES, connection_window, http1_inflow},
     prompt::{Asked, InWork, Prompt},
     requests::{Open, Requests},
 };
+use crate::limits::{Inflow, Share};
 
 /// How long a connection may idle, before its first request or between two: as long as Envoy lets
 /// it, for a client whose pool keeps connections longer would meet closed ones. hyper counts the
@@ -61,7 +62,8 @@ impl Upgraded {
 /// Serves HTTP/1 or HTTP/2, whichever the client starts with, until the client is done or
 /// `drain` is cancelled and the requests under way are answered. Then a client is asked to go
 /// elsewhere, by `connection: close` with its next response or by GOAWAY, and loses no request.
-/// What a connection was upgraded to is served to its end.
+/// What a connection was upgraded to is served to its end. What waits for readers of requests is
+/// counted in `buffered`.
 ///
 /// # Errors
 /// When the connection breaks or the client's bytes are not HTTP; the client has then been
@@ -69,12 +71,14 @@ impl Upgraded {
 pub async fn serve<S, H>(
     stream: S,
     handler: Arc<H>,
+    buffered: &Arc<Share>,
     drain: &CancellationToken,
 ) -> Result<(), Box<dyn std::error::Error + Send + Sync>>
 where
     S: Stream,
     H: Handler,
 {
+    let window = connection_window(buffered);
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder
         .http1()
@@ -88,10 +92,12 @@ where
         .timer(TokioTimer::new())
         .auto_date_header(false)
         .initial_stream_window_size(H2_STREAM_WINDOW)
-        .initial_connection_window_size(H2_CONNECTION_WINDOW)
+        .initial_connection_window_size(window)
         .max_concurrent_streams(MOST_STREAMS)
         .max_header_list_size(MOST_HEADER_BYTES)
         .keep_alive_interval(Duration::from_secs(30));
+    let (buffered, under) = (buffered.clone(), stream.window());
+    let inflow = OnceLock::new();
     let in_work = Asked::default();
     let requests = Requests::none(in_work.clone());
     let upgrades = Upgrades::default();
@@ -101,8 +107,13 @@ where
     let service = hyper::service::service_fn(move |request: Request<Incoming>| {
         let open = asked.open(request.version());
         let (handler, upgrades, ends) = (handler.clone(), upgrades.clone(), ends.clone());
+        let inflow = inflow.get_or_init(|| match request.version() {
+            Version::HTTP_2 => Inflow::new(&buffered, H2_STREAM_WINDOW, window),
+            _ => http1_inflow(&buffered, under),
+        });
+        let inflow = inflow.clone();
         async move {
-            let response = answer(&*handler, request, &upgrades, &ends, &open).await;
+            let response = answer(&*handler, request, &inflow, &upgrades, &ends, &open).await;
             Ok::<_, Infallible>(response.map(|body| body.tapped(open)))
         }
     });
@@ -133,6 +144,7 @@ type Upgrades = Arc<Mutex<JoinSet<()>>>;
 async fn answer(
     handler: &impl Handler,
     mut request: Request<Incoming>,
+    inflow: &Arc<Inflow>,
     upgrades: &Upgrades,
     ending: &Ending,
     open: &Open,
@@ -143,7 +155,7 @@ async fn answer(
     let from_client = hyper::upgrade::on(&mut request);
     let connects = request.method() == Method::CONNECT;
     let is_http1 = request.version() != Version::HTTP_2;
-    let mut request = request.map(Body::from);
+    let mut request = request.map(|body| Body::received(body, inflow));
     if !request.body().is_end_stream() {
         // It may come after its answer has gone.
         request = request.map(|body| body.tapped(open.in_work()));

@@ -17,8 +17,10 @@
 
 mod budget;
 mod descriptors;
+mod inflow;
 mod pod;
 mod sources;
+mod turn;
 
 use std::{
     fmt,
@@ -31,7 +33,9 @@ use std::{
 
 pub use budget::{Budget, Permit, Share};
 pub use descriptors::{Descriptors, is_exhaustion};
+pub use inflow::{Behind, Inflow};
 pub use pod::{Arrived, Handshaking, PodLimits};
+pub use turn::Turn;
 
 /// How often one cause is logged. Every refusal is counted.
 const LOG_INTERVAL: Duration = Duration::from_secs(10);
@@ -156,6 +160,14 @@ impl Limits {
             *told = Some(Instant::now());
         }
         tell
+    }
+
+    /// Counts what was cut since too much waits for readers of `pod`.
+    pub fn overfull(&self, pod: &impl fmt::Display) {
+        if self.refused(Limit::Buffered) {
+            tracing::warn!(%pod, reason = Limit::Buffered.as_str(),
+                "connections are reset: {}", Limit::Buffered);
+        }
     }
 
     /// Refusals so far, by reason.

@@ -22,7 +22,8 @@ const HANDSHAKES_OF_ONE_SOURCE: u64 = 32;
 pub struct PodLimits {
     outbound: Arc<Share>,
     inbound: Arc<Share>,
-    buffered: Arc<Share>,
+    buffered_out: Arc<Share>,
+    buffered_in: Arc<Share>,
     handshakes: Arc<Share>,
     clients: Sources,
     handshaking: Sources,
@@ -52,7 +53,8 @@ impl PodLimits {
         Self {
             outbound: connections.share(),
             inbound: connections.share(),
-            buffered: buffered.share(),
+            buffered_out: buffered.share(),
+            buffered_in: buffered.share(),
             handshakes: handshakes.share(),
             clients: Sources::default(),
             handshaking: Sources::default(),
@@ -92,9 +94,14 @@ impl PodLimits {
         Ok(Handshaking(permit, source.ok_or(Limit::Handshakes)?))
     }
 
-    /// What may wait for readers of connections of this pod.
-    pub fn buffered(&self) -> &Arc<Share> {
-        &self.buffered
+    /// What may wait for readers of connections that the pod opened.
+    pub fn buffered_out(&self) -> &Arc<Share> {
+        &self.buffered_out
+    }
+
+    /// What may wait for readers of connections to the pod.
+    pub fn buffered_in(&self) -> &Arc<Share> {
+        &self.buffered_in
     }
 
     /// One more tunnel to the pod, and how many there are with it.

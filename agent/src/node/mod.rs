@@ -8,6 +8,7 @@ mod descriptors;
 mod enrolment;
 mod events;
 mod expected;
+mod keeping;
 mod kubelet;
 mod new_pods;
 mod observe;
@@ -145,7 +146,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         unknown_clients: Notify::new(),
         admissions: Admissions::default(),
         same_node: options.same_node,
-        limits: Limits::new(options.limits.within(descriptors)),
+        limits: Arc::new(Limits::new(options.limits.within(descriptors))),
     });
     let runtime = match (options.nri_socket, &source) {
         (Some(socket), Source::Kube(source)) => {
@@ -189,6 +190,8 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         Kubelet { search, capture: capture.clone(), proxy: proxy.clone(), known: known_kubelet };
     let kubelet = essential.spawn("following the kubelet", kubelet.follow());
     let kubelet = AbortOnDropHandle::new(kubelet);
+    let keeping = keeping::keep(capture.clone(), readiness.clone());
+    let keeping = AbortOnDropHandle::new(essential.spawn("keeping what is pinned", keeping));
     let enrolment = enrolment.get_or_init(|| {
         Enrolment::new(options.node_name.clone(), capture.clone(), proxy.clone(), events)
     });
@@ -218,6 +221,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
 
     drop(annotating);
     drop(kubelet);
+    drop(keeping);
     let asked = Instant::now();
     tracing::info!(%signal, open = proxy.drain.open(), "ending");
     readiness.lost("shutting down");

@@ -92,7 +92,7 @@ impl Observed {
             .collect();
         readings.extend(self.enrolment.get().map(|enrolment| Reading {
             name: "sluice_capture_repairs_total",
-            help: "How often rules or settings that keep a pod captured were gone, and put back",
+            help: "How often rules, settings or pins of capture were gone, and put back",
             kind: Kind::Counter,
             labels: Vec::new(),
             value: enrolment.capture().repairs() as f64,

@@ -13,9 +13,14 @@ use std::{
 
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, header, uri};
 
+use super::Proxy;
 use crate::{
-    http::{Body, SendError, Tap, Upgraded, forwardable, forwardable_request, plain, with_cause},
+    http::{
+        Body, BodyError, SendError, Tap, Upgraded, forwardable, forwardable_request, plain,
+        with_cause,
+    },
     identity::IdentityError,
+    limits::{Limit, Limits},
     telemetry::{Failure, Flow, HttpSpan, Telemetry},
 };
 
@@ -51,10 +56,49 @@ impl From<SendError<Refusal>> for Refusal {
     }
 }
 
+/// Answers a request that has a `place` of its own among connections, as each of HTTP/2 has: one
+/// connection carries as many as its client likes. Without one, it is refused.
+pub(super) async fn in_place<P, Answered>(
+    proxy: &Proxy,
+    place: Result<P, Limit>,
+    flow: impl FnOnce() -> Arc<Flow>,
+    request: Request<Body>,
+    answer: impl FnOnce(Request<Body>) -> Answered,
+) -> Response<Body>
+where
+    P: Send + Sync + 'static,
+    Answered: Future<Output = Response<Body>>,
+{
+    match place {
+        Ok(place) => answer(request).await.map(|body| body.tapped(Place(place))),
+        Err(limit) if proxy.limits.refused(limit) => {
+            let flow = flow();
+            tracing::warn!(client = %flow.client, server = %flow.server, pod = %flow.local.uid,
+                reason = limit.as_str(), "requests are refused: {limit}");
+            let refusal = Refusal::unavailable(limit.into(), limit);
+            exchange(proxy, &flow, request, |_| async { Err(refusal) }).await
+        }
+        Err(limit) => refused(StatusCode::SERVICE_UNAVAILABLE, limit.into()),
+    }
+}
+
+/// Held until the response is through.
+struct Place<P>(P);
+
+impl<P: Send + Sync> Tap for Place<P> {
+    fn data(&mut self, _bytes: usize) {}
+}
+
+/// No more than the kind: addresses and identities of the mesh are not for whoever asks. Span and
+/// log have the rest.
+fn refused(status: StatusCode, failure: Failure) -> Response<Body> {
+    plain(status, format!("sluice: {}\n", failure.as_str()))
+}
+
 /// Passes `request` to `send` and its response back, recording both as one span on behalf of
 /// the flow's local workload. The next hop becomes the span's child.
 pub(super) async fn exchange<Sent>(
-    telemetry: &Telemetry,
+    proxy: &Proxy,
     flow: &Arc<Flow>,
     request: Request<Body>,
     send: impl FnOnce(Request<Body>) -> Sent,
@@ -63,7 +107,7 @@ where
     Sent: Future<Output = Result<Response<Body>, Refusal>>,
 {
     let (mut parts, body) = request.into_parts();
-    let span = telemetry.http_request(flow, &mut parts);
+    let span = proxy.telemetry.http_request(flow, &mut parts);
     forwardable_request(&mut parts.headers);
     name_the_host(&mut parts, flow.server);
     origin_form(&mut parts);
@@ -71,7 +115,9 @@ where
         parts.version = http::Version::HTTP_11;
     }
     let sent = Arc::new(Progress::default());
-    let mut watch = Watch { span: Some(span), sent: sent.clone(), received: 0 };
+    let limits = proxy.limits.clone();
+    let mut watch =
+        Watch { span: Some(span), sent: sent.clone(), received: 0, limits, flow: flow.clone() };
     let request = Request::from_parts(parts, body.tapped(sent.clone()));
     match send(request).await {
         Ok(mut response) => {
@@ -80,17 +126,14 @@ where
             watch.begin(&parts);
             let mut response = Response::from_parts(parts, body);
             if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-                watch.upgraded(telemetry, flow, &mut response);
+                watch.upgraded(&proxy.telemetry, &mut response);
             }
             response.map(|body| body.tapped(watch))
         }
         Err(refusal) => {
             let Refusal { status, failure, message } = sent.explain(refusal);
             tracing::debug!(error = %message, "request refused");
-            // No more than the kind: addresses and identities of the mesh are not for whoever asks.
-            // Span and log have the rest.
-            let response = plain(status, format!("sluice: {}\n", failure.as_str()));
-            let (parts, body) = response.into_parts();
+            let (parts, body) = refused(status, failure).into_parts();
             watch.begin(&parts);
             watch.finish(Some(failure));
             Response::from_parts(parts, body)
@@ -103,6 +146,7 @@ where
 struct Progress {
     bytes: AtomicU64,
     broken: AtomicBool,
+    overfull: AtomicBool,
 }
 
 impl Progress {
@@ -114,6 +158,7 @@ impl Progress {
     /// the server too. That is neither the server's doing nor what it was asked for.
     fn blame(&self, failure: Option<Failure>) -> Option<Failure> {
         match failure {
+            _ if self.overfull.load(Ordering::Relaxed) => Some(Failure::BufferLimit),
             None | Some(Failure::ResetRemote) if self.broken.load(Ordering::Relaxed) => {
                 Some(Failure::ResetLocal)
             }
@@ -124,6 +169,9 @@ impl Progress {
     fn explain(&self, refusal: Refusal) -> Refusal {
         if self.blame(Some(refusal.failure)) == Some(refusal.failure) {
             return refusal;
+        }
+        if self.overfull.load(Ordering::Relaxed) {
+            return Refusal::unavailable(Failure::BufferLimit, Limit::Buffered);
         }
         Refusal {
             status: StatusCode::BAD_REQUEST,
@@ -138,8 +186,12 @@ impl Tap for Arc<Progress> {
         self.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
-    fn broken(&mut self, _error: &hyper::Error) {
-        self.broken.store(true, Ordering::Relaxed);
+    fn broken(&mut self, error: &BodyError) {
+        let how = match error {
+            BodyError::Broken(_) => &self.broken,
+            BodyError::Overfull => &self.overfull,
+        };
+        how.store(true, Ordering::Relaxed);
     }
 }
 
@@ -148,6 +200,8 @@ struct Watch {
     span: Option<HttpSpan>,
     sent: Arc<Progress>,
     received: u64,
+    flow: Arc<Flow>,
+    limits: Arc<Limits>,
 }
 
 impl Watch {
@@ -158,9 +212,9 @@ impl Watch {
     }
 
     /// Ends the span at the 101; what follows is a connection of its own.
-    fn upgraded(&mut self, telemetry: &Telemetry, flow: &Arc<Flow>, response: &mut Response<Body>) {
+    fn upgraded(&mut self, telemetry: &Telemetry, response: &mut Response<Body>) {
         let Some(http) = self.span.take() else { return };
-        let connection = telemetry.upgraded_connection(flow, &http);
+        let connection = telemetry.upgraded_connection(&self.flow, &http);
         http.finish(self.sent.bytes(), 0, None);
         Upgraded::when_done(response, move |moved| match moved {
             Ok((sent, received)) => connection.finish(*sent, *received, None),
@@ -169,9 +223,12 @@ impl Watch {
     }
 
     fn finish(&mut self, failure: Option<Failure>) {
-        if let Some(span) = self.span.take() {
-            span.finish(self.sent.bytes(), self.received, self.sent.blame(failure));
+        let Some(span) = self.span.take() else { return };
+        let failure = self.sent.blame(failure);
+        if failure == Some(Failure::BufferLimit) {
+            self.limits.overfull(&self.flow.local.uid);
         }
+        span.finish(self.sent.bytes(), self.received, failure);
     }
 }
 
@@ -190,8 +247,11 @@ impl Tap for Watch {
         self.finish(None);
     }
 
-    fn broken(&mut self, _error: &hyper::Error) {
-        self.finish(Some(Failure::ResetRemote));
+    fn broken(&mut self, error: &BodyError) {
+        self.finish(Some(match error {
+            BodyError::Broken(_) => Failure::ResetRemote,
+            BodyError::Overfull => Failure::BufferLimit,
+        }));
     }
 }
 

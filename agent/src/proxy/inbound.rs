@@ -2,14 +2,14 @@
 
 use std::{fmt, net::SocketAddr, sync::Arc, time::Instant};
 
-use http::{HeaderMap, Request, Response, StatusCode};
+use http::{HeaderMap, Request, Response, StatusCode, Version};
 use tokio::net::TcpStream;
 
 use super::{
     CONNECT_TIMEOUT, HBONE_PORT, Io, LocalPod, Proxy,
     admission::{Admitted, Denied, Party, Standing, admit, both_certified, certified},
     detect::{Detected, detect},
-    exchange::{Refusal, exchange},
+    exchange::{Refusal, exchange, in_place},
     io,
     loops::is_somewhere,
     relay::{Early, Outcome, relay},
@@ -225,10 +225,10 @@ async fn probe(proxy: &Proxy, pod: &LocalPod, arrival: &Arrival, door: Door) {
     };
     match door.open() {
         Ok(client) => {
-            let (buffered, cut) = (pod.limits.buffered(), pod.cut(&proxy.drain));
+            let (buffered, cut) = (pod.limits.buffered_in(), pod.cut(&proxy.drain));
             let carried = relay(client, Io::Tcp(app), Early::default(), buffered, cut).await;
             if carried.failure == Some(Failure::BufferLimit) {
-                proxy.overfull(pod);
+                proxy.limits.overfull(&pod.uid);
             }
         }
         Err(_) => io::reset(&app),
@@ -313,9 +313,9 @@ async fn traffic(
         }
     };
     let Outcome { sent, received, failure } =
-        relay(client, Io::Tcp(app), early, pod.limits.buffered(), end).await;
+        relay(client, Io::Tcp(app), early, pod.limits.buffered_in(), end).await;
     if failure == Some(Failure::BufferLimit) {
-        proxy.overfull(&pod);
+        proxy.limits.overfull(&pod.uid);
     }
     match denied {
         Some(denied) => {
@@ -385,7 +385,7 @@ async fn requests(
     let handler = Arc::new(Requests { proxy, pod, arrival, flow });
     let Requests { proxy, pod, arrival, .. } = &*handler;
     tokio::select! {
-        served = web::serve(client, handler.clone(), &drain) => {
+        served = web::serve(client, handler.clone(), pod.limits.buffered_in(), &drain) => {
             if let Err(error) = served {
                 tracing::debug!(%error, "an inbound HTTP connection ended");
             }
@@ -404,7 +404,13 @@ struct Requests {
 
 impl web::Handler for Requests {
     async fn handle(&self, request: Request<Body>) -> Response<Body> {
-        deliver(&self.proxy, &self.pod, &self.arrival, &self.flow, request).await
+        let Self { proxy, pod, arrival, flow } = self;
+        let deliver = |request| deliver(proxy, pod, arrival, flow, request);
+        if request.version() != Version::HTTP_2 {
+            return deliver(request).await;
+        }
+        let place = pod.limits.arriving(arrival.client.ip());
+        in_place(proxy, place, || flow.clone(), request, deliver).await
     }
 }
 
@@ -416,7 +422,7 @@ pub(super) async fn deliver(
     flow: &Arc<Flow>,
     request: Request<Body>,
 ) -> Response<Body> {
-    exchange(&proxy.telemetry, flow, request, |request| async {
+    exchange(proxy, flow, request, |request| async {
         both_certified(proxy, pod, arrival).await?;
         let key = PoolKey::new(arrival.client.ip(), arrival.app, request.version());
         pod.inbound.send(key, request, || dial(pod, arrival)).await.map_err(Refusal::from)

@@ -86,15 +86,6 @@ impl Io {
         }
     }
 
-    /// How much more its other end may send while nobody reads, into memory of this process. The
-    /// kernel's buffers are the pod's.
-    pub(super) fn window(&self) -> usize {
-        match self {
-            Io::Tcp(_) => 0,
-            Io::Hbone(stream) => stream.window(),
-        }
-    }
-
     /// Ends the connection as broken: the other side sees a reset, not an end.
     pub(super) fn abort(self) {
         match self {
@@ -116,6 +107,14 @@ impl Stream for Io {
         match self {
             Io::Tcp(_) => None,
             Io::Hbone(stream) => Some(Box::new(stream.leaving()?)),
+        }
+    }
+
+    /// The kernel's buffers are not looked at.
+    fn window(&self) -> usize {
+        match self {
+            Io::Tcp(_) => 0,
+            Io::Hbone(stream) => stream.window(),
         }
     }
 }

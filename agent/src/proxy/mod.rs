@@ -63,17 +63,7 @@ pub struct Proxy {
     /// How pods of this node reach each other.
     pub same_node: SameNode,
     /// What there is for all pods to share.
-    pub limits: Limits,
-}
-
-impl Proxy {
-    /// Notes that a connection of `pod` was cut since too much waits for its readers.
-    fn overfull(&self, pod: &LocalPod) {
-        if self.limits.refused(Limit::Buffered) {
-            tracing::warn!(pod = %pod.uid, reason = Limit::Buffered.as_str(),
-                "connections are reset: {}", Limit::Buffered);
-        }
-    }
+    pub limits: Arc<Limits>,
 }
 
 /// Serves the two listeners of an enrolled pod until the returned handle is dropped, or until
@@ -120,6 +110,8 @@ async fn accept<F>(
                 let carried = connection(proxy.clone(), pod.clone(), accepted);
                 let pod = pod.clone();
                 proxy.drain.connection(async move { pod.while_captured(carried).await });
+                // One at a time: the kernel has any number ready, and each has much to do at first.
+                tokio::task::yield_now().await;
             }
             Err(error) => {
                 // Out of file descriptors or memory, or a client gone before it was accepted.

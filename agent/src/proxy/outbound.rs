@@ -6,14 +6,14 @@ use std::{
     time::Instant,
 };
 
-use http::{HeaderMap, Request, Response};
+use http::{HeaderMap, Request, Response, Version};
 use tokio::net::TcpStream;
 
 use super::{
     CONNECT_TIMEOUT, HBONE_PORT, Hop, Io, LocalPod, Proxy, Way,
     admission::{Party, certified},
     detect::{Side, detect},
-    exchange::{Refusal, exchange},
+    exchange::{Refusal, exchange, in_place},
     hop::{declared, service_of},
     inbound::{self, Arrival},
     io,
@@ -107,9 +107,11 @@ impl Outbound {
     /// the protocol had to be found out.
     async fn requests(self, client: impl web::Stream, first: Option<Hop>) {
         let drain = self.proxy.drain.started().clone();
+        let pod = self.pod.clone();
         let handler =
             Requests { outbound: self, first: Mutex::new(first), flows: Mutex::default() };
-        if let Err(error) = web::serve(client, Arc::new(handler), &drain).await {
+        let buffered = pod.limits.buffered_out();
+        if let Err(error) = web::serve(client, Arc::new(handler), buffered, &drain).await {
             tracing::debug!(%error, "an outbound HTTP connection ended");
         }
     }
@@ -321,9 +323,9 @@ impl Opened {
         let Self { server, hop, mut spans } = self;
         spans.iter_mut().for_each(TcpSpan::opaque);
         let Outcome { sent, received, failure } =
-            relay(Io::Tcp(client), server, early, by.pod.limits.buffered(), by.cut(&hop)).await;
+            relay(Io::Tcp(client), server, early, by.pod.limits.buffered_out(), by.cut(&hop)).await;
         if failure == Some(Failure::BufferLimit) {
-            by.proxy.overfull(&by.pod);
+            by.proxy.limits.overfull(&by.pod.uid);
         }
         for span in spans {
             span.finish(sent, received, failure);
@@ -360,6 +362,17 @@ struct Requests {
 
 impl web::Handler for Requests {
     async fn handle(&self, request: Request<Body>) -> Response<Body> {
+        if request.version() != Version::HTTP_2 {
+            return self.answer(request).await;
+        }
+        let Outbound { proxy, pod, .. } = &self.outbound;
+        let flow = || self.outbound.flow(None, service_of(&self.outbound.destination()));
+        in_place(proxy, pod.limits.departing(), flow, request, |request| self.answer(request)).await
+    }
+}
+
+impl Requests {
+    async fn answer(&self, request: Request<Body>) -> Response<Body> {
         let Outbound { proxy, pod, client, dialled, .. } = &self.outbound;
         let destination = self.outbound.destination();
         let chosen = match self.first_hop() {
@@ -371,12 +384,11 @@ impl web::Handler for Requests {
             Err(error) => {
                 let flow = self.outbound.flow(None, service_of(&destination));
                 let refusal = Refusal::unavailable(Failure::NoHealthyUpstream, error);
-                return exchange(&proxy.telemetry, &flow, request, |_| async { Err(refusal) })
-                    .await;
+                return exchange(proxy, &flow, request, |_| async { Err(refusal) }).await;
             }
         };
         let flow = self.flow(&hop);
-        exchange(&proxy.telemetry, &flow, request, |request| async {
+        exchange(proxy, &flow, request, |request| async {
             if let Way::SameNode(server) = &hop.way {
                 let arrival = self.outbound.arrival(&hop);
                 let flow = arrival.flow(proxy, server);
@@ -394,9 +406,7 @@ impl web::Handler for Requests {
         })
         .await
     }
-}
 
-impl Requests {
     fn first_hop(&self) -> Option<Hop> {
         self.first.lock().unwrap_or_else(PoisonError::into_inner).take()
     }

@@ -50,9 +50,9 @@ impl LocalPod {
             uid: workload.uid.clone(),
             dialer,
             tunnels,
-            limits: Arc::new(limits),
             outbound: Mutex::default(),
-            inbound: Pool::default(),
+            inbound: Pool::new(limits.buffered_in()),
+            limits: Arc::new(limits),
             workload: ArcSwap::new(workload),
             released: CancellationToken::new(),
         }
@@ -61,7 +61,9 @@ impl LocalPod {
     /// In the same namespace as `former`, whose connections end with this pod, and count as this
     /// pod's until then.
     pub fn in_place_of(self, former: &Self) -> Self {
-        Self { released: former.released.clone(), limits: former.limits.clone(), ..self }
+        let limits = former.limits.clone();
+        let inbound = Pool::new(limits.buffered_in());
+        Self { released: former.released.clone(), limits, inbound, ..self }
     }
 
     /// Resets every captured connection of the pod. To be called before capture lets go of it:
@@ -95,7 +97,8 @@ impl LocalPod {
     /// somebody else's, must not be asked on a connection from before.
     pub fn outbound(&self, peer: Option<&Principal>) -> Arc<Pool> {
         let mut outbound = self.outbound.lock().unwrap_or_else(PoisonError::into_inner);
-        outbound.entry(peer.cloned()).or_default().clone()
+        let new = || Arc::new(Pool::new(self.limits.buffered_out()));
+        outbound.entry(peer.cloned()).or_insert_with(new).clone()
     }
 
     /// What the newest snapshot says about the pod.

@@ -13,7 +13,8 @@ use tokio::io::AsyncWrite;
 
 use super::io::{Io, ReadSize};
 use crate::{
-    limits::{Permit, Share},
+    http::Stream,
+    limits::{Permit, Share, Turn},
     telemetry::Failure,
 };
 
@@ -122,6 +123,7 @@ struct Direction {
     phase: Phase,
     /// While the sink takes nothing: for what waits here, and what the source may still send.
     waiting: Option<Permit>,
+    turn: Turn,
 }
 
 enum Phase {
@@ -133,7 +135,14 @@ enum Phase {
 impl Direction {
     fn starting_with(pending: Bytes) -> Self {
         let moved = pending.len() as u64;
-        Self { pending, read_size: ReadSize::default(), moved, phase: Phase::Moving, waiting: None }
+        Self {
+            pending,
+            read_size: ReadSize::default(),
+            moved,
+            phase: Phase::Moving,
+            waiting: None,
+            turn: Turn::default(),
+        }
     }
 
     /// Ready once the source ended and the sink was told so.
@@ -179,12 +188,14 @@ impl Direction {
                 written.map_err(|_| Broken::Sink)?;
             }
             self.waiting = None;
+            ready!(self.turn.poll_mine(cx));
             let read = ready!(source.poll_read_bytes(cx, &mut self.read_size));
             self.pending = read.map_err(|_| Broken::Source)?;
             if self.pending.is_empty() {
                 return Poll::Ready(Ok(()));
             }
             self.moved += self.pending.len() as u64;
+            self.turn.moved(self.pending.len());
         }
     }
 }

@@ -1,13 +1,13 @@
 //! One tunnelled byte stream.
 
 use std::{
-    io,
+    io::{self, IoSlice},
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, Waker, ready},
 };
 
-use bytes::{Buf, Bytes};
+use bytes::{Buf, BufMut, Bytes, BytesMut};
 use h2::{Reason, RecvStream, SendStream, client::SendRequest};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
@@ -183,6 +183,32 @@ impl AsyncWrite for HboneStream {
         let sent = part.len();
         self.send.send_data(part, false).map_err(reset)?;
         Poll::Ready(Ok(sent))
+    }
+
+    /// In one frame, so that a head and the body behind it are one.
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let wanted = bufs.iter().map(|buf| buf.len()).sum();
+        if wanted == 0 {
+            return Poll::Ready(Ok(0));
+        }
+        let room = ready!(self.poll_room(cx, wanted))?;
+        let mut part = BytesMut::with_capacity(room.min(wanted));
+        for buf in bufs {
+            let left = room.min(wanted) - part.len();
+            part.put_slice(&buf[..left.min(buf.len())]);
+        }
+        let sent = part.len();
+        self.send.send_data(part.freeze(), false).map_err(reset)?;
+        Poll::Ready(Ok(sent))
+    }
+
+    /// So whoever writes keeps its buffers as they are until they are taken, and copies nothing.
+    fn is_write_vectored(&self) -> bool {
+        true
     }
 
     /// The connection's own task sends what was written, without being asked.

@@ -15,6 +15,7 @@ use sluice_tests::Pod;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
+    runtime::Handle,
     task::JoinSet,
     time::{Instant, MissedTickBehavior, interval, timeout},
 };
@@ -54,19 +55,24 @@ struct Lane {
 
 impl Bystander {
     /// Begins to ask `servers` in turn, from `pod`.
-    pub(crate) fn start(pod: &Arc<Pod>, servers: &[SocketAddr]) -> Self {
+    pub(crate) fn start(on: &Handle, pod: &Arc<Pod>, servers: &[SocketAddr]) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let mut lanes = JoinSet::new();
         for number in 0..LANES {
             let server = servers[number % servers.len()];
-            lanes.spawn(ask(pod.clone(), server, stop.clone()));
+            lanes.spawn_on(ask(pod.clone(), server, stop.clone()), on);
         }
         Self { lanes, stop }
     }
 
     /// The same for a time.
-    pub(crate) async fn watch(pod: &Arc<Pod>, servers: &[SocketAddr], time: Duration) -> Fared {
-        let bystander = Self::start(pod, servers);
+    pub(crate) async fn watch(
+        on: &Handle,
+        pod: &Arc<Pod>,
+        servers: &[SocketAddr],
+        time: Duration,
+    ) -> Fared {
+        let bystander = Self::start(on, pod, servers);
         tokio::time::sleep(time).await;
         bystander.stop().await
     }
@@ -171,15 +177,16 @@ async fn exchange(
 }
 
 /// Answers the requests of a bystander, until dropped.
-pub(crate) fn serve(listener: TcpListener) -> JoinSet<()> {
+pub(crate) fn serve(on: &Handle, listener: TcpListener) -> JoinSet<()> {
     let mut serving = JoinSet::new();
-    serving.spawn(async move {
+    let serve = async move {
         let mut connections = JoinSet::new();
         while let Ok((stream, _)) = listener.accept().await {
             connections.spawn(answer(stream));
             while connections.try_join_next().is_some() {}
         }
-    });
+    };
+    serving.spawn_on(serve, on);
     serving
 }
 

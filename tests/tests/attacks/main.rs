@@ -5,9 +5,11 @@
 //! One at a time (`--test-threads=1`): each uses up what there is, and all have figures.
 
 mod bystander;
+mod calm;
 mod descriptors;
 mod flood;
 mod idle;
+mod listeners;
 mod port_scan;
 mod siege;
 mod slow_starts;

@@ -9,7 +9,10 @@ use sluice_tests::{
 };
 use tokio::task::JoinSet;
 
-use crate::bystander::{self, Bystander};
+use crate::{
+    bystander::{self, Bystander},
+    calm::Calm,
+};
 
 /// The chart's limit of the agent's memory.
 const MEMORY: u64 = 512 << 20;
@@ -22,6 +25,7 @@ const POOLED: usize = 200;
 /// victim. On each there is a server that the bystander talks to.
 pub(crate) struct Siege {
     _servers: Vec<JoinSet<()>>,
+    calm: Calm,
     agents: [Agent; 2],
     /// Of the mesh.
     pub(crate) attacker: Arc<Pod>,
@@ -42,6 +46,7 @@ impl Siege {
         // Both ends of every connection are this process's.
         let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
         setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
+        Calm::restore()?;
         let lab = Lab::new()?;
         let (a, b) = (lab.node("node-a")?, lab.node("node-b")?);
         let outside = PodOptions { meshed: false, ..PodOptions::default() };
@@ -64,10 +69,15 @@ impl Siege {
             Agent::start(node, &mesh, AgentOptions { flags, ..AgentOptions::default() })
         };
         let agents = <[Agent; 2]>::from(tokio::try_join!(start(&a), start(&b))?);
+        let calm = Calm::begin()?;
         let servers = [&near, &far].map(|pod| SocketAddr::new(pod.ip(), bystander::PORT));
-        let listening = [&near, &far].map(|pod| pod.listen(bystander::PORT).map(bystander::serve));
+        let listening = [&near, &far].map(|pod| {
+            let _on = calm.handle().enter();
+            Ok(bystander::serve(calm.handle(), pod.listen(bystander::PORT)?))
+        });
         Ok(Self {
-            _servers: listening.into_iter().collect::<Result<_, _>>()?,
+            _servers: listening.into_iter().collect::<anyhow::Result<_>>()?,
+            calm,
             agents,
             attacker: Arc::new(attacker),
             outsider,
@@ -95,12 +105,12 @@ impl Siege {
         name: &str,
         attack: impl AsyncFnOnce(&Self) -> anyhow::Result<(String, Held)>,
     ) -> anyhow::Result<()> {
-        let ask = |time| Bystander::watch(&self.bystander, &self.servers, time);
+        let ask = |time| Bystander::watch(self.calm.handle(), &self.bystander, &self.servers, time);
         ask(QUIET / 3).await.unharmed("at the very beginning")?;
         let quiet = ask(QUIET).await;
         let files = self.open_files()?;
         let refused = self.refusals()?;
-        let bystander = Bystander::start(&self.bystander, &self.servers);
+        let bystander = Bystander::start(self.calm.handle(), &self.bystander, &self.servers);
         let attacked = attack(self).await;
         let during = bystander.stop().await;
         let memory = self.memory()?;

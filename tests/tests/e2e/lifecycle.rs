@@ -116,10 +116,10 @@ async fn a_draining_agent_finishes_what_is_under_way_and_cuts_the_rest_in_time()
     let drain = Duration::from_secs(3).max(5 * began.elapsed());
     let options = AgentOptions {
         otlp: Some((&mesh.receiver, Protocol::Grpc)),
-        kubeconfig: None,
         flags: vec!["--drain-timeout".to_owned(), format!("{}ms", drain.as_millis())],
         // No span leaves before the agent ends.
         environment: vec![("OTEL_BSP_SCHEDULE_DELAY".to_owned(), "600000".to_owned())],
+        ..AgentOptions::default()
     };
     let mut agent = Agent::start(&mesh.a, &mesh.config, options).await?;
     let [ip, _] = mesh.service_ips(&mesh.near);

@@ -25,6 +25,7 @@ mod network_policy;
 mod observing;
 mod otlp;
 mod peer_authentication;
+mod pins;
 mod probes;
 mod reenrolment;
 mod rotel;

@@ -45,8 +45,13 @@ async fn ask_second(node: &Node, which: usize, path: &str) -> anyhow::Result<Ans
     ask(node.netns(), SECOND[which].1.parse()?, path, PATIENCE).await
 }
 
-/// Starts an agent beside the one that runs on `node`, and waits until it says that it is ready.
-async fn second_agent(mesh: &Mesh, node: &Node, flags: &[&str]) -> anyhow::Result<Agent> {
+/// Starts an agent, beside one at the usual ports if there is one on `node`, and waits until it says
+/// that it is ready.
+pub(crate) async fn agent_at_other_ports(
+    mesh: &Mesh,
+    node: &Node,
+    flags: &[&str],
+) -> anyhow::Result<Agent> {
     let mut flags = flags.to_vec();
     flags.extend(SECOND.iter().flat_map(|&(flag, address)| [flag, address]));
     let agent = Agent::launch(node, &mesh.config, mesh.agent_options(&flags))?;
@@ -67,7 +72,7 @@ fn status_of_second(node: &Node, output: &str) -> anyhow::Result<String> {
     node.run(command).and_then(Finished::success)
 }
 
-async fn wait_for_line(agent: &Agent, line: &str) -> anyhow::Result<String> {
+pub(crate) async fn wait_for_line(agent: &Agent, line: &str) -> anyhow::Result<String> {
     agent.process().output().line(PATIENCE, |said| said.contains(line)).await
 }
 
@@ -340,7 +345,7 @@ async fn an_upgrade_on_both_nodes_fails_no_connect_and_no_request() -> anyhow::R
         let to = SocketAddr::new(mesh.service_ips(&mesh.far)[0], Mesh::TCP);
         let opaque = timeout(PATIENCE, mesh.client.connect(to)).await??;
         let opaque = tokio::spawn(keep_sending(opaque));
-        let coming = second_agent(&mesh, node, &flags).await?;
+        let coming = agent_at_other_ports(&mesh, node, &flags).await?;
         load.until(enough).await?;
 
         leaving.process().signal(Signal::SIGTERM)?;
@@ -370,7 +375,7 @@ async fn an_upgrade_on_both_nodes_fails_no_connect_and_no_request() -> anyhow::R
 async fn an_agent_that_stands_by_says_so_and_captures_nothing() -> anyhow::Result<()> {
     let mesh = Mesh::new()?;
     let mut first = mesh.start_agent(&mesh.a, &[]).await?;
-    let mut second = second_agent(&mesh, &mesh.a, &[]).await?;
+    let mut second = agent_at_other_ports(&mesh, &mesh.a, &[]).await?;
     let status: serde_json::Value = serde_json::from_str(&status_of_second(&mesh.a, "json")?)?;
     assert_eq!(status["standby"], true, "{status}");
     assert_eq!(status["pods"], serde_json::json!([]), "{status}");
@@ -397,7 +402,7 @@ async fn an_agent_that_stands_by_says_so_and_captures_nothing() -> anyhow::Resul
     let steered = capture_events(&mesh.a, "steered_out")?;
     Talk::start(&mesh.client, to, &listener).await?;
     assert_eq!(capture_events(&mesh.a, "steered_out")?, steered + 1, "the first is in charge");
-    let second = second_agent(&mesh, &mesh.a, &[]).await?;
+    let second = agent_at_other_ports(&mesh, &mesh.a, &[]).await?;
     first.terminate(PATIENCE).await?;
     wait_for_line(&second, "agent started").await?;
     Talk::start(&mesh.client, to, &listener).await?;
@@ -427,7 +432,7 @@ async fn keep_dialling(
 async fn who_stands_by_takes_over_at_once_from_an_agent_that_is_killed() -> anyhow::Result<()> {
     let mesh = Arc::new(Mesh::new()?);
     let [mut first, _other] = mesh.start_agents(&[]).await?;
-    let second = second_agent(&mesh, &mesh.a, &[]).await?;
+    let second = agent_at_other_ports(&mesh, &mesh.a, &[]).await?;
     let _serving = serve(&mesh.far)?;
     let to = SocketAddr::new(mesh.service_ips(&mesh.far)[0], Mesh::TCP);
     let (dialling, mut dialled) = watch::channel(Vec::new());

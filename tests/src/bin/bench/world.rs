@@ -1,6 +1,6 @@
 //! Two nodes with an agent each, pods inside and outside the mesh, and servers in them.
 
-use std::{io, net::SocketAddr, time::Duration};
+use std::{io, net::SocketAddr, path::Path, time::Duration};
 
 use sluice_tests::{Agent, AgentOptions, Lab, Node, OtlpReceiver, Pod, PodOptions, Protocol};
 use tokio::{
@@ -33,6 +33,9 @@ pub(crate) enum Way {
 impl Way {
     pub(crate) const ALL: [Self; 3] = [Self::Without, Self::SameNode, Self::AcrossNodes];
 
+    /// Those that lead through agents.
+    pub(crate) const MESHED: [Self; 2] = [Self::SameNode, Self::AcrossNodes];
+
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Without => "no mesh",
@@ -57,7 +60,8 @@ pub(crate) struct World {
 }
 
 impl World {
-    pub(crate) async fn make() -> anyhow::Result<Self> {
+    /// With the agents of this build, or of another one's `program`.
+    pub(crate) async fn make(program: Option<&Path>) -> anyhow::Result<Self> {
         let lab = Lab::new()?;
         let (a, b) = (lab.node("node-a")?, lab.node("node-b")?);
         let outside = || PodOptions { meshed: false, ..PodOptions::default() };
@@ -71,6 +75,7 @@ impl World {
         let receiver = OtlpReceiver::start(&lab)?;
         // As users run it: one trace in a hundred is recorded.
         let options = || AgentOptions {
+            program: program.map(Path::to_owned),
             otlp: Some((&receiver, Protocol::Grpc)),
             flags: ["--trace-sampling", "0.01", "--log", "warn"].map(String::from).to_vec(),
             ..AgentOptions::default()

@@ -1,5 +1,9 @@
 //! Requests through [`serve`] and [`Pool`] together, byte for byte on both ends.
 
+mod drain;
+mod silence;
+mod unread;
+
 use std::{
     io,
     net::{Ipv4Addr, SocketAddr},
@@ -22,6 +26,16 @@ use super::{
     Body, Handler, Leaving, Pool, PoolKey, Stream, Tap, forwardable, forwardable_request, plain,
     serve,
 };
+use crate::limits::{Budget, Share};
+
+/// More than any test lets wait.
+fn plenty() -> Arc<Share> {
+    Budget::new(128 << 20).share()
+}
+
+fn new_pool() -> Pool {
+    Pool::new(&plenty())
+}
 
 /// Passes every request to one server, whose ends of the connections a test plays.
 struct Forward {
@@ -62,11 +76,11 @@ struct Bench {
 fn bench() -> Bench {
     let (connections, servers) = tokio::sync::mpsc::unbounded_channel();
     let dialled = Arc::new(AtomicUsize::new(0));
-    let forward = Forward { pool: Pool::default(), connections, dialled: dialled.clone() };
+    let forward = Forward { pool: new_pool(), connections, dialled: dialled.clone() };
     let (client, agent) = duplex(64 << 10);
     let drain = CancellationToken::new();
     let asked = drain.clone();
-    tokio::spawn(async move { serve(agent, Arc::new(forward), &asked).await });
+    tokio::spawn(async move { serve(agent, Arc::new(forward), &plenty(), &asked).await });
     Bench { client, servers, dialled, drain }
 }
 
@@ -94,6 +108,15 @@ async fn read_until(stream: &mut DuplexStream, end: &str) -> String {
         }
     }
     text
+}
+
+/// Answers every request by itself.
+struct Hello;
+
+impl Handler for Hello {
+    async fn handle(&self, _request: Request<Body>) -> Response<Body> {
+        plain(StatusCode::OK, "hello")
+    }
 }
 
 #[tokio::test]
@@ -256,7 +279,7 @@ impl AsyncWrite for Moving {
 
 #[tokio::test]
 async fn a_server_that_wants_to_be_rid_of_an_idle_connection_is_dialled_again() {
-    let pool = Pool::default();
+    let pool = new_pool();
     let server = SocketAddr::from((Ipv4Addr::LOCALHOST, 80));
     let key = PoolKey { client: Ipv4Addr::LOCALHOST.into(), server, http2: false, mark: 0 };
     let leaving = Arc::new(AtomicBool::new(false));
@@ -300,126 +323,6 @@ async fn a_server_that_breaks_off_mid_body_breaks_the_client_s_connection_too() 
 }
 
 #[tokio::test]
-async fn draining_closes_an_idle_connection_and_lets_a_request_under_way_finish() {
-    let mut bench = bench();
-    bench.say("GET / HTTP/1.1\r\nhost: a\r\n\r\n").await;
-    let mut server = bench.server().await;
-    read_until(&mut server, "\r\n\r\n").await;
-    bench.drain.cancel();
-    server.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await.unwrap();
-    let mut answer = String::new();
-    bench.client.read_to_string(&mut answer).await.unwrap();
-    assert!(answer.contains("connection: close") && answer.ends_with("ok"), "{answer}");
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_kept_connection_gets_its_last_request_answered_and_is_asked_to_go() {
-    let mut bench = bench();
-    bench.say("GET /1 HTTP/1.1\r\nhost: a\r\n\r\n").await;
-    let mut server = bench.server().await;
-    for n in 1..=2 {
-        read_until(&mut server, "\r\n\r\n").await;
-        server.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await.unwrap();
-        if n == 1 {
-            assert!(!bench.hear("ok").await.contains("connection: close"));
-            bench.drain.cancel();
-            tokio::time::sleep(Duration::from_millis(900)).await;
-            bench.say("GET /2 HTTP/1.1\r\nhost: a\r\n\r\n").await;
-        }
-    }
-    let mut answer = String::new();
-    bench.client.read_to_string(&mut answer).await.unwrap();
-    assert!(answer.contains("connection: close") && answer.ends_with("ok"), "{answer}");
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_kept_connection_that_asks_nothing_is_closed_in_order() {
-    let mut bench = bench();
-    bench.say("GET / HTTP/1.1\r\nhost: a\r\n\r\n").await;
-    let mut server = bench.server().await;
-    read_until(&mut server, "\r\n\r\n").await;
-    bench.drain.cancel();
-    // The head goes before the agent ends, the body after it.
-    server.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n").await.unwrap();
-    bench.hear("\r\n\r\n").await;
-    tokio::time::sleep(Duration::from_secs(5)).await;
-    server.write_all(b"ok").await.unwrap();
-    let mut rest = String::new();
-    bench.client.read_to_string(&mut rest).await.unwrap();
-    assert_eq!(rest, "ok");
-}
-
-/// One frame of HTTP/2.
-fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
-    let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
-    let mut frame = length[1..].to_vec();
-    frame.extend([kind, flags]);
-    frame.extend(stream.to_be_bytes());
-    frame.extend(payload);
-    frame
-}
-
-/// The next frame: kind, stream, payload.
-async fn next_frame(client: &mut DuplexStream) -> (u8, u32, Vec<u8>) {
-    let mut head = [0; 9];
-    client.read_exact(&mut head).await.unwrap();
-    let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
-    let mut payload = vec![0; length as usize];
-    client.read_exact(&mut payload).await.unwrap();
-    (head[3], u32::from_be_bytes([head[5], head[6], head[7], head[8]]), payload)
-}
-
-struct Hello;
-
-impl Handler for Hello {
-    async fn handle(&self, _request: Request<Body>) -> Response<Body> {
-        plain(StatusCode::OK, "hello")
-    }
-}
-
-#[tokio::test(start_paused = true)]
-async fn an_http_2_client_that_is_told_to_go_is_answered_what_it_had_begun_to_ask() {
-    const HEADERS: u8 = 1;
-    const SETTINGS: u8 = 4;
-    const PING: u8 = 6;
-    const GOAWAY: u8 = 7;
-    let (mut client, agent) = duplex(64 << 10);
-    let drain = CancellationToken::new();
-    let asked = drain.clone();
-    let served = tokio::spawn(async move { serve(agent, Arc::new(Hello), &asked).await.is_ok() });
-    // `:method: GET`, `:scheme: http`, `:path: /` and `:authority: a`, by HPACK's static table;
-    // the flags end the stream and the header.
-    let get = |stream| frame(HEADERS, 0x5, stream, &[0x82, 0x86, 0x84, 0x41, 1, b'a']);
-    client.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.unwrap();
-    client.write_all(&frame(SETTINGS, 0, 0, &[])).await.unwrap();
-    client.write_all(&get(1)).await.unwrap();
-    while !matches!(next_frame(&mut client).await, (HEADERS, 1, _)) {}
-    drain.cancel();
-    while next_frame(&mut client).await.0 != GOAWAY {}
-    // A client that has a request in its queue answers a PING before it sends that.
-    let soon = Duration::from_millis(50);
-    if let Ok((PING, _, payload)) = tokio::time::timeout(soon, next_frame(&mut client)).await {
-        client.write_all(&frame(PING, 1, 0, &payload)).await.unwrap();
-    }
-    tokio::time::sleep(soon).await;
-    client.write_all(&get(3)).await.unwrap();
-    let (mut answered, mut last) = (false, None);
-    while last.is_none() {
-        match next_frame(&mut client).await {
-            (HEADERS, 3, _) => answered = true,
-            (PING, _, payload) => client.write_all(&frame(PING, 1, 0, &payload)).await.unwrap(),
-            (GOAWAY, _, payload) => last = Some(payload[3]),
-            _ => {}
-        }
-    }
-    assert_eq!(last, Some(3), "the second request belongs to those that are answered");
-    while !answered {
-        answered = matches!(next_frame(&mut client).await, (HEADERS, 3, _));
-    }
-    assert!(served.await.unwrap());
-}
-
-#[tokio::test]
 async fn a_chunked_body_passes_whatever_the_method() {
     let mut bench = bench();
     bench
@@ -429,22 +332,9 @@ async fn a_chunked_body_passes_whatever_the_method() {
     assert!(request.ends_with("3\r\nabc\r\n0\r\n\r\n"), "{request}");
 }
 
-#[tokio::test]
-async fn a_connection_that_draining_finds_before_its_first_request_is_still_answered() {
-    let mut bench = bench();
-    bench.drain.cancel();
-    bench.say("GET / HTTP/1.1\r\nhost: a\r\n\r\n").await;
-    let mut server = bench.server().await;
-    read_until(&mut server, "\r\n\r\n").await;
-    server.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await.unwrap();
-    let mut answer = String::new();
-    bench.client.read_to_string(&mut answer).await.unwrap();
-    assert!(answer.contains("connection: close") && answer.ends_with("ok"), "{answer}");
-}
-
 #[tokio::test(start_paused = true)]
 async fn requests_that_waited_for_an_http_2_dial_that_failed_do_not_queue_up() {
-    let pool = Arc::new(Pool::default());
+    let pool = Arc::new(new_pool());
     let server = SocketAddr::from((Ipv4Addr::LOCALHOST, 80));
     let key = PoolKey { client: Ipv4Addr::LOCALHOST.into(), server, http2: true, mark: 0 };
     let slow = Duration::from_secs(10);
@@ -496,10 +386,10 @@ impl Handler for Tapped {
 async fn a_body_that_ends_with_trailers_is_complete() {
     let (connections, mut servers) = tokio::sync::mpsc::unbounded_channel();
     let (ended, mut how) = tokio::sync::mpsc::unbounded_channel();
-    let forward = Forward { pool: Pool::default(), connections, dialled: Arc::default() };
+    let forward = Forward { pool: new_pool(), connections, dialled: Arc::default() };
     let (mut client, agent) = duplex(64 << 10);
     let handler = Arc::new(Tapped(forward, ended));
-    tokio::spawn(async move { serve(agent, handler, &CancellationToken::new()).await });
+    tokio::spawn(async move { serve(agent, handler, &plenty(), &CancellationToken::new()).await });
     let request = b"GET / HTTP/1.1\r\nhost: a\r\nte: trailers\r\nconnection: te\r\n\r\n";
     client.write_all(request).await.unwrap();
     let mut server = servers.recv().await.unwrap();
@@ -514,7 +404,7 @@ async fn a_body_that_ends_with_trailers_is_complete() {
 
 #[tokio::test(start_paused = true)]
 async fn an_http_2_connection_is_closed_once_nothing_was_asked_for_a_while() {
-    let (pool, server) = (Pool::default(), SocketAddr::from((Ipv4Addr::LOCALHOST, 80)));
+    let (pool, server) = (new_pool(), SocketAddr::from((Ipv4Addr::LOCALHOST, 80)));
     let key = PoolKey { client: Ipv4Addr::LOCALHOST.into(), server, http2: true, mark: 0 };
     let (ours, theirs) = duplex(64 << 10);
     let served = tokio::spawn(async move {
@@ -533,115 +423,4 @@ async fn an_http_2_connection_is_closed_once_nothing_was_asked_for_a_while() {
     drop(response);
     assert!(!served.is_finished(), "closed while it was in use");
     tokio::time::timeout(Duration::from_secs(100), served).await.unwrap().unwrap();
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_client_that_begins_to_ask_and_does_not_come_to_the_point_is_hung_up_on() {
-    for start in ["GET / HTTP/1.1\r\nhost: a\r\nx-slow: ", "PRI * HTTP/2.0\r\n\r\n"] {
-        let mut bench = bench();
-        bench.say(start).await;
-        let mut heard = Vec::new();
-        let hung_up = bench.client.read_to_end(&mut heard);
-        tokio::time::timeout(Duration::from_secs(60), hung_up).await.unwrap().unwrap();
-        assert_eq!(bench.dialled.load(Ordering::Relaxed), 0);
-    }
-}
-
-const GET: &str = "GET / HTTP/1.1\r\nhost: a\r\n\r\n";
-
-/// A client of [`Hello`].
-fn greeted() -> DuplexStream {
-    let (client, agent) = duplex(64 << 10);
-    tokio::spawn(async move { serve(agent, Arc::new(Hello), &CancellationToken::new()).await });
-    client
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_client_that_is_silent_between_its_requests_keeps_its_connection() {
-    let mut client = greeted();
-    for pause in [0, 30, 5, 5, 5, 5, 19, 21, 60] {
-        tokio::time::sleep(Duration::from_secs(pause)).await;
-        client.write_all(GET.as_bytes()).await.unwrap();
-        read_until(&mut client, "hello").await;
-    }
-    for _ in 0..12 {
-        client.write_all(GET.repeat(2).as_bytes()).await.unwrap();
-        read_until(&mut client, "hello").await;
-        read_until(&mut client, "hello").await;
-        tokio::time::sleep(Duration::from_secs(5)).await;
-    }
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_second_request_that_does_not_come_to_the_point_is_not_waited_for_either() {
-    let mut client = greeted();
-    client.write_all(GET.as_bytes()).await.unwrap();
-    read_until(&mut client, "hello").await;
-    tokio::time::sleep(Duration::from_secs(30)).await;
-    client.write_all(b"GET / HTTP/1.1\r\nhost: a\r\nx-slow: ").await.unwrap();
-    let (mut reads, mut writes) = tokio::io::split(client);
-    let mut heard = Vec::new();
-    let dribble = async {
-        while writes.write_all(b"x").await.is_ok() {
-            tokio::time::sleep(Duration::from_secs(5)).await;
-        }
-    };
-    let hung_up = async { tokio::join!(reads.read_to_end(&mut heard), dribble) };
-    tokio::time::timeout(Duration::from_secs(60), hung_up).await.unwrap().0.unwrap();
-}
-
-#[tokio::test(start_paused = true)]
-async fn an_upgraded_connection_may_be_silent() {
-    let mut bench = bench();
-    bench
-        .say("GET / HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n")
-        .await;
-    let mut server = bench.server().await;
-    read_until(&mut server, "\r\n\r\n").await;
-    let answer =
-        "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n";
-    server.write_all(answer.as_bytes()).await.unwrap();
-    bench.hear("\r\n\r\n").await;
-    for _ in 0..3 {
-        tokio::time::sleep(Duration::from_secs(60)).await;
-        bench.say("ping").await;
-        assert_eq!(read_until(&mut server, "ping").await, "ping");
-        server.write_all(b"pong").await.unwrap();
-        assert_eq!(bench.hear("pong").await, "pong");
-    }
-}
-
-/// Answers before the request's body has come, and passes that on.
-struct Hasty(tokio::sync::mpsc::UnboundedSender<Vec<u8>>);
-
-impl Handler for Hasty {
-    async fn handle(&self, request: Request<Body>) -> Response<Body> {
-        let whole = self.0.clone();
-        tokio::spawn(async move {
-            let (mut body, mut heard) = (request.into_body(), Vec::new());
-            while !http_body::Body::is_end_stream(&body) {
-                let Some(Ok(frame)) = http_body_util::BodyExt::frame(&mut body).await else {
-                    return;
-                };
-                heard.extend_from_slice(&frame.into_data().unwrap());
-            }
-            let _ = whole.send(heard);
-        });
-        plain(StatusCode::OK, "hello")
-    }
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_body_may_take_its_time_although_its_request_is_answered() {
-    let (whole, mut bodies) = tokio::sync::mpsc::unbounded_channel();
-    let (mut client, agent) = duplex(64 << 10);
-    let hasty = Arc::new(Hasty(whole));
-    tokio::spawn(async move { serve(agent, hasty, &CancellationToken::new()).await });
-    client.write_all(b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 6\r\n\r\n").await.unwrap();
-    read_until(&mut client, "hello").await;
-    for part in ["ab", "cd", "ef"] {
-        client.write_all(part.as_bytes()).await.unwrap();
-        tokio::time::sleep(Duration::from_secs(60)).await;
-    }
-    assert_eq!(bodies.recv().await.unwrap(), b"abcdef");
 }
