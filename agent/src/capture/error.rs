@@ -167,3 +167,18 @@ pub(super) fn gone_is_fine(result: io::Result<()>) -> io::Result<()> {
         other => other,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use nix::libc;
+
+    use super::*;
+
+    #[test]
+    fn what_somebody_else_removed_first_is_no_failure() {
+        for gone in [libc::ENOENT, libc::ESRCH] {
+            assert!(gone_is_fine(Err(io::Error::from_raw_os_error(gone))).is_ok());
+        }
+        assert!(gone_is_fine(Err(io::Error::from_raw_os_error(libc::EPERM))).is_err());
+    }
+}

@@ -208,3 +208,18 @@ pub(super) fn address(ip: IpAddr) -> Address {
         IpAddr::V6(ip) => ip.octets(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slot_is_given_to_one_pod_at_a_time_and_there_are_so_many() {
+        assert_eq!(Maps::free_slot(&[]), Some(0));
+        assert_eq!(Maps::free_slot(&[0, 2, 1, 4]), Some(3), "the lowest one that is free");
+        let all: Vec<u32> = (0..MAX_PODS).collect();
+        assert_eq!(Maps::free_slot(&all), None);
+        let but_one: Vec<u32> = all.into_iter().filter(|slot| *slot != 7).collect();
+        assert_eq!(Maps::free_slot(&but_one), Some(7));
+    }
+}

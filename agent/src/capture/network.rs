@@ -96,11 +96,16 @@ impl Network {
                 }
             })?;
         }
-        network.routes.sort_by_key(|route| route.table != MAIN_TABLE);
-        let specific = network.specific;
-        let is_followed = |to: Prefix| to.bits == 0 || specific[family_of(to)] <= MOST_ROUTES;
-        network.routes.retain(|route| is_followed(route.to));
+        network.settle();
         Ok(network)
+    }
+
+    /// Puts in order what was noted, once all of it is there.
+    fn settle(&mut self) {
+        self.routes.sort_by_key(|route| route.table != MAIN_TABLE);
+        let specific = self.specific;
+        let is_followed = |to: Prefix| to.bits == 0 || specific[family_of(to)] <= MOST_ROUTES;
+        self.routes.retain(|route| is_followed(route.to));
     }
 
     /// Every address that is here, but for loopback ones.
@@ -224,4 +229,59 @@ pub(super) fn families() -> impl Iterator<Item = AddressFamily> {
 pub(super) fn has_v6() -> bool {
     let disabled = procfs::setting("net/ipv6/conf/lo/disable_ipv6");
     disabled.is_ok_and(|disabled| disabled.as_deref() == Some("0"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LEADS_OUT: u32 = 2;
+
+    fn route(to: Prefix, table: u32) -> RouteMessage {
+        let mut route = RouteMessage::default();
+        route.header.address_family = to.family();
+        route.header.destination_prefix_length = to.bits;
+        route.header.kind = RouteType::Unicast;
+        route.attributes = vec![RouteAttribute::Oif(LEADS_OUT), RouteAttribute::Table(table)];
+        if to.bits > 0 {
+            route.attributes.push(RouteAttribute::Destination(to.address.into()));
+        }
+        route
+    }
+
+    /// What is kept of a netns with a default route of either family, and so many others of IPv4.
+    fn kept(specific: usize) -> Network {
+        let mut network = Network::default();
+        for number in 0..specific {
+            let [_, _, high, low] = u32::try_from(number).unwrap().to_be_bytes();
+            let to = Prefix::one(IpAddr::from([172, 16, high, low]));
+            network.note_route(&route(to, MAIN_TABLE));
+        }
+        let one = Prefix::one("fd07::1".parse().unwrap());
+        network.note_route(&route(one, MAIN_TABLE));
+        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+            network.note_route(&route(Prefix::all(family), 100));
+            network.note_route(&route(Prefix::all(family), MAIN_TABLE));
+        }
+        network.settle();
+        network
+    }
+
+    #[test]
+    fn the_main_tables_routes_come_first() {
+        let first = kept(3).routes.into_iter().find(|route| route.to.bits == 0);
+        assert_eq!(first.map(|route| route.table), Some(MAIN_TABLE));
+    }
+
+    #[test]
+    fn of_a_family_with_very_many_routes_the_default_ones_are_followed() {
+        let followed = |network: &Network, v4: bool| {
+            network.routes.iter().filter(|route| route.to.address.is_ipv4() == v4).count()
+        };
+        let many = kept(100 * MOST_ROUTES);
+        assert_eq!((followed(&many, true), followed(&many, false)), (2, 3));
+        assert!(many.routes.capacity() < 10 * MOST_ROUTES, "they were kept in memory");
+        let few = kept(MOST_ROUTES);
+        assert_eq!((followed(&few, true), followed(&few, false)), (MOST_ROUTES + 2, 3));
+    }
 }

@@ -126,7 +126,7 @@ impl Watcher {
             let held = self.held.clone();
             let began = Instant::now();
             let made = spawn_blocking(move || held.make_good()).await;
-            pause = PAUSE.max(began.elapsed() * RESTS);
+            pause = pause_after(began.elapsed());
             let Ok(Some(made)) = made else { return };
             again = made.is_err();
             match made {
@@ -140,5 +140,22 @@ impl Watcher {
                     "could not capture what changed in a pod's network"),
             }
         }
+    }
+}
+
+/// How long nothing is looked at after a look that took so long.
+fn pause_after(look: Duration) -> Duration {
+    PAUSE.max(look * RESTS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whatever_there_is_to_see_most_of_the_time_nobody_looks() {
+        assert_eq!(pause_after(Duration::ZERO), PAUSE);
+        let long = Duration::from_millis(500);
+        assert!(pause_after(long) > 10 * long);
     }
 }

@@ -49,17 +49,25 @@ pub struct PoolKey {
     pub server: SocketAddr,
     /// Whether the connection speaks HTTP/2.
     pub http2: bool,
+    /// What the client had marked its socket with: packets of another mark may take another way,
+    /// or none. 0 unless said otherwise.
+    pub mark: u32,
 }
 
 impl PoolKey {
     /// The key for a request of this HTTP version.
     pub fn new(client: IpAddr, server: SocketAddr, version: Version) -> Self {
-        Self { client, server, http2: version == Version::HTTP_2 }
+        Self { client, server, http2: version == Version::HTTP_2, mark: 0 }
     }
 
     /// The key for a connection that was recognised as `protocol`.
     pub fn speaking(client: IpAddr, server: SocketAddr, protocol: Protocol) -> Self {
-        Self { client, server, http2: protocol == Protocol::Http2 }
+        Self { client, server, http2: protocol == Protocol::Http2, mark: 0 }
+    }
+
+    /// The same for a client that marked its socket.
+    pub fn marked(self, mark: u32) -> Self {
+        Self { mark, ..self }
     }
 }
 

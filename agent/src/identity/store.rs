@@ -118,6 +118,11 @@ impl IdentityStore {
         }
     }
 
+    /// Whether everyone of `principals` has a valid certificate now.
+    pub fn has_all(&self, principals: &HashSet<Principal>) -> bool {
+        principals.iter().all(|who| self.missing(who).is_none())
+    }
+
     /// Wakes whenever the source has answered for anyone, or has failed to.
     pub fn subscribe(&self) -> watch::Receiver<()> {
         self.requests.answered.subscribe()

@@ -201,9 +201,10 @@ mod tests {
                 tracing::info!(target: "sluice::node::enrolment", n, "captured");
                 tracing::info!(target: "sluice::ca::service", n, "issued");
                 tracing::info!(target: "sluice::proxying", n, "another room");
+                tracing::info!(target: "sluice::capture::enrol", n, "let go");
             }
         });
-        for said in ["captured", "issued", "another room"] {
+        for said in ["captured", "issued", "another room", "let go"] {
             assert_eq!(log.matches(said).count(), 100, "{said}");
         }
         assert_eq!(kept_back, []);
@@ -216,9 +217,10 @@ mod tests {
                 tracing::warn!(target: "rustls::conn", n, "alert");
                 tracing::warn!(target: "sluice::ca::service", n, "refused");
                 tracing::warn!(target: "sluice::listen", n, "not accepted");
+                tracing::warn!(target: "sluice::capture::watcher", n, "put back");
             }
         });
-        for said in ["alert", "refused", "not accepted"] {
+        for said in ["alert", "refused", "not accepted", "put back"] {
             assert_eq!(log.matches(said).count(), MOST as usize, "{said}");
         }
     }

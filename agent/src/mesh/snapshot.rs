@@ -1,12 +1,12 @@
 //! The one immutable picture of the mesh that the data path reads.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeSet, HashMap, HashSet},
     net::{IpAddr, SocketAddr},
     sync::Arc,
 };
 
-use super::{Service, ServicePort, TrustDomain, Workload};
+use super::{Principal, Service, ServicePort, TrustDomain, Workload};
 
 /// Everything the data path may know about the mesh. Built once by a source, then only read.
 #[derive(Debug, Default)]
@@ -53,6 +53,17 @@ impl Snapshot {
     /// Every pod.
     pub fn workloads(&self) -> &[Arc<Workload>] {
         &self.workloads
+    }
+
+    /// The pods of one node.
+    pub fn pods_of<'a>(&'a self, node: &'a str) -> impl Iterator<Item = &'a Arc<Workload>> {
+        self.workloads.iter().filter(move |workload| *workload.node == *node)
+    }
+
+    /// Who the pods of one node are that belong to the mesh.
+    pub fn principals_of(&self, node: &str) -> HashSet<Principal> {
+        let pods = self.pods_of(node).filter(|pod| pod.meshed);
+        pods.map(|pod| pod.principal.clone()).collect()
     }
 
     /// Whether a pod that is in `former` too accepts something else here.

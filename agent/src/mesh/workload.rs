@@ -147,3 +147,17 @@ impl Workload {
             .map_or("latest", String::as_str)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_static_pod_is_told_by_the_form_of_its_uid() {
+        let is_static = |uid: &str| PodUid::new(uid).unwrap().is_static();
+        assert!(is_static("0a1b2c3d4e5f60718293a4b5c6d7e8f9"));
+        for other in ["6f1f6bd6-6b57-4c6a-9c34-0c7f3b0a3c11", "0a1b2c3d", &"g".repeat(32)] {
+            assert!(!is_static(other), "{other}");
+        }
+    }
+}

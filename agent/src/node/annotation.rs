@@ -90,8 +90,7 @@ impl Annotations {
     /// told of pods where the watch has shown it, or that are gone.
     fn due(&self, told: &mut HashMap<PodUid, Told>) -> Vec<(Arc<Workload>, bool)> {
         let snapshot = self.snapshots.load();
-        let ours = snapshot.workloads().iter().filter(|pod| *pod.node == *self.node);
-        let wrong = ours.filter_map(|pod| {
+        let wrong = snapshot.pods_of(&self.node).filter_map(|pod| {
             let captured = match self.enrolment.is_captured(&pod.uid) {
                 // Before it was tried, it may be captured by a former agent.
                 None if pod.meshed => return None,

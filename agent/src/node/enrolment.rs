@@ -27,7 +27,7 @@ use super::{
 use crate::{
     admin::{self, Readiness},
     capture::{Capture, CaptureError, EnrolledPod, Netns, Sandboxes},
-    mesh::{PodUid, Principal, Snapshot, Workload},
+    mesh::{PodUid, Snapshot, Workload},
     proxy::{self, LocalPod, Proxy},
     tunnel::{HbonePool, PoolOptions},
 };
@@ -101,6 +101,9 @@ impl Enrolment {
                 forgotten = true;
             }
             let desired = self.desired(&snapshot);
+            let principals = snapshot.principals_of(&self.node);
+            self.proxy.identity.retain(&principals);
+            self.proxy.identity.ask_for(&principals);
             let again = self.reconcile(&snapshot, &desired, &mut underway).await;
             if underway.is_empty() {
                 self.capture.took_over();
@@ -110,7 +113,8 @@ impl Enrolment {
             }
             loop {
                 answered.mark_unchanged();
-                if self.certify(&desired) {
+                self.certify();
+                if self.proxy.identity.has_all(&principals) {
                     readiness.met(IDENTITY);
                 }
                 tokio::select! {
@@ -203,17 +207,18 @@ impl Enrolment {
     /// The pods of this node that do not belong to the mesh, and why.
     pub(super) fn outside(&self) -> Vec<admin::Outsider> {
         let snapshot = self.proxy.snapshots.load();
-        let ours = snapshot.workloads().iter().filter(|w| !w.meshed && *w.node == *self.node);
-        ours.map(|workload| admin::Outsider {
-            name: name_of(workload),
-            reason: outside_because(workload),
-        })
-        .collect()
+        let outside = snapshot.pods_of(&self.node).filter(|pod| !pod.meshed);
+        outside
+            .map(|workload| admin::Outsider {
+                name: name_of(workload),
+                reason: outside_because(workload),
+            })
+            .collect()
     }
 
     /// What this node's pods should be, by `snapshot`.
     fn desired(&self, snapshot: &Snapshot) -> Desired {
-        let ours = snapshot.workloads().iter().filter(|w| w.meshed && *w.node == *self.node);
+        let ours = snapshot.pods_of(&self.node).filter(|pod| pod.meshed);
         ours.map(|workload| (workload.uid.clone(), workload.clone())).collect()
     }
 
@@ -231,8 +236,7 @@ impl Enrolment {
 
     /// Forgets what was told of pods whose objects are gone.
     fn forget_expected(&self, snapshot: &Snapshot) {
-        let ours = snapshot.workloads().iter().filter(|pod| *pod.node == *self.node);
-        let known: HashSet<_> = ours.map(|pod| &pod.uid).collect();
+        let known: HashSet<_> = snapshot.pods_of(&self.node).map(|pod| &pod.uid).collect();
         self.expected().forget_gone(|uid| known.contains(uid));
     }
 
@@ -243,10 +247,6 @@ impl Enrolment {
         desired: &Desired,
         underway: &mut Underway,
     ) -> Option<Instant> {
-        let principals: HashSet<Principal> =
-            desired.values().map(|workload| workload.principal.clone()).collect();
-        self.proxy.identity.retain(&principals);
-        self.proxy.identity.ask_for(&principals);
         self.proxy.telemetry.metrics().retain(snapshot);
         self.release(desired, underway).await;
         self.forget_expected(snapshot);
@@ -361,15 +361,13 @@ impl Enrolment {
         self.proxy.identity.missing(&workload.principal).map(|missing| missing.to_string())
     }
 
-    /// Sees which captured pods have no certificate, and says so where that is news. Whether every
-    /// pod has one, captured or not.
-    fn certify(&self, desired: &Desired) -> bool {
+    /// Sees which captured pods have no certificate, and says so where that is news.
+    fn certify(&self) {
         for state in self.pods().values_mut() {
             if let State::Captured(captured) = state {
                 captured.certificate(self.missing(&captured.pod.workload()), &self.events);
             }
         }
-        desired.values().all(|pod| self.proxy.identity.missing(&pod.principal).is_none())
     }
 
     /// Captures a pod: in the kernel, which closes it while nobody serves the listeners.

@@ -1,9 +1,9 @@
 //! An agent beside the one in charge, ready to take over.
 
-use std::{collections::HashSet, convert::Infallible, future::pending, sync::Arc};
+use std::{convert::Infallible, future::pending, sync::Arc};
 
 use super::{CAPTURE, CONFIGURATION, IDENTITY};
-use crate::{admin::Readiness, mesh::Principal, proxy::Proxy};
+use crate::{admin::Readiness, proxy::Proxy};
 
 /// Gets ready what an agent in charge needs and nobody else uses: the configuration, and a
 /// certificate for each pod. The eBPF programs are loaded already.
@@ -25,12 +25,12 @@ impl Standby {
         let mut answered = self.proxy.identity.subscribe();
         loop {
             changed.mark_unchanged();
-            let principals = self.principals();
+            let principals = self.proxy.snapshots.load().principals_of(&self.node);
             self.proxy.identity.retain(&principals);
             self.proxy.identity.ask_for(&principals);
             loop {
                 answered.mark_unchanged();
-                if principals.iter().all(|who| self.proxy.identity.missing(who).is_none()) {
+                if self.proxy.identity.has_all(&principals) {
                     self.readiness.met(IDENTITY);
                 }
                 tokio::select! {
@@ -42,12 +42,5 @@ impl Standby {
                 }
             }
         }
-    }
-
-    /// Who the pods of this node are.
-    fn principals(&self) -> HashSet<Principal> {
-        let snapshot = self.proxy.snapshots.load();
-        let ours = snapshot.workloads().iter().filter(|w| w.meshed && *w.node == *self.node);
-        ours.map(|workload| workload.principal.clone()).collect()
     }
 }

@@ -18,3 +18,19 @@ pub(super) fn leads_out(pod: &LocalPod, dialled: IpAddr) -> bool {
 pub(super) fn is_somewhere(dialled: IpAddr) -> bool {
     !dialled.is_loopback() && !dialled.is_unspecified() && !dialled.is_multicast()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_can_only_be_here_is_not_dialled_as_somebody_else() {
+        let is_somewhere = |ip: &str| is_somewhere(ip.parse().unwrap());
+        for here in ["127.0.0.1", "127.9.9.9", "::1", "0.0.0.0", "::", "239.1.2.3", "ff02::1"] {
+            assert!(!is_somewhere(here), "{here}");
+        }
+        for elsewhere in ["10.244.0.2", "169.254.169.254", "fd00::1", "fe80::1"] {
+            assert!(is_somewhere(elsewhere), "{elsewhere}");
+        }
+    }
+}

@@ -339,7 +339,7 @@ impl Opened {
         let key = PoolKey::speaking(by.client.ip(), self.hop.address, protocol);
         match &self.hop.way {
             Way::SameNode(pod) => pod.inbound.adopt(key, self.server).await,
-            way => by.pod.outbound(way.peer()).adopt(key, self.server).await,
+            way => by.pod.outbound(way.peer()).adopt(key.marked(by.mark), self.server).await,
         }
     }
 
@@ -400,6 +400,7 @@ impl Requests {
                 };
             }
             let key = PoolKey::new(client.ip(), hop.address, request.version());
+            let key = key.marked(self.outbound.mark);
             let dial = || self.outbound.reach(&hop);
             pod.outbound(hop.way.peer()).send(key, request, dial).await.map_err(Refusal::from)
         })

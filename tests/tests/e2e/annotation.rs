@@ -3,18 +3,20 @@
 
 use std::{
     collections::BTreeMap,
+    fs,
     net::SocketAddr,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
+    time::Instant,
 };
 
 use anyhow::Context;
 use serde_json::{Value, json};
 use sluice_tests::{
-    Agent, AgentOptions, Kind, KubeApi, KubeKind, Mesh, Node, PATIENCE, Pod, PodOptions, Span,
-    Talk, eventually, refused, wait_until_captured,
+    Agent, AgentOptions, Kind, KubeApi, KubeKind, KubePod, Mesh, Node, PATIENCE, Pod, PodOptions,
+    Span, Talk, eventually, is_captured, refused, wait_until_captured,
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -109,6 +111,40 @@ async fn the_agent_tells_of_captured_pods_and_takes_it_back() -> anyhow::Result<
 }
 
 #[tokio::test]
+async fn a_certificate_that_is_missing_withdraws_no_annotation() -> anyhow::Result<()> {
+    let cluster = Cluster::of(Mesh::new()?, |mesh| vec![&mesh.near, &mesh.outsider])?;
+    let Cluster { api, mesh } = &cluster;
+    let declined = BTreeMap::from([("istio.io/dataplane-mode", "none")]);
+    api.pod_with(&mesh.outsider, &declined);
+    cluster.label(true);
+    let agent = cluster.agent(&mesh.a).await?;
+    cluster.annotation_becomes(&mesh.near, Some("enabled")).await?;
+    drop(agent);
+
+    // The next one's CA is away.
+    let token = mesh.lab.directory().join("token");
+    fs::write(&token, "a token")?;
+    let root = mesh.lab.directory().join("ca/ca-cert.pem");
+    let (root, token) = (root.display().to_string(), token.display().to_string());
+    let flags = ["--ca-address", "https://127.0.0.1:1", "--ca-root", &root, "--ca-token", &token];
+    let options = mesh.agent_options(&flags);
+    let options = AgentOptions { kubeconfig: Some(cluster.api.kubeconfig()), ..options };
+    let _agent = Agent::launch(&mesh.a, &mesh.config, options)?;
+    // It is not ready, and does not answer at once.
+    let captured =
+        || async { Ok(is_captured(&mesh.a, &mesh.near).is_ok_and(|is| is).then_some(())) };
+    eventually("the pod is captured", captured).await?;
+
+    // When this one is put right, the other has been looked at too.
+    let mut wrong = KubePod::new(&mesh.outsider, &declined).0;
+    wrong["metadata"]["annotations"] = json!({REDIRECTION: "enabled"});
+    api.apply(KubeKind::Pod, wrong);
+    cluster.annotation_becomes(&mesh.outsider, None).await?;
+    assert_eq!(cluster.annotation(&mesh.near), Some("enabled".into()));
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_pod_is_dialled_in_plaintext_until_it_is_captured() -> anyhow::Result<()> {
     let cluster = Cluster::of(Mesh::new()?, |mesh| vec![&mesh.client, &mesh.far])?;
     let mesh = &cluster.mesh;
@@ -148,8 +184,10 @@ async fn under_strict_nobody_dials_what_is_not_captured_in_plaintext() -> anyhow
     Ok(())
 }
 
-/// Pods on either node.
-const PODS: usize = 10;
+/// Pods that are dialled, all on one node.
+const SERVERS: usize = 100;
+/// Pods of another node that dial them. Each has its share.
+const CLIENTS: usize = 10;
 
 /// Answers whoever connects with what it sends.
 async fn echo(pod: Arc<Pod>) -> anyhow::Result<()> {
@@ -175,12 +213,13 @@ async fn ask(client: &Pod, to: SocketAddr) -> anyhow::Result<()> {
 }
 
 #[tokio::test]
-async fn labelling_a_namespace_under_load_loses_no_connection() -> anyhow::Result<()> {
+async fn labelling_a_namespace_of_a_hundred_pods_under_load_loses_no_connection()
+-> anyhow::Result<()> {
     let cluster = Cluster::of(Mesh::new()?, |_| Vec::new())?;
     let Cluster { api, mesh } = &cluster;
     let mut pods = Vec::new();
-    for (node, name) in [(&mesh.a, "from"), (&mesh.b, "to")] {
-        for number in 0..PODS {
+    for (node, name, count) in [(&mesh.a, "from", CLIENTS), (&mesh.b, "to", SERVERS)] {
+        for number in 0..count {
             let options = PodOptions { meshed: false, ..PodOptions::default() };
             let pod = node.pod_with(&format!("{name}-{number}"), options)?;
             api.pod_with(&pod, &BTreeMap::new());
@@ -188,19 +227,19 @@ async fn labelling_a_namespace_under_load_loses_no_connection() -> anyhow::Resul
         }
     }
     let _agents = tokio::try_join!(cluster.agent(&mesh.a), cluster.agent(&mesh.b))?;
-    let (clients, servers) = pods.split_at(PODS);
+    let (clients, servers) = pods.split_at(CLIENTS);
     let mut serving = JoinSet::new();
     for server in servers {
         serving.spawn(echo(server.clone()));
     }
     let asked = Arc::new(AtomicUsize::new(0));
     let mut asking: JoinSet<anyhow::Error> = JoinSet::new();
-    for (client, server) in clients.iter().zip(servers) {
-        let (client, server, asked) = (client.clone(), server.clone(), asked.clone());
+    for (client, servers) in clients.iter().zip(servers.chunks(SERVERS / CLIENTS)) {
+        let (client, servers, asked) = (client.clone(), servers.to_vec(), asked.clone());
         asking.spawn(async move {
             loop {
-                for ip in server.ips() {
-                    let to = SocketAddr::new(ip, PORT);
+                for to in servers.iter().flat_map(|server| server.ips()) {
+                    let to = SocketAddr::new(to, PORT);
                     if let Err(error) = ask(&client, to).await {
                         return error.context(format!("{} to {to}", client.name()));
                     }
@@ -209,17 +248,25 @@ async fn labelling_a_namespace_under_load_loses_no_connection() -> anyhow::Resul
             }
         });
     }
+    // Each of them twice, by each family, if none is slower than others.
     let more = async |what: &str| {
-        let enough = asked.load(Ordering::Relaxed) + 20 * PODS;
+        let enough = asked.load(Ordering::Relaxed) + 4 * SERVERS;
         let is_enough = || async { Ok((asked.load(Ordering::Relaxed) >= enough).then_some(())) };
         eventually(what, is_enough).await
     };
     let joins = async {
         more("load without the mesh").await?;
+        let (before, began) = (asked.load(Ordering::Relaxed), Instant::now());
         cluster.label(true);
         for pod in &pods {
             cluster.annotation_becomes(pod, Some("enabled")).await?;
         }
+        let meanwhile = asked.load(Ordering::Relaxed) - before;
+        println!(
+            "{} pods are captured after {:.1?}, during {meanwhile} connections",
+            pods.len(),
+            began.elapsed()
+        );
         more("load in the mesh").await
     };
     tokio::select! {

@@ -4,13 +4,16 @@ use std::{
     collections::BTreeMap,
     net::{IpAddr, SocketAddr},
     path::PathBuf,
+    time::Duration,
 };
 
+use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use sluice_tests::{
     Agent, AgentOptions, KubeApi, KubeKind, KubePod, Mesh, NetnsState, Node, PATIENCE, Pod,
-    PodOptions, Talk, capture_events, eventually, refused, wait_until_captured,
+    PodOptions, Talk, capture_events, eventually, refused, wait_until_captured, within,
 };
+use tokio::{io::AsyncReadExt, net::UnixListener, time::timeout};
 
 const PORT: u16 = 9999;
 
@@ -496,5 +499,48 @@ async fn policies_whose_kind_is_not_installed_are_found_once_it_is() -> anyhow::
     let field = "PeerAuthentication istio-system/strict: spec.mtls.mode `strict` is no mode";
     assert_says(&error, &[field, "(hint: did you mean `STRICT`?)"]);
     assert_says(&mutual_tls(&mesh.a, &mesh.near)?.unwrap_or_default(), &["STRICT"]);
+    Ok(())
+}
+
+async fn says(agent: &Agent, words: &str) -> anyhow::Result<String> {
+    agent.process().output().line(PATIENCE, |line| line.contains(words)).await
+}
+
+#[tokio::test]
+async fn the_runtimes_calls_are_held_until_the_next_agent_has_the_pods() -> anyhow::Result<()> {
+    let cluster = Cluster::started()?;
+    let a = &cluster.mesh.a;
+    // A runtime that agents register with, and that has nothing to tell.
+    let socket = cluster.mesh.lab.directory().join("nri.sock");
+    let runtime = UnixListener::bind(&socket)?;
+    let agent = |more: &[&str]| {
+        let mut options = cluster.options();
+        options.flags.extend(["--nri-socket".to_owned(), socket.display().to_string()]);
+        options.flags.extend(more.iter().map(|&flag| flag.to_owned()));
+        options
+    };
+    let first = Agent::start(a, &cluster.mesh.config, agent(&[])).await?;
+    let (mut to_first, _) = within(PATIENCE, "the first plugin", runtime.accept()).await??;
+    wait_until_captured(a, &cluster.mesh.near, true).await?;
+    let beside = [
+        ("--ready-addr", "127.0.0.1:25021"),
+        ("--stats-addr", "127.0.0.1:25020"),
+        ("--admin-addr", "127.0.0.1:25000"),
+    ];
+    let beside = beside.map(|(flag, address)| [flag, address]);
+    let second = Agent::launch(a, &cluster.mesh.config, agent(beside.as_flattened()))?;
+    says(&second, "standing by").await?;
+
+    // It takes over, and comes no further.
+    second.process().signal(Signal::SIGSTOP)?;
+    first.process().signal(Signal::SIGTERM)?;
+    says(&first, "ending").await?;
+    let mut rest = Vec::new();
+    let ended = timeout(Duration::from_millis(300), to_first.read_to_end(&mut rest)).await;
+    assert!(ended.is_err(), "a pod that is made now would start as it is");
+    second.process().signal(Signal::SIGCONT)?;
+    says(&second, "agent started").await?;
+    let (_to_second, _) = within(PATIENCE, "the second plugin", runtime.accept()).await??;
+    within(PATIENCE, "the end of the first", to_first.read_to_end(&mut rest)).await??;
     Ok(())
 }

@@ -5,6 +5,7 @@ use std::{
     fs, io,
     net::{IpAddr, SocketAddr},
     os::fd::AsFd,
+    process::Command,
 };
 
 use anyhow::{Context, ensure};
@@ -13,8 +14,8 @@ use nix::{
     sys::socket::{setsockopt, sockopt::IpBindAddressNoPort},
 };
 use sluice_tests::{
-    Agent, Mesh, Node, PATIENCE, Pod, Talk, capture_events, fast_open_connect, fast_open_listener,
-    within,
+    Agent, Mesh, Node, PATIENCE, Pod, Port, Service, Talk, capture_events, eventually,
+    fast_open_connect, fast_open_listener, within,
 };
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::{
@@ -320,4 +321,65 @@ async fn mptcp_is_captured_and_goes_on_as_tcp() -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+/// One request of a client whose socket is marked so; the status of its answer.
+async fn ask_marked(client: &Pod, mark: u32, to: SocketAddr) -> anyhow::Result<String> {
+    let socket = client.socket(Domain::for_address(to), Type::STREAM, None)?;
+    socket.set_mark(mark)?;
+    let mut stream = connected(socket, to).await?;
+    stream.write_all(b"GET / HTTP/1.1\r\nHost: shop\r\nConnection: close\r\n\r\n").await?;
+    let mut answer = String::new();
+    within(PATIENCE, "the answer", stream.read_to_string(&mut answer)).await??;
+    Ok(answer.split(' ').nth(1).context("no status")?.to_owned())
+}
+
+#[tokio::test]
+async fn requests_of_a_client_without_the_mark_take_no_connection_of_one_with_it()
+-> anyhow::Result<()> {
+    /// What is to bypass a pod's own routes; without it there is no way out.
+    const MARK: u32 = 0x8_0000;
+    let Captured { mesh, _agents } = Captured::start().await?;
+    let Mesh { client, outsider, config, .. } = &mesh;
+    let (ip, to) = (IpAddr::from([10, 96, 0, 9]), outsider.ip());
+    config.service(&Service {
+        name: "shop",
+        namespace: "default",
+        ips: vec![ip],
+        ports: vec![Port { name: "http", port: 80, target: PORT }],
+        endpoints: vec![outsider],
+    })?;
+    let knows =
+        || async { Ok((Agent::status(&mesh.a)?["configuration"]["version"] == 2).then_some(())) };
+    eventually("the client's agent knows", knows).await?;
+    let mut rules = Command::new("sh");
+    rules.arg("-ec").arg(format!(
+        "ip rule add priority 100 fwmark {MARK:#x}/{MARK:#x} lookup main; \
+         ip rule add priority 101 to {to} unreachable"
+    ));
+    client.run(rules)?.success()?;
+    let listener = outsider.listen(PORT)?;
+    let serve = async {
+        loop {
+            let (mut stream, _) = listener.accept().await?;
+            let mut heard = Vec::new();
+            // Open until its client closes it, so that there is one that could be used again.
+            while let Ok(byte) = stream.read_u8().await {
+                heard.push(byte);
+                if heard.ends_with(b"\r\n\r\n") {
+                    stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await?;
+                }
+            }
+        }
+    };
+    let asked = async {
+        let to = SocketAddr::new(ip, 80);
+        assert_eq!(ask_marked(client, MARK, to).await?, "200");
+        assert_eq!(ask_marked(client, 0, to).await?, "503");
+        anyhow::Ok(())
+    };
+    tokio::select! {
+        done = asked => done,
+        failed = serve => failed,
+    }
 }

@@ -4,6 +4,7 @@ use std::{
     fs,
     net::{IpAddr, SocketAddr},
     os::unix::fs::MetadataExt,
+    path::PathBuf,
     process::Command,
     time::Duration,
 };
@@ -11,7 +12,7 @@ use std::{
 use anyhow::Context;
 use sluice_tests::{
     Mesh, NetnsState, Node, PATIENCE, Pod, Process, Talk, agent_program, bpftool, capture_events,
-    eventually, refused,
+    eventually, refused, wait_until_captured,
 };
 use socket2::{Domain, Type};
 use tokio::{
@@ -243,6 +244,93 @@ async fn a_pod_whose_namespace_has_the_number_of_one_that_went_is_left_alone() -
     agent.process().output().line(PATIENCE, forgotten).await?;
     assert_eq!(NetnsState::of(&late)?, before);
     Ok(())
+}
+
+/// The names of the pins of pods.
+fn pins(node: &Node) -> anyhow::Result<Vec<String>> {
+    let name = |pin: &PathBuf| Some(pin.file_name()?.to_str()?.to_owned());
+    let names = bpftool::pins(node, "pods")?;
+    names.iter().map(|pin| name(pin).context("no name")).collect()
+}
+
+/// Which place in the maps a pin says that its pod has.
+fn slot(pin: &str) -> anyhow::Result<u32> {
+    Ok(pin.split('_').nth(1).context("no slot")?.parse()?)
+}
+
+#[tokio::test]
+async fn a_pin_of_another_version_stays_and_nobody_gets_its_pods_slot() -> anyhow::Result<()> {
+    let mesh = Mesh::new()?;
+    let mut agent = mesh.start_agent(&mesh.a, &[]).await?;
+    agent.kill9();
+    let own = bpftool::pins(&mesh.a, "pods")?;
+    let own = own.into_iter().find(|pin| pin.to_string_lossy().contains(&mesh.near.uid()));
+    let own = own.context("it was pinned")?;
+    let taken = slot(&own.file_name().context("no name")?.to_string_lossy())?;
+    // As one that says other things about its pod.
+    let other = format!("{}_{taken}_in_other_words", mesh.near.uid());
+    fs::rename(&own, own.with_file_name(&other))?;
+    mesh.config.remove_pod(&mesh.near)?;
+    let late = [mesh.a.pod("late-1")?, mesh.a.pod("late-2")?];
+    for pod in &late {
+        mesh.config.pod(pod)?;
+    }
+
+    let agent = mesh.start_agent(&mesh.a, &[]).await?;
+    let says = |line: &str| line.contains("a pin of another version is left alone");
+    agent.process().output().line(PATIENCE, says).await?;
+    let pins = pins(&mesh.a)?;
+    assert!(pins.contains(&other), "{pins:?}");
+    let mut slots = pins.iter().map(|pin| slot(pin)).collect::<anyhow::Result<Vec<_>>>()?;
+    slots.sort_unstable();
+    let count = slots.len();
+    slots.dedup();
+    assert_eq!((slots.len(), count), (4, 4), "one place for two: {pins:?}");
+    // What that pin holds goes on: the pod is closed, as whoever made it wants it.
+    let listener = mesh.near.listen(PORT)?;
+    refused(&mesh.client, SocketAddr::new(mesh.near.ip(), PORT), &listener, SILENCE).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_slot_is_free_again_when_its_pod_is_gone_and_not_before() -> anyhow::Result<()> {
+    let mesh = Mesh::new()?;
+    let _agents = mesh.start_agents(&[]).await?;
+    let slots = || -> anyhow::Result<Vec<u32>> {
+        let mut slots =
+            pins(&mesh.a)?.iter().map(|pin| slot(pin)).collect::<Result<Vec<_>, _>>()?;
+        slots.sort_unstable();
+        Ok(slots)
+    };
+    assert_eq!(slots()?, [0, 1]);
+    let late = mesh.a.pod("late")?;
+    mesh.config.pod(&late)?;
+    wait_until_captured(&mesh.a, &late, true).await?;
+    assert_eq!(slots()?, [0, 1, 2]);
+    mesh.config.remove_pod(&mesh.near)?;
+    wait_until_captured(&mesh.a, &mesh.near, false).await?;
+    eventually("its slot is free", || async { Ok((slots()?.len() == 2).then_some(())) }).await?;
+    mesh.config.pod(&mesh.near)?;
+    wait_until_captured(&mesh.a, &mesh.near, true).await?;
+    assert_eq!(slots()?, [0, 1, 2]);
+    all_talk(&mesh).await
+}
+
+#[tokio::test]
+async fn a_pod_that_the_next_agent_cannot_capture_is_let_go_by_it_all_the_same()
+-> anyhow::Result<()> {
+    let mesh = Mesh::new()?;
+    let before = NetnsState::of(&mesh.near)?;
+    let mut agent = mesh.start_agent(&mesh.a, &[]).await?;
+    agent.kill9();
+    let name = format!("pod-{}-{}", mesh.near.namespace(), mesh.near.name());
+    let pod = fs::read_to_string(mesh.config.directory().join(format!("{name}.yaml")))?;
+    let own = mesh.near.netns_path().display().to_string();
+    mesh.config.write(&name, &pod.replace(&own, "/run/netns/no-such-pod"))?;
+    let _next = mesh.start_agent(&mesh.a, &[]).await?;
+    assert_ne!(NetnsState::of(&mesh.near)?, before, "it stays closed as long as it is to be");
+    mesh.config.remove_pod(&mesh.near)?;
+    before.is_back(&mesh.near).await
 }
 
 #[tokio::test]

@@ -281,7 +281,7 @@ impl AsyncWrite for Moving {
 async fn a_server_that_wants_to_be_rid_of_an_idle_connection_is_dialled_again() {
     let pool = new_pool();
     let server = SocketAddr::from((Ipv4Addr::LOCALHOST, 80));
-    let key = PoolKey { client: Ipv4Addr::LOCALHOST.into(), server, http2: false };
+    let key = PoolKey { client: Ipv4Addr::LOCALHOST.into(), server, http2: false, mark: 0 };
     let leaving = Arc::new(AtomicBool::new(false));
     let (dialled, mut servers) = tokio::sync::mpsc::unbounded_channel();
     let mut kept = Vec::new();
@@ -336,7 +336,7 @@ async fn a_chunked_body_passes_whatever_the_method() {
 async fn requests_that_waited_for_an_http_2_dial_that_failed_do_not_queue_up() {
     let pool = Arc::new(new_pool());
     let server = SocketAddr::from((Ipv4Addr::LOCALHOST, 80));
-    let key = PoolKey { client: Ipv4Addr::LOCALHOST.into(), server, http2: true };
+    let key = PoolKey { client: Ipv4Addr::LOCALHOST.into(), server, http2: true, mark: 0 };
     let slow = Duration::from_secs(10);
     let began = tokio::time::Instant::now();
     let requests = (0..20).map(|_| {
@@ -405,7 +405,7 @@ async fn a_body_that_ends_with_trailers_is_complete() {
 #[tokio::test(start_paused = true)]
 async fn an_http_2_connection_is_closed_once_nothing_was_asked_for_a_while() {
     let (pool, server) = (new_pool(), SocketAddr::from((Ipv4Addr::LOCALHOST, 80)));
-    let key = PoolKey { client: Ipv4Addr::LOCALHOST.into(), server, http2: true };
+    let key = PoolKey { client: Ipv4Addr::LOCALHOST.into(), server, http2: true, mark: 0 };
     let (ours, theirs) = duplex(64 << 10);
     let served = tokio::spawn(async move {
         let mut connection = h2::server::handshake(theirs).await.unwrap();
