@@ -47,17 +47,25 @@ pub struct PoolKey {
     pub server: SocketAddr,
     /// Whether the connection speaks HTTP/2.
     pub http2: bool,
+    /// Whatever else has to be the same: no connection is used for a request of another number.
+    pub generation: u64,
 }
 
 impl PoolKey {
     /// The key for a request of this HTTP version.
     pub fn new(client: IpAddr, server: SocketAddr, version: Version) -> Self {
-        Self { client, server, http2: version == Version::HTTP_2 }
+        Self { client, server, http2: version == Version::HTTP_2, generation: 0 }
     }
 
     /// The key for a connection that was recognised as `protocol`.
     pub fn speaking(client: IpAddr, server: SocketAddr, protocol: Protocol) -> Self {
-        Self { client, server, http2: protocol == Protocol::Http2 }
+        Self { client, server, http2: protocol == Protocol::Http2, generation: 0 }
+    }
+
+    /// The same for connections and requests of this number.
+    #[must_use]
+    pub fn of_generation(self, generation: u64) -> Self {
+        Self { generation, ..self }
     }
 }
 
