@@ -43,7 +43,8 @@ fn exists(sources: &BTreeMap<String, String>, test: &str) -> bool {
     sources.iter().filter(|(path, _)| path.ends_with(&file)).any(|(_, text)| {
         let before = text.split_once(&signature).map_or("", |(before, _)| before);
         // The attribute is right before the function.
-        before.trim_end_matches("async ").trim_end().ends_with("test]")
+        let attribute = before.trim_end_matches("async ").trim_end().lines().next_back();
+        attribute.is_some_and(|line| line.trim().starts_with("#[") && line.contains("test"))
     })
 }
 
