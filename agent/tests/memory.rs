@@ -58,7 +58,7 @@ fn workload(name: &str) -> Arc<Workload> {
         principal: Principal::new(Default::default(), "shop", name).unwrap(),
         meshed: true,
         sidecar: false,
-        policed: false,
+        policed: None,
         captured: true,
         mtls: Arc::default(),
         starts: 1,

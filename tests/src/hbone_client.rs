@@ -11,7 +11,7 @@ use rcgen::{
     KeyPair, SanType,
 };
 use rustls::{
-    ClientConfig, DigitallySignedStruct, SignatureScheme,
+    ClientConfig, DigitallySignedStruct, HandshakeKind, SignatureScheme,
     client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
     crypto::{CryptoProvider, aws_lc_rs, verify_tls13_signature},
     version::TLS13,
@@ -91,11 +91,26 @@ impl TestCa {
     }
 }
 
+/// What a client keeps of its connections, to resume their sessions.
+#[derive(Clone)]
+pub struct HboneSessions(TlsConnector);
+
+impl HboneSessions {
+    /// Those of a client with this certificate.
+    ///
+    /// # Errors
+    /// When its key does not fit.
+    pub fn of(certificate: Option<TestCertificate>) -> anyhow::Result<Self> {
+        Ok(Self(TlsConnector::from(Arc::new(tls(certificate)?))))
+    }
+}
+
 /// An open HBONE connection.
 #[derive(Debug)]
 pub struct HboneClient {
     requests: SendRequest<Bytes>,
     server: Vec<CertificateDer<'static>>,
+    resumed: bool,
     _driver: JoinSet<()>,
 }
 
@@ -110,18 +125,30 @@ impl HboneClient {
         server: &Pod,
         certificate: Option<TestCertificate>,
     ) -> anyhow::Result<Self> {
+        Self::connect_by(pod, server, &HboneSessions::of(certificate)?).await
+    }
+
+    /// The same for a client that remembers its sessions, and would resume one.
+    ///
+    /// # Errors
+    /// When TLS or HTTP/2 cannot be started.
+    pub async fn connect_by(
+        pod: &Pod,
+        server: &Pod,
+        sessions: &HboneSessions,
+    ) -> anyhow::Result<Self> {
         let work = async {
             let stream = pod.connect(SocketAddr::new(server.ip(), HBONE)).await?;
             let name = ServerName::from(server.ip());
-            let connector = TlsConnector::from(Arc::new(tls(certificate)?));
-            let stream = connector.connect(name, stream).await?;
+            let stream = sessions.0.connect(name, stream).await?;
+            let resumed = stream.get_ref().1.handshake_kind() == Some(HandshakeKind::Resumed);
             let server = stream.get_ref().1.peer_certificates().unwrap_or_default();
             let server = server.iter().map(|one| one.clone().into_owned()).collect();
             let (requests, connection) = h2::client::handshake(stream).await?;
             let mut driver = JoinSet::new();
             // Its streams tell the test what went wrong.
             driver.spawn(async move { drop(connection.await) });
-            Ok(Self { requests, server, _driver: driver })
+            Ok(Self { requests, server, resumed, _driver: driver })
         };
         within(PATIENCE, "connect to HBONE", work).await?
     }
@@ -138,6 +165,11 @@ impl HboneClient {
         let certificate = TestCertificate { chain: chain.clone(), key: key.clone_key() };
         let connector = TlsConnector::from(Arc::new(tls(Some(certificate))?));
         Ok(within(PATIENCE, "a TLS handshake", connector.connect(name, stream)).await??)
+    }
+
+    /// Whether the connection went on with a session of before, without certificates.
+    pub fn is_resumed(&self) -> bool {
+        self.resumed
     }
 
     /// Whether the server's certificate has this serial number, in hexadecimal.

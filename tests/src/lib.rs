@@ -53,7 +53,7 @@ pub use cgroup_layout::CgroupLayout;
 pub use cgroup_program::{Attachment, CgroupProgram, OnConnect};
 pub use firewall::firewall_rules;
 pub use footprint::Footprint;
-pub use hbone_client::{HBONE, HboneClient, TestCa, TestCertificate};
+pub use hbone_client::{HBONE, HboneClient, HboneSessions, TestCa, TestCertificate};
 pub use host_pod::{HostPod, HostProcess};
 pub use http_fixture::{Line, Shop, accept, ports};
 pub use kube_api::{KubeApi, KubeKind};

@@ -9,6 +9,8 @@ mod cargo;
 mod chart;
 mod cli;
 mod cross;
+#[cfg(test)]
+mod documents;
 mod ebpf;
 mod image;
 mod install;

@@ -253,6 +253,13 @@ pub(crate) static NEEDS: &[Need] = &[
         source: Source::Debian(&["containernetworking-plugins"]),
     },
     Need {
+        what: "iptables and ipset",
+        why: "are what its network policies are made of",
+        purpose: Purpose::Kube,
+        present: || on_path("iptables") && on_path("ipset"),
+        source: Source::Debian(&["iptables", "ipset"]),
+    },
+    Need {
         what: "Python with venv, for Go",
         why: "installs Go",
         purpose: Purpose::Kube,
@@ -261,7 +268,7 @@ pub(crate) static NEEDS: &[Need] = &[
     },
     Need {
         what: "Go",
-        why: "builds Kubernetes, etcd, containerd, CoreDNS and helm",
+        why: "builds Kubernetes, etcd, containerd, CoreDNS, kube-router and helm",
         purpose: Purpose::Kube,
         present: || go().is_some(),
         source: Source::Go,

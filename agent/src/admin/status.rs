@@ -33,6 +33,9 @@ pub struct Status {
     /// The cgroup of the node's kubelet, whose connections to pods pass the agent by; `None` while
     /// the agent takes them.
     pub kubelet_cgroup: Option<PathBuf>,
+    /// Why what pods of this node send to each other goes by the tunnel, whichever they are; `None`
+    /// where it is handed over, but for pods with a reason of their own.
+    pub same_node: Option<String>,
     /// Pods of this node that belong to the mesh.
     pub pods: Vec<Pod>,
     /// Pods of this node that do not.
@@ -81,6 +84,10 @@ pub struct Pod {
     /// Why it has no valid certificate, so that its connections are refused once it is captured;
     /// `None` when it has one.
     pub uncertified: Option<String>,
+    /// Why what it exchanges with pods of its node goes by the tunnel; `None` where it is handed over.
+    pub same_node: Option<String>,
+    /// Why clients in the mesh do not reach it; `None` where nothing is known against it.
+    pub cut: Option<String>,
 }
 
 /// One pod of this node that does not belong to the mesh.
@@ -183,6 +190,9 @@ impl fmt::Display for Status {
             None if self.standby => {}
             None => writeln!(f, "  kubelet not known: its probes go through the agent")?,
         }
+        if let Some(why) = &self.same_node {
+            writeln!(f, "  between pods of this node tunnel: {why}")?;
+        }
         writeln!(f, "\nPods of this node")?;
         for pod in &self.pods {
             let ips: Vec<_> = pod.ips.iter().map(IpAddr::to_string).collect();
@@ -198,6 +208,12 @@ impl fmt::Display for Status {
                 (None, None) => {
                     writeln!(f, "  {:<32} {ips:<40} captured, mutual TLS {mutual_tls}", pod.name)?;
                 }
+            }
+            if let Some(why) = &pod.same_node {
+                writeln!(f, "    on this node tunnel: {why}")?;
+            }
+            if let Some(why) = &pod.cut {
+                writeln!(f, "    warning: {why}")?;
             }
         }
         for Outsider { name, reason } in &self.outside {

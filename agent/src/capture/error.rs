@@ -96,6 +96,17 @@ pub enum CaptureError {
         uid: PodUid,
     },
 
+    /// What reaches the pod goes on to a virtual machine, past every socket of its namespace.
+    #[error(
+        "it is a virtual machine, by its interface {interface}: what goes to and from it is forwarded \
+         through its network namespace, which is not captured (hint: label the pod \
+         istio.io/dataplane-mode=none, or run it without a machine of its own)"
+    )]
+    VirtualMachine {
+        /// The interface that leads there.
+        interface: String,
+    },
+
     /// As many pods as the maps have room for are enrolled.
     #[error("{} pods are enrolled, the most one agent can have", agent_common::MAX_PODS)]
     Full,

@@ -12,7 +12,7 @@ use std::{
 
 use nix::{
     fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2},
-    ifaddrs::getifaddrs,
+    ifaddrs::{InterfaceAddress, getifaddrs},
     sched::{CloneFlags, setns, unshare},
     sys::stat::Mode,
 };
@@ -102,14 +102,18 @@ impl Netns {
                 "it is the node's own (hint: host-network pods are never captured)".into(),
             ));
         }
-        let addresses = self.all_addresses()?;
-        if !ips.iter().any(|ip| addresses.contains(ip)) {
+        let entries = self.interfaces()?;
+        if !entries.iter().filter_map(ip_of).any(|ip| ips.contains(&ip)) {
             return Err(wrong(format!(
                 "it holds none of the pod's addresses {ips:?} (hint: `ip -n NAME address` shows \
                  what it holds)"
             )));
         }
-        Ok(())
+        let interface = entries.into_iter().map(|entry| entry.interface_name);
+        match interface.into_iter().find(|name| leads_to_a_machine(name)) {
+            Some(interface) => Err(CaptureError::VirtualMachine { interface }),
+            None => Ok(()),
+        }
     }
 
     /// The addresses by which others may reach the pod that it is of: neither loopback nor
@@ -122,11 +126,12 @@ impl Netns {
             IpAddr::V4(ip) => !ip.is_loopback() && !ip.is_link_local(),
             IpAddr::V6(ip) => !ip.is_loopback() && !ip.is_unicast_link_local(),
         };
-        Ok(self.all_addresses()?.into_iter().filter(reachable).collect())
+        Ok(self.interfaces()?.iter().filter_map(ip_of).filter(reachable).collect())
     }
 
-    fn all_addresses(&self) -> Result<Vec<IpAddr>, CaptureError> {
-        let read = self.run(|| Ok(getifaddrs()?.filter_map(|entry| ip_of(&entry)).collect()));
+    /// Every interface, once for each of its addresses and once without.
+    fn interfaces(&self) -> Result<Vec<InterfaceAddress>, CaptureError> {
+        let read = self.run(|| Ok(getifaddrs()?.collect()));
         read.map_err(|error| CaptureError::WrongNetns {
             path: self.path.clone(),
             why: format!("{error} (hint: is it a network namespace?)"),
@@ -168,6 +173,12 @@ impl Netns {
         let _back = Back(own);
         work()
     }
+}
+
+/// Whether an interface is one by which packets of a pod go to a virtual machine, past the sockets of
+/// its namespace: as Kata Containers (`tap0_kata`) and KubeVirt (`k6t-eth0`) name theirs.
+fn leads_to_a_machine(interface: &str) -> bool {
+    (interface.starts_with("tap") && interface.ends_with("_kata")) || interface.starts_with("k6t-")
 }
 
 /// Takes the thread back, also when the work panics.

@@ -98,15 +98,15 @@ impl Facts {
             self.namespaces.iter().filter_map(|(key, facts)| named(key, facts)).collect();
         let former: HashMap<&PodUid, _> = former.workloads().iter().map(|w| (&w.uid, w)).collect();
         let mut policies = Policies::new(&self.peer_authentications, root);
-        let network_policies = NetworkPolicies::new(&self.network_policies);
+        let mut network_policies = NetworkPolicies::new(&self.network_policies);
         let nothing = Arc::default();
         for ((namespace, _), pod) in &mut self.pods {
             let meshed = pod.belongs(modes.get(&pod.workload.namespace).copied());
             let labels = &pod.workload.labels;
             let mtls = if meshed { policies.of(namespace, labels) } else { Arc::clone(&nothing) };
-            let policed = meshed && network_policies.select(namespace, labels);
+            let policed = if meshed { network_policies.of(namespace, labels) } else { None };
             let known = &pod.workload;
-            if (known.meshed, known.policed, &known.mtls) != (meshed, policed, &mtls) {
+            if (known.meshed, &known.policed, &known.mtls) != (meshed, &policed, &mtls) {
                 pod.workload = Arc::new(Workload { meshed, policed, mtls, ..(**known).clone() });
             }
             if let Some(&same) = former.get(&pod.workload.uid).filter(|f| ***f == pod.workload) {

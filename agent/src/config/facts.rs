@@ -117,6 +117,23 @@ pub(super) struct PeerAuthenticationFacts {
 pub(super) struct NetworkPolicyFacts {
     pub(super) labels: BTreeMap<String, String>,
     pub(super) tests: Vec<LabelTest>,
+    #[serde(default)]
+    pub(super) lets_in: LetsIn,
+    /// Another number where it says something else.
+    #[serde(default)]
+    pub(super) digest: u64,
+}
+
+/// Which TCP ports of the pods that it selects a NetworkPolicy lets somebody reach.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub(super) enum LetsIn {
+    /// None, or it speaks of what the pods dial alone.
+    #[default]
+    Nothing,
+    /// Some, but not the one by which the mesh reaches them.
+    OtherPorts,
+    /// That one too.
+    TheMesh,
 }
 
 /// What a pod's label has to be.

@@ -1,19 +1,25 @@
 //! NetworkPolicy: whom one selects. What it allows is for the CNI to say, which sees what passes
 //! between pods; so a selected pod is to be talked to by ways that the CNI sees.
 
-use std::collections::{BTreeMap, HashMap};
+use std::{
+    collections::{BTreeMap, HashMap},
+    hash::{DefaultHasher, Hash, Hasher},
+    sync::Arc,
+};
 
 use k8s_openapi::{
-    api::networking::v1::NetworkPolicy, apimachinery::pkg::apis::meta::v1::LabelSelectorRequirement,
+    api::networking::v1::{NetworkPolicy, NetworkPolicyPort, NetworkPolicySpec},
+    apimachinery::pkg::{apis::meta::v1::LabelSelectorRequirement, util::intstr::IntOrString},
 };
 
 use super::{
     compile::Key,
     error::Problem,
-    facts::{LabelTest, NetworkPolicyFacts},
+    facts::{LabelTest, LetsIn, NetworkPolicyFacts},
     object::Object,
     yaml::Step,
 };
+use crate::mesh::{HBONE_PORT, Policed};
 
 /// Groups of kinds by which CNIs keep pods apart and that the agent cannot read: Calico's, Cilium's,
 /// Antrea's, Kube-OVN's, AWS', and those that are to be common to all (AdminNetworkPolicy,
@@ -41,7 +47,47 @@ pub(super) fn read(policy: &Object<NetworkPolicy>) -> Result<NetworkPolicyFacts,
     let tests = selector.and_then(|selector| selector.match_expressions.as_ref());
     let tests = tests.into_iter().flatten().enumerate();
     let tests = tests.map(|(index, requirement)| test(policy, index, requirement));
-    Ok(NetworkPolicyFacts { labels, tests: tests.collect::<Result<_, _>>()? })
+    let tests = tests.collect::<Result<_, _>>()?;
+    let lets_in = spec.map_or(LetsIn::Nothing, lets_in);
+    Ok(NetworkPolicyFacts { labels, tests, lets_in, digest: digest(spec) })
+}
+
+/// What a policy lets somebody reach. One that names no types speaks of what comes in.
+fn lets_in(spec: &NetworkPolicySpec) -> LetsIn {
+    let types = spec.policy_types.as_deref().unwrap_or_default();
+    if !types.is_empty() && !types.iter().any(|one| one == "Ingress") {
+        return LetsIn::Nothing;
+    }
+    let rules = spec.ingress.iter().flatten();
+    // A rule without ports is one for all of them.
+    let of_rule = |ports: &[NetworkPolicyPort]| match ports {
+        [] => LetsIn::TheMesh,
+        ports => ports.iter().map(lets_reach).max().unwrap_or_default(),
+    };
+    rules.map(|rule| of_rule(rule.ports.as_deref().unwrap_or_default())).max().unwrap_or_default()
+}
+
+fn lets_reach(port: &NetworkPolicyPort) -> LetsIn {
+    if port.protocol.as_deref().is_some_and(|protocol| protocol != "TCP") {
+        return LetsIn::Nothing;
+    }
+    let hbone = i32::from(HBONE_PORT);
+    let has_it = match &port.port {
+        None => true,
+        Some(IntOrString::Int(first)) => {
+            (*first..=port.end_port.unwrap_or(*first)).contains(&hbone)
+        }
+        // The name of a container's port, which the mesh's has not.
+        Some(IntOrString::String(_)) => false,
+    };
+    if has_it { LetsIn::TheMesh } else { LetsIn::OtherPorts }
+}
+
+fn digest(spec: Option<&NetworkPolicySpec>) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    // All of its maps are sorted.
+    serde_json::to_string(&spec).unwrap_or_default().hash(&mut hasher);
+    hasher.finish()
 }
 
 fn test(
@@ -95,21 +141,42 @@ impl LabelTest {
 }
 
 /// All policies, by the namespaces whose pods they select.
-pub(super) struct NetworkPolicies<'a>(HashMap<&'a str, Vec<&'a NetworkPolicyFacts>>);
+pub(super) struct NetworkPolicies<'a> {
+    namespaces: HashMap<&'a str, Vec<(&'a Arc<str>, &'a NetworkPolicyFacts)>>,
+    /// What they mean for pods, by the digests: most pods have it in common with others.
+    known: HashMap<u64, Arc<Policed>>,
+}
 
 impl<'a> NetworkPolicies<'a> {
     pub(super) fn new(all: &'a BTreeMap<Key, NetworkPolicyFacts>) -> Self {
         let mut namespaces: HashMap<&str, Vec<_>> = HashMap::new();
-        for ((namespace, _), facts) in all {
-            namespaces.entry(namespace).or_default().push(facts);
+        for ((namespace, name), facts) in all {
+            namespaces.entry(namespace).or_default().push((name, facts));
         }
-        Self(namespaces)
+        Self { namespaces, known: HashMap::new() }
     }
 
-    /// Whether one of them selects a pod of `namespace` with `labels`.
-    pub(super) fn select(&self, namespace: &str, labels: &BTreeMap<String, String>) -> bool {
-        let there = self.0.get(namespace);
-        there.is_some_and(|policies| policies.iter().any(|policy| policy.selects(labels)))
+    /// What they mean for a pod of `namespace` with `labels`; `None` where none selects it.
+    pub(super) fn of(
+        &mut self,
+        namespace: &str,
+        labels: &BTreeMap<String, String>,
+    ) -> Option<Arc<Policed>> {
+        let there = self.namespaces.get(namespace)?;
+        let selecting = || there.iter().filter(|(_, policy)| policy.selects(labels));
+        let (by, _) = selecting().next()?;
+        let mut hasher = DefaultHasher::new();
+        for (name, policy) in selecting() {
+            (namespace, name, policy.digest).hash(&mut hasher);
+        }
+        let digest = hasher.finish();
+        let policed = self.known.entry(digest).or_insert_with(|| {
+            let most = selecting().max_by_key(|(_, policy)| policy.lets_in);
+            let cut_by = most.filter(|(_, policy)| policy.lets_in == LetsIn::OtherPorts);
+            let cut_by = cut_by.map(|(name, _)| Arc::clone(name));
+            Arc::new(Policed { by: Arc::clone(by), cut_by, digest })
+        });
+        Some(Arc::clone(policed))
     }
 }
 

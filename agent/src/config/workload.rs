@@ -61,7 +61,7 @@ pub(super) fn read(
         sidecar,
         meshed: false,
         captured: captured(pod),
-        policed: false,
+        policed: None,
         mtls: Arc::default(),
         starts: starts(pod),
         netns: netns(pod)?,

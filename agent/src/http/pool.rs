@@ -52,22 +52,30 @@ pub struct PoolKey {
     /// What the client had marked its socket with: packets of another mark may take another way,
     /// or none. 0 unless said otherwise.
     pub mark: u32,
+    /// Whatever else has to be the same: no connection is used for a request of another number.
+    pub generation: u64,
 }
 
 impl PoolKey {
     /// The key for a request of this HTTP version.
     pub fn new(client: IpAddr, server: SocketAddr, version: Version) -> Self {
-        Self { client, server, http2: version == Version::HTTP_2, mark: 0 }
+        Self { client, server, http2: version == Version::HTTP_2, mark: 0, generation: 0 }
     }
 
     /// The key for a connection that was recognised as `protocol`.
     pub fn speaking(client: IpAddr, server: SocketAddr, protocol: Protocol) -> Self {
-        Self { client, server, http2: protocol == Protocol::Http2, mark: 0 }
+        Self { client, server, http2: protocol == Protocol::Http2, mark: 0, generation: 0 }
     }
 
     /// The same for a client that marked its socket.
     pub fn marked(self, mark: u32) -> Self {
         Self { mark, ..self }
+    }
+
+    /// The same for connections and requests of this number.
+    #[must_use]
+    pub fn of_generation(self, generation: u64) -> Self {
+        Self { generation, ..self }
     }
 }
 

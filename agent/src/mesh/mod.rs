@@ -18,4 +18,6 @@ pub use root_namespace::{InvalidNamespace, RootNamespace};
 pub use service::{AppProtocol, Endpoint, Service, ServicePort};
 pub use snapshot::{Destination, Snapshot, SnapshotBuilder};
 pub use store::SnapshotStore;
-pub use workload::{DATAPLANE_MODE, Owner, PodUid, REDIRECTION, REDIRECTION_ENABLED, Workload};
+pub use workload::{
+    DATAPLANE_MODE, HBONE_PORT, Owner, PodUid, Policed, REDIRECTION, REDIRECTION_ENABLED, Workload,
+};

@@ -50,6 +50,12 @@ impl Snapshot {
         self.workload_by_ip.get(&ip)
     }
 
+    /// What is known of a pod by now; `None` when it has gone.
+    pub fn newest(&self, pod: &Workload) -> Option<&Arc<Workload>> {
+        let newest = pod.ips.first().and_then(|ip| self.workload(*ip));
+        newest.filter(|newest| newest.uid == pod.uid)
+    }
+
     /// Every pod.
     pub fn workloads(&self) -> &[Arc<Workload>] {
         &self.workloads

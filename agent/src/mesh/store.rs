@@ -72,7 +72,7 @@ mod tests {
             sidecar: false,
             meshed: true,
             captured: true,
-            policed: false,
+            policed: None,
             mtls: Arc::new(MutualTls { usual, ..MutualTls::default() }),
             starts,
             netns: None,

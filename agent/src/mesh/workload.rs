@@ -6,6 +6,9 @@ use serde::{Deserialize, Serialize};
 
 use super::{MutualTls, Principal};
 
+/// The port of a pod by which the mesh reaches it, as Istio has it.
+pub const HBONE_PORT: u16 = 15008;
+
 /// Label of namespaces and pods: whether they belong to the mesh, as Istio has it.
 pub const DATAPLANE_MODE: &str = "istio.io/dataplane-mode";
 
@@ -99,10 +102,10 @@ pub struct Workload {
     /// Whether it is captured, as far as is known: the agent of its node tells, after the fact.
     /// Files are taken at their word.
     pub captured: bool,
-    /// Whether a NetworkPolicy selects it, so that the CNI has to see what reaches and leaves it.
-    /// Settled and saved as the next.
+    /// What NetworkPolicies that select it mean for it; `None` where none does. Settled and saved as
+    /// the next.
     #[serde(skip)]
-    pub policed: bool,
+    pub policed: Option<Arc<Policed>>,
     /// What it accepts on its ports. Settled by policies together with the rest of the mesh, and
     /// never saved without those.
     #[serde(skip)]
@@ -118,7 +121,30 @@ pub struct Workload {
     pub resource_attributes: BTreeMap<String, String>,
 }
 
+/// What NetworkPolicies mean for a pod that they select: the CNI has to see what reaches and leaves it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Policed {
+    /// The name of one that selects it.
+    pub by: Arc<str>,
+    /// The name of one that lets clients reach ports of the pod, where none lets them reach the port
+    /// by which the mesh does.
+    pub cut_by: Option<Arc<str>>,
+    /// Another number where they are others, or say something else.
+    pub digest: u64,
+}
+
 impl Workload {
+    /// Why clients in the mesh do not reach it whom a NetworkPolicy lets reach its ports; `None` where
+    /// they do, or where there are none.
+    pub fn cut_by_policy(&self) -> Option<String> {
+        let policy = self.policed.as_ref()?.cut_by.as_ref()?;
+        Some(format!(
+            "NetworkPolicy {}/{policy} lets clients reach ports of it, and none lets them reach TCP \
+             port {HBONE_PORT}, by which the mesh does (hint: allow that port too)",
+            self.namespace
+        ))
+    }
+
     /// `app` for metrics: label `app`, else `unknown` as Istio writes it.
     pub fn app(&self) -> &str {
         self.labels.get("app").map_or("unknown", String::as_str)

@@ -194,6 +194,8 @@ impl Enrolment {
             mutual_tls: workload.mtls.to_string(),
             error: error.map(str::to_owned),
             uncertified: self.missing(workload),
+            same_node: self.proxy.same_node.tunnels(workload),
+            cut: workload.cut_by_policy(),
         };
         self.pods()
             .values()
@@ -366,6 +368,7 @@ impl Enrolment {
         for state in self.pods().values_mut() {
             if let State::Captured(captured) = state {
                 captured.certificate(self.missing(&captured.pod.workload()), &self.events);
+                captured.policies(&self.events);
             }
         }
     }
@@ -409,6 +412,7 @@ impl Enrolment {
             told: workload.netns.clone(),
             netns,
             uncertified: None,
+            cut: None,
             _serving: proxy::serve(self.proxy.clone(), pod, outbound, inbound),
         };
         pods.insert(workload.uid.clone(), State::Captured(captured));

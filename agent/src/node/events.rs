@@ -63,6 +63,16 @@ impl Events {
         self.post(pod, "Normal", "Certified", "it has its certificate");
     }
 
+    /// NetworkPolicies keep clients in the mesh from a captured pod.
+    pub(super) fn cut_off(&self, pod: &Workload, why: &str) {
+        self.post(pod, "Warning", "PortNotAllowed", why);
+    }
+
+    /// A pod that was told of as cut off is not any more.
+    pub(super) fn cut_off_no_more(&self, pod: &Workload) {
+        self.post(pod, "Normal", "PortAllowed", "NetworkPolicies let the mesh reach it");
+    }
+
     fn post(&self, pod: &Workload, kind: &str, reason: &str, note: &str) {
         let Some(news) = &self.news else { return };
         let regarding = ObjectReference {

@@ -229,6 +229,7 @@ impl Observed {
             watches: source.watches.into_iter().map(described).collect(),
             runtime_connected: self.runtime_connected(),
             kubelet_cgroup: self.kubelet.borrow().as_ref().map(|it| it.path().to_owned()),
+            same_node: self.proxy.same_node.always_tunnels(&snapshot).map(str::to_owned),
             pods: self.pods(),
             outside: self.enrolment.get().map(|enrolment| enrolment.outside()).unwrap_or_default(),
             certificates: certificates

@@ -33,6 +33,8 @@ pub(super) struct Captured {
     pub(super) netns: u64,
     /// It has no certificate.
     pub(super) uncertified: Option<Uncertified>,
+    /// What its owner was told of why clients in the mesh do not reach it.
+    pub(super) cut: Option<String>,
     pub(super) _serving: Serving,
 }
 
@@ -81,6 +83,25 @@ impl Captured {
             events.uncertified(&pod, &why);
             lacking.told = Some(why);
         }
+    }
+}
+
+impl Captured {
+    /// Says so when NetworkPolicies have come to keep the mesh from the pod, or do no more.
+    pub(super) fn policies(&mut self, events: &Events) {
+        let pod = self.pod.workload();
+        let why = pod.cut_by_policy();
+        if why == self.cut {
+            return;
+        }
+        match &why {
+            Some(why) => {
+                tracing::warn!(pod = name_of(&pod), why, "clients in the mesh do not reach a pod");
+                events.cut_off(&pod, why);
+            }
+            None => events.cut_off_no_more(&pod),
+        }
+        self.cut = why;
     }
 }
 

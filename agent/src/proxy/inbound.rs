@@ -6,7 +6,7 @@ use http::{HeaderMap, Request, Response, StatusCode, Version};
 use tokio::net::TcpStream;
 
 use super::{
-    CONNECT_TIMEOUT, HBONE_PORT, Io, LocalPod, Proxy,
+    CONNECT_TIMEOUT, Io, LocalPod, Proxy,
     admission::{Admitted, Denied, Party, Standing, admit, both_certified, certified},
     detect::{Detected, detect},
     exchange::{Refusal, exchange, in_place},
@@ -19,7 +19,7 @@ use crate::{
     http::{self as web, Body, PoolKey, Prefixed, Protocol},
     identity,
     limits::Limit,
-    mesh::{AppProtocol, Principal, Workload},
+    mesh::{AppProtocol, HBONE_PORT, Principal, Workload},
     telemetry::{Failure, Flow, Reporter, SecurityPolicy, TcpSpan},
     tunnel::{self, Connect, TunnelError},
 };

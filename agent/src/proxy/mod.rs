@@ -9,6 +9,7 @@ mod admission;
 mod detect;
 mod drain;
 mod exchange;
+mod generation;
 mod hop;
 mod inbound;
 mod io;
@@ -35,9 +36,6 @@ use crate::{
     mesh::SnapshotStore,
     telemetry::Telemetry,
 };
-
-/// The port HBONE is spoken on, as Istio's ambient mode has it.
-pub const HBONE_PORT: u16 = 15008;
 
 /// How long an application, or a server outside the mesh, may take to accept a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);

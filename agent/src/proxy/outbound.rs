@@ -10,10 +10,11 @@ use http::{HeaderMap, Request, Response, Version};
 use tokio::net::TcpStream;
 
 use super::{
-    CONNECT_TIMEOUT, HBONE_PORT, Hop, Io, LocalPod, Proxy, Way,
+    CONNECT_TIMEOUT, Hop, Io, LocalPod, Proxy, Way,
     admission::{Party, certified},
     detect::{Side, detect},
     exchange::{Refusal, exchange, in_place},
+    generation::generation,
     hop::{declared, service_of},
     inbound::{self, Arrival},
     io,
@@ -25,9 +26,9 @@ use crate::{
     http::{self as web, Body, PoolKey, Prefixed, Protocol},
     identity::IdentityError,
     limits::Limit,
-    mesh::{AppProtocol, Destination, Principal, Service},
+    mesh::{AppProtocol, Destination, HBONE_PORT, Principal, Service},
     telemetry::{Failure, Flow, Reporter, SecurityPolicy, TcpSpan},
-    tunnel::{ConnectRequest, PoolKey as TunnelKey, TunnelError},
+    tunnel::{ConnectRequest, Made, PoolKey as TunnelKey, TunnelError},
 };
 
 /// Carries one captured connection from a pod of this node to where it wants to go.
@@ -254,10 +255,17 @@ impl Outbound {
         let key = TunnelKey { source, peer: peer.clone(), address };
         let connect = ConnectRequest { authority: hop.address, headers };
         let dial = || self.pod.dialer.from_pod(self.client.ip(), address, 0);
-        let opened = self.pod.tunnels.open(key, connect, dial, tls).await;
+        let made = Made { tls, generation: self.generation(hop) };
+        let opened = self.pod.tunnels.open(key, connect, dial, made).await;
         opened.map(Io::Hbone).map_err(|error| {
             Refusal::unavailable(failure_of(&error), format!("no tunnel to {address}: {error}"))
         })
+    }
+
+    /// Which connections that are kept may be used for this one.
+    fn generation(&self, hop: &Hop) -> u64 {
+        let snapshot = self.proxy.snapshots.load();
+        generation(&snapshot, &self.pod.workload(), hop.workload.as_deref())
     }
 
     /// What spans and metrics of the client's side say about this connection.
@@ -337,6 +345,7 @@ impl Opened {
     async fn adopt(self, by: &Outbound, protocol: Protocol) -> Result<(), hyper::Error> {
         self.spans.into_iter().for_each(TcpSpan::discard);
         let key = PoolKey::speaking(by.client.ip(), self.hop.address, protocol);
+        let key = key.of_generation(by.generation(&self.hop));
         match &self.hop.way {
             Way::SameNode(pod) => pod.inbound.adopt(key, self.server).await,
             way => by.pod.outbound(way.peer()).adopt(key.marked(by.mark), self.server).await,
@@ -400,7 +409,7 @@ impl Requests {
                 };
             }
             let key = PoolKey::new(client.ip(), hop.address, request.version());
-            let key = key.marked(self.outbound.mark);
+            let key = key.of_generation(self.outbound.generation(&hop)).marked(self.outbound.mark);
             let dial = || self.outbound.reach(&hop);
             pod.outbound(hop.way.peer()).send(key, request, dial).await.map_err(Refusal::from)
         })

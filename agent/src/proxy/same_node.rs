@@ -17,6 +17,23 @@ pub enum SameNode {
 }
 
 impl SameNode {
+    /// Why nothing is handed over; `None` where that depends on the pods.
+    pub fn always_tunnels(self, snapshot: &Snapshot) -> Option<&'static str> {
+        match self {
+            Self::Auto if snapshot.cni_policies => {
+                Some("the cluster has policies that only its CNI understands")
+            }
+            Self::Tunnel => Some("--same-node=tunnel"),
+            Self::Auto | Self::Handover => None,
+        }
+    }
+
+    /// Why nothing is handed over to or from `pod`.
+    pub fn tunnels(self, pod: &Workload) -> Option<String> {
+        let policed = pod.policed.as_ref().filter(|_| self == Self::Auto)?;
+        Some(format!("NetworkPolicy {}/{} selects it", pod.namespace, policed.by))
+    }
+
     /// Whether what `client` sends to `server` is handed over.
     pub(super) fn hands_over(
         self,
@@ -39,6 +56,5 @@ impl SameNode {
 /// Whether no NetworkPolicy selects the pod, by the newest snapshot: whoever holds an older view
 /// of it would not know of a policy that is in force meanwhile.
 fn is_free(snapshot: &Snapshot, pod: &Workload) -> bool {
-    let newest = pod.ips.first().and_then(|ip| snapshot.workload(*ip));
-    newest.is_some_and(|newest| newest.uid == pod.uid && !newest.policed)
+    snapshot.newest(pod).is_some_and(|newest| newest.policed.is_none())
 }

@@ -38,7 +38,7 @@ pub(super) fn workload(name: &str) -> Workload {
         sidecar: false,
         meshed: true,
         captured: true,
-        policed: false,
+        policed: None,
         mtls: Arc::default(),
         starts: 1,
         netns: None,

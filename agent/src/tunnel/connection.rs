@@ -10,13 +10,12 @@ use std::{
 use bytes::Bytes;
 use h2::{Reason, client::SendRequest};
 use http::{HeaderMap, Method, Request, Uri};
-use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
 use tokio::{net::TcpStream, sync::watch};
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use super::{
-    HboneStream, PoolOptions, TunnelError,
+    HboneStream, Made, PoolOptions, TunnelError,
     error::within,
     limits::{CONNECTION_WINDOW, FRAME, HEADER_BYTES, PROVOKED_RESETS, SEND_BUFFER, TLS_TIMEOUT},
     usage::{GONE, InUse, Usage, peer_is_gone},
@@ -37,7 +36,7 @@ pub struct ConnectRequest {
 #[derive(Debug)]
 pub(super) struct Connection {
     /// What it was made with; a renewed certificate makes another.
-    pub(super) tls: Arc<ClientConfig>,
+    pub(super) made: Made,
     sender: SendRequest<Bytes>,
     usage: Usage,
     window: Window,
@@ -71,14 +70,14 @@ impl Connection {
     pub(super) async fn establish(
         stream: TcpStream,
         address: SocketAddr,
-        tls: Arc<ClientConfig>,
+        made: Made,
         options: &PoolOptions,
         connections: usize,
         closing: impl FnMut(&Arc<Connection>) -> bool + Send + 'static,
     ) -> Result<Arc<Self>, TunnelError> {
         // Frames are written whole; waiting for more of them only adds latency.
         stream.set_nodelay(true).map_err(|error| TunnelError::Dial { source: error.into() })?;
-        let connector = TlsConnector::from(tls.clone());
+        let connector = TlsConnector::from(made.tls.clone());
         let name = ServerName::IpAddress(address.ip().into());
         let stream = within("the TLS handshake", TLS_TIMEOUT, connector.connect(name, stream))
             .await?
@@ -97,7 +96,7 @@ impl Connection {
             .await
             .map_err(|error| TunnelError::from(&error))?;
         let (end, ended) = watch::channel(None);
-        let this = Arc::new(Self { tls, sender, usage: Usage::none(), window, ended });
+        let this = Arc::new(Self { made, sender, usage: Usage::none(), window, ended });
         let closer = Closer {
             connection: Arc::downgrade(&this),
             usage: this.usage.clone(),

@@ -18,6 +18,6 @@ mod tests;
 
 pub use connection::ConnectRequest;
 pub use error::TunnelError;
-pub use pool::{HbonePool, PoolKey, PoolOptions};
+pub use pool::{HbonePool, Made, PoolKey, PoolOptions};
 pub use server::{Connect, serve};
 pub use stream::HboneStream;

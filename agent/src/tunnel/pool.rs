@@ -34,6 +34,21 @@ pub struct PoolKey {
     pub address: SocketAddr,
 }
 
+/// What a connection is made with. Streams of another one need a connection of their own.
+#[derive(Clone, Debug)]
+pub struct Made {
+    /// The configuration of TLS, with the certificate.
+    pub tls: Arc<ClientConfig>,
+    /// Another number when connections of before are not to be used any more.
+    pub generation: u64,
+}
+
+impl Made {
+    fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.tls, &other.tls) && self.generation == other.generation
+    }
+}
+
 /// Limits of a pool.
 #[derive(Clone, Debug)]
 pub struct PoolOptions {
@@ -81,7 +96,7 @@ struct Peer {
 /// A connection being made, and the streams that will be opened on it.
 #[derive(Debug)]
 struct Dial {
-    tls: Arc<ClientConfig>,
+    made: Made,
     streams: usize,
     outcome: Outcome,
 }
@@ -102,9 +117,9 @@ impl HbonePool {
         Self { shared: Arc::new(Shared { options, peers: Mutex::default() }) }
     }
 
-    /// Opens one stream, on a connection that is there or on one made with `dial` and `tls`.
+    /// Opens one stream, on a connection that is there or on one made with `dial` and `made`.
     ///
-    /// Connections made with another `tls` are left to the streams they carry. `dial` is
+    /// Connections made with something else are left to the streams they carry. `dial` is
     /// called again when the new connection was closed before the peer had looked at it.
     ///
     /// # Errors
@@ -114,7 +129,7 @@ impl HbonePool {
         key: PoolKey,
         connect: ConnectRequest,
         dial: D,
-        tls: Arc<ClientConfig>,
+        made: Made,
     ) -> Result<HboneStream, TunnelError>
     where
         D: Fn() -> F,
@@ -123,7 +138,7 @@ impl HbonePool {
         let mut dials = 0;
         loop {
             let mut fresh = false;
-            let reserved = match self.shared.path(&key, &tls) {
+            let reserved = match self.shared.path(&key, &made) {
                 Path::Reserved(reserved) => reserved,
                 Path::Wait(mut outcome) => {
                     // Closed means that whoever dialled gave up; then it is our turn.
@@ -135,7 +150,7 @@ impl HbonePool {
                 Path::Dial(dialling) => {
                     dials += 1;
                     fresh = true;
-                    dialling.run(&dial, &tls).await?
+                    dialling.run(&dial, &made).await?
                 }
             };
             let connection = reserved.connection.clone();
@@ -166,21 +181,21 @@ impl Shared {
         self.peers().values().map(|peer| peer.connections.len()).sum()
     }
 
-    fn path(self: &Arc<Self>, key: &PoolKey, tls: &Arc<ClientConfig>) -> Path {
+    fn path(self: &Arc<Self>, key: &PoolKey, made: &Made) -> Path {
         let most = self.options.streams_per_connection;
         let mut peers = self.peers();
         let peer = peers.entry(key.clone()).or_default();
-        peer.connections.retain(|connection| Arc::ptr_eq(&connection.tls, tls));
+        peer.connections.retain(|connection| connection.made.is(made));
         if let Some(reserved) = peer.connections.iter().find_map(|known| known.reserve(most)) {
             return Path::Reserved(reserved);
         }
-        let joinable = |dial: &&mut Dial| Arc::ptr_eq(&dial.tls, tls) && dial.streams < most;
+        let joinable = |dial: &&mut Dial| dial.made.is(made) && dial.streams < most;
         if let Some(dial) = peer.dials.iter_mut().find(joinable) {
             dial.streams += 1;
             return Path::Wait(dial.outcome.clone());
         }
         let (outcome, receiver) = watch::channel(None);
-        peer.dials.push(Dial { tls: tls.clone(), streams: 1, outcome: receiver.clone() });
+        peer.dials.push(Dial { made: made.clone(), streams: 1, outcome: receiver.clone() });
         Path::Dial(Dialling { shared: self.clone(), key: key.clone(), outcome, receiver })
     }
 
@@ -222,15 +237,11 @@ struct Dialling {
 }
 
 impl Dialling {
-    async fn run<F>(
-        self,
-        dial: impl Fn() -> F,
-        tls: &Arc<ClientConfig>,
-    ) -> Result<Reserved, TunnelError>
+    async fn run<F>(self, dial: impl Fn() -> F, made: &Made) -> Result<Reserved, TunnelError>
     where
         F: Future<Output = io::Result<TcpStream>>,
     {
-        match self.connect(dial, tls).await {
+        match self.connect(dial, made).await {
             Ok((connection, reserved)) => {
                 self.shared.change(&self.key, |peer| peer.connections.push(connection.clone()));
                 // If it is over already, its own task came too early to take it out again.
@@ -248,7 +259,7 @@ impl Dialling {
     async fn connect<F>(
         &self,
         dial: impl Fn() -> F,
-        tls: &Arc<ClientConfig>,
+        made: &Made,
     ) -> Result<(Arc<Connection>, Reserved), TunnelError>
     where
         F: Future<Output = io::Result<TcpStream>>,
@@ -262,10 +273,10 @@ impl Dialling {
         let closing = move |connection: &Arc<Connection>| {
             shared.upgrade().is_none_or(|shared| shared.forget_done(&key, connection))
         };
-        let (address, tls) = (self.key.address, tls.clone());
+        let (address, made) = (self.key.address, made.clone());
         let connections = self.shared.connections() + 1;
         let connection =
-            Connection::establish(stream, address, tls, options, connections, closing).await?;
+            Connection::establish(stream, address, made, options, connections, closing).await?;
         // Before anybody else sees it, so that the one who dialled has a place on it.
         let reserved = connection
             .reserve(options.streams_per_connection)

@@ -168,6 +168,8 @@ fn containerd() -> String {
   runtime_type = "io.containerd.runc.v2"
   [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc.options]
     SystemdCgroup = false
+[plugins."io.containerd.nri.v1.nri".default_validator]
+  enable = true
 "#,
         pause = image("pause"),
     )

@@ -14,7 +14,7 @@ use anyhow::{Context, ensure};
 use rustls_pki_types::{CertificateDer, ServerName, pem::PemObject};
 use serde_json::{Value, json};
 use shop::Shop;
-use sluice_kube::{Mesh, NODES, Pose, Wire, Workload, health_asked_by, holds, text};
+use sluice_kube::{Mesh, NODES, Pose, Tenant, Wire, Workload, health_asked_by, holds, text};
 use sluice_tests::{Kind, Netns, Span, ask_ca, expect_refusal, trace_tree};
 use socket2::{Domain, Socket, Type};
 
@@ -403,4 +403,39 @@ fn who_names_its_cgroup_like_another_pods_is_not_believed() -> anyhow::Result<()
         println!("as {path}: {error:#}");
     }
     Ok(())
+}
+
+#[test]
+fn a_pod_may_require_that_the_container_runtime_knows_the_agent() -> anyhow::Result<()> {
+    let tenant = Tenant::new("required")?;
+    let requiring = |name: &str, plugin: &str| {
+        json!({
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {
+                "name": name,
+                "annotations": {
+                    "required-plugins.noderesource.dev/pod": format!("[ {plugin} ]"),
+                },
+            },
+            "spec": {
+                "terminationGracePeriodSeconds": 1,
+                "containers": [{
+                    "name": "echo",
+                    "image": sluice_kube::image("sluice-sample"),
+                    "imagePullPolicy": "Never",
+                    "args": ["echo"],
+                }],
+            },
+        })
+    };
+    tenant.apply(&requiring("with", "sluice"))?;
+    tenant.apply(&requiring("without", "nobody"))?;
+    tenant.kubectl(["wait", "--for=condition=Ready", "--timeout=120s", "pod/with"])?;
+    tenant.eventually("the container runtime refuses", || {
+        let events = tenant.kubectl(["get", "events", "--field-selector=reason=Failed"])?;
+        let told = |line: &str| line.contains("pod/without") && line.contains("\"nobody\"");
+        ensure!(events.lines().any(told), "{events}");
+        Ok(())
+    })
 }

@@ -183,6 +183,22 @@ async fn a_pod_that_cannot_be_captured_is_shown_with_the_reason_and_others_are()
     Ok(())
 }
 
+#[tokio::test]
+async fn a_pod_that_is_a_virtual_machine_is_not_captured_and_status_says_why() -> anyhow::Result<()>
+{
+    let mesh = Mesh::new()?;
+    // What Kata Containers and KubeVirt call theirs.
+    for (pod, interface) in [(&mesh.client, "tap0_kata"), (&mesh.near, "k6t-eth0")] {
+        let mut ip = Command::new("ip");
+        ip.args(["link", "add", interface, "type", "veth"]);
+        pod.run(ip)?.success()?;
+    }
+    let _agent = Agent::start(&mesh.a, &mesh.config, AgentOptions::default()).await?;
+    let status = status_text(&mesh)?;
+    assert_says(&status, &["virtual machine", "tap0_kata", "k6t-eth0", "(hint: "]);
+    Ok(())
+}
+
 fn status_text(mesh: &Mesh) -> anyhow::Result<String> {
     let mut command = Command::new(agent_program()?);
     command.arg("status");

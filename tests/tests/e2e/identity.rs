@@ -7,8 +7,8 @@ use anyhow::Context;
 use bytes::Bytes;
 use http::StatusCode;
 use sluice_tests::{
-    Agent, HBONE, HboneClient, Kind, OPAQUE, PATIENCE, Pod, Span, TestCa, TestCertificate,
-    TunnelLab, within,
+    Agent, HBONE, HboneClient, HboneSessions, Kind, OPAQUE, PATIENCE, Pod, Span, TestCa,
+    TestCertificate, TunnelLab, within,
 };
 use time::OffsetDateTime;
 use tokio::{
@@ -233,5 +233,42 @@ async fn a_tunnel_into_one_pod_leads_to_no_other_address() -> anyhow::Result<()>
     // The connection is not at fault, and the pod itself is reachable through it.
     let _listener = lab.far.listen(OPAQUE[0])?;
     assert_eq!(client.open(opaque(&lab.far)).await?.0, StatusCode::OK);
+    Ok(())
+}
+
+#[tokio::test]
+async fn no_session_is_resumed_past_the_certificates() -> anyhow::Result<()> {
+    let lab = TunnelLab::new()?;
+    let _agents = lab.start_agents(&[]).await?;
+    let ca = TestCa::of_agents(&lab.lab.directory().join("ca"))?;
+    let certificate = ca.sign(&[&lab.client.principal()], OffsetDateTime::now_utc())?;
+    let sessions = HboneSessions::of(Some(certificate))?;
+    let listener = lab.far.listen(OPAQUE[0])?;
+    for _ in 0..2 {
+        let mut client = HboneClient::connect_by(&lab.outsider, &lab.far, &sessions).await?;
+        assert!(!client.is_resumed());
+        // By now a server has said what it takes to resume.
+        let (status, ..) = client.open(opaque(&lab.far)).await?;
+        assert_eq!(status, StatusCode::OK);
+        within(PATIENCE, "accept", listener.accept()).await??;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn whoever_speaks_tls_1_2_alone_is_refused() -> anyhow::Result<()> {
+    /// A ClientHello (RFC 5246, 7.4.1.2) up to its random, and behind that: one cipher suite, one
+    /// kind of signature and one group.
+    const BEFORE: &[u8] = &[22, 3, 1, 0, 63, 1, 0, 0, 59, 3, 3];
+    const AFTER: &[u8] =
+        &[0, 0, 2, 0xc0, 0x2f, 1, 0, 0, 16, 0, 13, 0, 4, 0, 2, 4, 3, 0, 10, 0, 4, 0, 2, 0, 23];
+    /// A fatal alert: `protocol_version`.
+    const REFUSAL: [u8; 7] = [21, 3, 3, 0, 2, 2, 70];
+    let lab = TunnelLab::new()?;
+    let _agents = lab.start_agents(&[]).await?;
+    let to = SocketAddr::new(lab.far.ip(), HBONE);
+    let mut stream = within(PATIENCE, "connect", lab.outsider.connect(to)).await??;
+    stream.write_all(&[BEFORE, &[0; 32], AFTER].concat()).await?;
+    assert_eq!(read(stream, REFUSAL.len()).await?, REFUSAL);
     Ok(())
 }

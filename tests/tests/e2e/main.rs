@@ -5,6 +5,7 @@ mod annotation;
 mod bad_input;
 mod bugreport;
 mod ca;
+mod capabilities;
 mod capture;
 mod cgroups;
 mod check;

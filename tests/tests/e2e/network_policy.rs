@@ -5,8 +5,8 @@ use std::{collections::BTreeMap, net::SocketAddr, process::Command, time::Durati
 
 use serde_json::json;
 use sluice_tests::{
-    Agent, AgentOptions, Kind, KubeApi, KubeKind, Mesh, PATIENCE, Pod, Span, Talk, refused,
-    wait_until_captured,
+    Agent, AgentOptions, Kind, KubeApi, KubeKind, Mesh, PATIENCE, Pod, Span, Talk, agent_program,
+    eventually, refused, wait_until_captured,
 };
 
 const PORT: u16 = 9999;
@@ -37,6 +37,19 @@ fn let_nobody_reach(mesh: &Mesh, pod: &Pod) -> anyhow::Result<()> {
         mesh.a.run(nft)?.success()?;
     }
     Ok(())
+}
+
+/// The same, but what the node has seen before goes on.
+fn let_only_the_known_reach(mesh: &Mesh, pod: &Pod) -> anyhow::Result<()> {
+    let mut nft = Command::new("nft");
+    nft.arg(format!(
+        "add table inet cni; \
+         add chain inet cni forward {{ type filter hook forward priority 0; }}; \
+         add rule inet cni forward ct state established,related accept; \
+         add rule inet cni forward ip daddr {} drop",
+        pod.ip()
+    ));
+    mesh.a.run(nft)?.success().map(drop)
 }
 
 /// Nobody reaches `near` from the client of its own node, by any of its addresses.
@@ -86,6 +99,27 @@ async fn whom_a_policy_keeps_out_is_kept_out_in_the_mesh_too() -> anyhow::Result
     // Whoever wants it otherwise has to say so.
     let _agent = mesh.start_agent(&mesh.a, &["--same-node=handover"]).await?;
     talk(&mesh).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn whom_a_new_policy_keeps_out_finds_no_connection_of_before() -> anyhow::Result<()> {
+    let mesh = Mesh::new()?;
+    let _agents = mesh.start_agents(&["--same-node=tunnel"]).await?;
+    for server in [&mesh.near, &mesh.far] {
+        let to = SocketAddr::new(server.ip(), PORT);
+        let listener = server.listen(PORT)?;
+        // Goes on, as what a CNI has let through does.
+        let mut before = Talk::start(&mesh.client, to, &listener).await?;
+        let_only_the_known_reach(&mesh, server)?;
+        mesh.config.write("policy", &policy(server.app()))?;
+        let known = || async {
+            let seen = refused(&mesh.client, to, &listener, SILENCE).await;
+            Ok(seen.is_ok().then_some(()))
+        };
+        eventually("nobody new gets through", known).await?;
+        before.exchange().await?;
+    }
     Ok(())
 }
 
@@ -146,4 +180,36 @@ async fn the_api_server_tells_of_policies_and_of_kinds_that_only_the_cni_underst
     agent.process().output().line(PATIENCE, told).await?;
     assert!(!is_handed_over(&mesh).await?);
     Ok(())
+}
+
+#[tokio::test]
+async fn status_says_why_pods_are_tunnelled_and_whom_policies_cut_off() -> anyhow::Result<()> {
+    let mesh = Mesh::new()?;
+    let port =
+        policy("near").replace("policyTypes", "ingress: [{ports: [{port: 80}]}], policyTypes");
+    mesh.config.write("policy", &port)?;
+    let _agent = mesh.start_agent(&mesh.a, &[]).await?;
+    let status = Agent::status(&mesh.a)?;
+    assert!(status["same_node"].is_null(), "{status}");
+    for pod in status["pods"].as_array().into_iter().flatten() {
+        let says =
+            |field: &str, what: &str| pod[field].as_str().is_some_and(|it| it.contains(what));
+        let is_near = pod["name"] == "default/near";
+        assert_eq!(says("same_node", "NetworkPolicy default/near selects it"), is_near, "{pod}");
+        assert_eq!(says("cut", "NetworkPolicy default/near lets clients"), is_near, "{pod}");
+    }
+    let text = status_text(&mesh)?;
+    assert!(text.contains("on this node tunnel: ") && text.contains("warning: "), "{text}");
+
+    let cilium = "apiVersion: cilium.io/v2\nkind: CiliumNetworkPolicy\nmetadata: {name: one}\n";
+    mesh.config.write("policy", cilium)?;
+    let why = "between pods of this node tunnel: the cluster has policies that only its CNI";
+    let told = || async { Ok(status_text(&mesh)?.contains(why).then_some(())) };
+    eventually("the status says why", told).await
+}
+
+fn status_text(mesh: &Mesh) -> anyhow::Result<String> {
+    let mut command = Command::new(agent_program()?);
+    command.arg("status");
+    mesh.a.run(command)?.success()
 }

@@ -27,7 +27,7 @@ struct Module {
     minutes: &'static str,
 }
 
-const MODULES: [Module; 6] = [
+const MODULES: [Module; 7] = [
     Module {
         name: "kubernetes",
         package: "tool",
@@ -58,6 +58,13 @@ const MODULES: [Module; 6] = [
         program: Some("coredns"),
         version: None,
         minutes: "a minute",
+    },
+    Module {
+        name: "kube-router",
+        package: ".",
+        program: Some("kube-router"),
+        version: None,
+        minutes: "2 minutes",
     },
     Module {
         name: "helm",

@@ -65,6 +65,7 @@ const OPTIONAL: &[&str] = &["curl", "ping", "ps"];
 const MODULES: &[&str] = &[
     "kernel/drivers/net/veth",
     "kernel/drivers/net/dummy",
+    "kernel/drivers/net/macvlan",
     "kernel/net/ipv4/",
     "kernel/net/ipv6/",
     "kernel/net/mptcp/",

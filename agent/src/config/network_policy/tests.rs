@@ -25,7 +25,7 @@ fn selects(namespace: &str, selector: &str) -> bool {
          spec: {{podSelector: {selector}, policyTypes: [Ingress], ingress: []}}\n"
     );
     let snapshot = load(&text).unwrap();
-    snapshot.workload("10.0.0.1".parse().unwrap()).unwrap().policed
+    snapshot.workload("10.0.0.1".parse().unwrap()).unwrap().policed.is_some()
 }
 
 #[test]
@@ -79,4 +79,59 @@ fn an_operator_that_is_none_is_named() {
     let expected = "mesh.yaml:4:62: spec.podSelector.matchExpressions[0].operator `Is` is no \
                     operator (hint: the operators are In, NotIn, Exists, DoesNotExist)";
     assert_eq!(said, expected);
+}
+
+/// The policy of those with `ingress` that keeps the mesh from `order`.
+fn cut_by(specs: &[&str]) -> Option<String> {
+    let policies = specs.iter().enumerate().map(|(number, spec)| {
+        format!(
+            "---\napiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\n\
+             metadata: {{namespace: shop, name: p{number}}}\nspec: {{podSelector: {{}}, {spec}}}\n"
+        )
+    });
+    let snapshot = load(&policies.collect::<String>()).unwrap();
+    let order = snapshot.workload("10.0.0.1".parse().unwrap()).unwrap();
+    order.policed.as_ref()?.cut_by.as_ref().map(|name| name.to_string())
+}
+
+#[test]
+fn whoever_allows_ports_but_not_the_meshs_is_named() {
+    let cuts = Some("p0".to_owned());
+    for (ingress, expected) in [
+        // Nobody is to reach it, mesh or not.
+        ("policyTypes: [Ingress]", None),
+        ("ingress: []", None),
+        ("policyTypes: [Egress], egress: [{ports: [{port: 53}]}]", None),
+        ("ingress: [{}]", None),
+        ("ingress: [{from: [{podSelector: {}}]}]", None),
+        ("ingress: [{ports: [{port: 8080}]}]", cuts.clone()),
+        ("ingress: [{ports: [{port: http, protocol: TCP}]}]", cuts.clone()),
+        ("ingress: [{ports: [{port: 53, protocol: UDP}]}]", None),
+        ("ingress: [{ports: [{protocol: TCP}]}]", None),
+        ("ingress: [{ports: [{port: 8080}, {port: 15008}]}]", None),
+        ("ingress: [{ports: [{port: 15000, endPort: 15010}]}]", None),
+        ("ingress: [{ports: [{port: 15009, endPort: 15010}]}]", cuts.clone()),
+        ("ingress: [{ports: [{port: 15008, protocol: UDP}, {port: 80}]}]", cuts),
+    ] {
+        assert_eq!(cut_by(&[ingress]), expected, "{ingress}");
+    }
+    let port = |port| format!("ingress: [{{ports: [{{port: {port}}}]}}]");
+    assert_eq!(cut_by(&[&port(80), &port(15008)]), None);
+    assert_eq!(cut_by(&["ingress: []", &port(80)]), Some("p1".to_owned()));
+}
+
+#[test]
+fn a_policy_that_says_something_else_is_another_one() {
+    let digest = |spec: &str| {
+        let text = format!(
+            "---\napiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\n\
+             metadata: {{namespace: shop, name: one}}\nspec: {{podSelector: {{}}, {spec}}}\n"
+        );
+        let snapshot = load(&text).unwrap();
+        let order = snapshot.workload("10.0.0.1".parse().unwrap()).unwrap();
+        order.policed.as_ref().unwrap().digest
+    };
+    assert_eq!(digest("ingress: []"), digest("ingress: []"));
+    assert_ne!(digest("ingress: []"), digest("ingress: [{}]"));
+    assert_ne!(digest("egress: []"), digest("egress: [{to: [{podSelector: {}}]}]"));
 }

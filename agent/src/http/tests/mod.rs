@@ -16,7 +16,9 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use http::{Request, Response, StatusCode};
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::{
     AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf, duplex,
 };
@@ -281,7 +283,13 @@ impl AsyncWrite for Moving {
 async fn a_server_that_wants_to_be_rid_of_an_idle_connection_is_dialled_again() {
     let pool = new_pool();
     let server = SocketAddr::from((Ipv4Addr::LOCALHOST, 80));
-    let key = PoolKey { client: Ipv4Addr::LOCALHOST.into(), server, http2: false, mark: 0 };
+    let key = PoolKey {
+        client: Ipv4Addr::LOCALHOST.into(),
+        server,
+        http2: false,
+        mark: 0,
+        generation: 0,
+    };
     let leaving = Arc::new(AtomicBool::new(false));
     let (dialled, mut servers) = tokio::sync::mpsc::unbounded_channel();
     let mut kept = Vec::new();
@@ -306,6 +314,46 @@ async fn a_server_that_wants_to_be_rid_of_an_idle_connection_is_dialled_again() 
         http_body_util::BodyExt::collect(body).await.unwrap();
         assert_eq!(kept.len(), connections);
         assert!(servers.is_empty(), "dialled more often");
+    }
+}
+
+#[tokio::test]
+async fn a_request_of_another_generation_goes_by_another_connection() {
+    let pool = new_pool();
+    let server = SocketAddr::from((Ipv4Addr::LOCALHOST, 80));
+    for http2 in [false, true] {
+        let key =
+            PoolKey { client: Ipv4Addr::LOCALHOST.into(), server, http2, mark: 0, generation: 0 };
+        let dialled = AtomicUsize::new(0);
+        for (generation, connections) in [(0, 1), (0, 1), (1, 2), (1, 2)] {
+            let dial = || async {
+                dialled.fetch_add(1, Ordering::Relaxed);
+                let (ours, theirs) = duplex(64 << 10);
+                tokio::spawn(answer_all(theirs, http2));
+                Ok::<_, &str>(ours)
+            };
+            let request = Request::builder().uri("http://a/").header("host", "a");
+            let request = request.body(Body::default()).unwrap();
+            let response = pool.send(key.of_generation(generation), request, dial).await;
+            let body = response.unwrap().into_body();
+            http_body_util::BodyExt::collect(body).await.unwrap();
+            assert_eq!(dialled.load(Ordering::Relaxed), connections, "HTTP/2: {http2}");
+        }
+    }
+}
+
+/// A server that has nothing to say to any request.
+async fn answer_all(stream: DuplexStream, http2: bool) {
+    let nothing = hyper::service::service_fn(|_| async {
+        Ok::<_, std::convert::Infallible>(Response::new(http_body_util::Empty::<Bytes>::new()))
+    });
+    let io = TokioIo::new(stream);
+    if http2 {
+        let server = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+        let _ = server.serve_connection(io, nothing).await;
+    } else {
+        let server = hyper::server::conn::http1::Builder::new();
+        let _ = server.serve_connection(io, nothing).await;
     }
 }
 
@@ -336,7 +384,8 @@ async fn a_chunked_body_passes_whatever_the_method() {
 async fn requests_that_waited_for_an_http_2_dial_that_failed_do_not_queue_up() {
     let pool = Arc::new(new_pool());
     let server = SocketAddr::from((Ipv4Addr::LOCALHOST, 80));
-    let key = PoolKey { client: Ipv4Addr::LOCALHOST.into(), server, http2: true, mark: 0 };
+    let key =
+        PoolKey { client: Ipv4Addr::LOCALHOST.into(), server, http2: true, mark: 0, generation: 0 };
     let slow = Duration::from_secs(10);
     let began = tokio::time::Instant::now();
     let requests = (0..20).map(|_| {
@@ -405,7 +454,8 @@ async fn a_body_that_ends_with_trailers_is_complete() {
 #[tokio::test(start_paused = true)]
 async fn an_http_2_connection_is_closed_once_nothing_was_asked_for_a_while() {
     let (pool, server) = (new_pool(), SocketAddr::from((Ipv4Addr::LOCALHOST, 80)));
-    let key = PoolKey { client: Ipv4Addr::LOCALHOST.into(), server, http2: true, mark: 0 };
+    let key =
+        PoolKey { client: Ipv4Addr::LOCALHOST.into(), server, http2: true, mark: 0, generation: 0 };
     let (ours, theirs) = duplex(64 << 10);
     let served = tokio::spawn(async move {
         let mut connection = h2::server::handshake(theirs).await.unwrap();

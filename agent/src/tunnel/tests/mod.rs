@@ -33,7 +33,7 @@ use tokio_rustls::{TlsAcceptor, TlsConnector};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Connect, ConnectRequest, HbonePool, HboneStream, PoolKey, PoolOptions, TunnelError,
+    Connect, ConnectRequest, HbonePool, HboneStream, Made, PoolKey, PoolOptions, TunnelError,
     limits::{CONNECTS_IN_WORK, LARGEST_WINDOW, STREAMS},
     serve,
 };
@@ -165,6 +165,10 @@ struct EchoServer {
     drain: Arc<Mutex<CancellationToken>>,
 }
 
+fn made(tls: Arc<ClientConfig>) -> Made {
+    Made { tls, generation: 0 }
+}
+
 fn key(address: SocketAddr) -> PoolKey {
     PoolKey { source: principal("frontend"), peer: principal("order"), address }
 }
@@ -178,7 +182,7 @@ async fn open(
     address: SocketAddr,
     tls: Arc<ClientConfig>,
 ) -> Result<HboneStream, TunnelError> {
-    pool.open(key(address), connect_request(), || TcpStream::connect(address), tls).await
+    pool.open(key(address), connect_request(), || TcpStream::connect(address), made(tls)).await
 }
 
 /// A pool, a server, and the means to open streams between them.
@@ -206,7 +210,13 @@ impl Bench {
     }
 
     async fn stream_with(&mut self, tls: Arc<ClientConfig>) -> (HboneStream, HboneStream) {
-        let opened = open(&self.pool, self.server.address, tls);
+        self.stream_of(made(tls)).await
+    }
+
+    async fn stream_of(&mut self, made: Made) -> (HboneStream, HboneStream) {
+        let address = self.server.address;
+        let dial = || TcpStream::connect(address);
+        let opened = self.pool.open(key(address), connect_request(), dial, made);
         let (opened, accepted) = tokio::join!(opened, self.server.accept());
         (opened.unwrap(), accepted)
     }

@@ -28,7 +28,7 @@ async fn headers_that_http2_forbids_are_an_error_and_not_a_wait() {
     connect.headers.insert("connection", "close".parse().unwrap());
     let address = bench.server.address;
     let tls = bench.mesh.client().await;
-    let opened = bench.pool.open(key(address), connect, || TcpStream::connect(address), tls);
+    let opened = bench.pool.open(key(address), connect, || TcpStream::connect(address), made(tls));
     let error = opened.await.unwrap_err();
     assert!(matches!(error, TunnelError::Broken { .. }), "{error}");
     exchange(&mut client, &mut server, b"still here").await;
@@ -72,7 +72,8 @@ async fn a_dial_that_fails_fails_everyone_who_waited_for_it() {
     };
     let address = app();
     let tls = mesh.client().await;
-    let opens = (0..50).map(|_| pool.open(key(address), connect_request(), dial, tls.clone()));
+    let opens =
+        (0..50).map(|_| pool.open(key(address), connect_request(), dial, made(tls.clone())));
     for opened in futures_util::future::join_all(opens).await {
         assert!(matches!(opened, Err(TunnelError::Dial { .. })), "{opened:?}");
     }
@@ -94,7 +95,7 @@ async fn when_the_one_who_dials_gives_up_another_one_dials() {
                 dialling.lock().unwrap().take().unwrap().send(()).unwrap();
                 pending()
             };
-            pool.open(key(address), connect_request(), dial, tls).await
+            pool.open(key(address), connect_request(), dial, made(tls)).await
         })
     };
     dialled.await.unwrap();
@@ -168,6 +169,21 @@ async fn a_renewed_certificate_takes_a_new_connection_and_leaves_the_old_to_its_
     bench.server.ended.recv().await.unwrap().unwrap();
     exchange(&mut client, &mut server, b"new").await;
     bench.stream_with(renewed).await;
+    assert_eq!(bench.server.connections(), 2);
+}
+
+#[tokio::test]
+async fn a_stream_of_another_generation_takes_a_new_connection_and_the_old_one_ends_with_its_own() {
+    let mut bench = Bench::new().await;
+    let (mut old_client, mut old_server) = bench.stream().await;
+    let next = Made { generation: 1, ..made(bench.mesh.client().await) };
+    let (mut client, mut server) = bench.stream_of(next.clone()).await;
+    assert_eq!(bench.server.connections(), 2);
+    exchange(&mut old_client, &mut old_server, b"old").await;
+    drop((old_client, old_server));
+    bench.server.ended.recv().await.unwrap().unwrap();
+    exchange(&mut client, &mut server, b"new").await;
+    bench.stream_of(next).await;
     assert_eq!(bench.server.connections(), 2);
 }
 

@@ -9,7 +9,7 @@ async fn the_server_learns_who_connects_where_and_with_which_headers() {
     let mut connect = connect_request();
     connect.headers.insert("baggage", "k=v".parse().unwrap());
     let address = bench.server.address;
-    let opened = bench.pool.open(key(address), connect, || TcpStream::connect(address), tls);
+    let opened = bench.pool.open(key(address), connect, || TcpStream::connect(address), made(tls));
     let arrived = async {
         let connect = bench.server.connects.recv().await.unwrap();
         assert_eq!(connect.authority, app());

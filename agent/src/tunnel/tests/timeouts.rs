@@ -30,7 +30,7 @@ async fn a_dial_without_an_answer_is_given_up() {
     let pool = HbonePool::new(PoolOptions::default());
     let dial = pending::<io::Result<TcpStream>>;
     let tls = mesh.client().await;
-    times_out("connecting", pool.open(key(app()), connect_request(), dial, tls)).await;
+    times_out("connecting", pool.open(key(app()), connect_request(), dial, made(tls))).await;
 }
 
 #[tokio::test(start_paused = true)]
