@@ -2,12 +2,16 @@
 
 use std::{
     collections::BTreeMap,
+    fs::File,
     net::{IpAddr, SocketAddr},
     path::PathBuf,
     time::Duration,
 };
 
-use nix::sys::signal::Signal;
+use nix::{
+    fcntl::{Flock, FlockArg},
+    sys::signal::Signal,
+};
 use serde_json::{Value, json};
 use sluice_tests::{
     Agent, AgentOptions, KubeApi, KubeKind, KubePod, Mesh, NetnsState, Node, PATIENCE, Pod,
@@ -421,6 +425,29 @@ fn mutual_tls(node: &Node, pod: &Pod) -> anyhow::Result<Option<String>> {
 async fn mutual_tls_becomes(node: &Node, pod: &Pod, wanted: &str) -> anyhow::Result<()> {
     let is = || async { Ok((mutual_tls(node, pod)?.as_deref() == Some(wanted)).then_some(())) };
     eventually(&format!("mutual TLS becomes {wanted}"), is).await
+}
+
+#[tokio::test]
+async fn a_disk_that_stands_still_holds_up_no_change() -> anyhow::Result<()> {
+    let cluster = Cluster::started()?;
+    let Cluster { mesh, api, .. } = &cluster;
+    // An agent that cannot lock this waits for it with what it has to save.
+    let folder = mesh.lab.directory().join("node-a-state");
+    std::fs::create_dir_all(&folder)?;
+    let locked = Flock::lock(File::open(&folder)?, FlockArg::LockExclusive);
+    let locked = locked.map_err(|(_, error)| error)?;
+    let _agent = cluster.agent(&mesh.a).await?;
+    let strict = json!({
+        "metadata": {"namespace": "default", "name": "strict"},
+        "spec": {"mtls": {"mode": "STRICT"}},
+    });
+    api.apply(KubeKind::PeerAuthentication, strict);
+    let said = "STRICT by PeerAuthentication default/strict";
+    mutual_tls_becomes(&mesh.a, &mesh.near, said).await?;
+    let saved = folder.join("snapshot.json");
+    assert!(!saved.exists(), "it was not held up");
+    drop(locked);
+    eventually("it is saved", || async { Ok(saved.exists().then_some(())) }).await
 }
 
 #[tokio::test]

@@ -1,10 +1,12 @@
 //! Where the changes of all watches meet and become snapshots.
 
 use std::{
+    io,
     sync::Arc,
     time::{Duration, SystemTime},
 };
 
+use futures_util::future::OptionFuture;
 use k8s_openapi::api::core::v1::{Pod, Service};
 use tokio::{
     sync::{
@@ -87,6 +89,7 @@ impl Gather {
         let late = Instant::now() + PATIENCE;
         let mut save_at = Instant::now();
         let mut unsaved = false;
+        let mut saving = None;
         let mut questions = Questions::default();
         loop {
             tokio::select! {
@@ -119,10 +122,16 @@ impl Gather {
                     let saved_at = copy.take().expect("the branch is for a copy that is there");
                     tell(&report, Origin::Saved, saved_at, outcome);
                 }
-                () = sleep_until(save_at), if unsaved => {
-                    let Some((back, ())) = blocking(work, Work::save).await else { return };
+                () = sleep_until(save_at), if unsaved && saving.is_none() => {
+                    let Some((back, encoded)) = blocking(work, Work::encode).await else { return };
                     work = back;
                     unsaved = false;
+                    // Beside everything else: a disk may stand still for longer than pods can wait.
+                    let saved = work.saved.clone();
+                    saving = Some(spawn_blocking(move || save(&saved, encoded)));
+                }
+                Some(_) = OptionFuture::from(saving.as_mut()) => {
+                    saving = None;
                     save_at = Instant::now() + SAVE_EVERY;
                 }
             }
@@ -170,12 +179,17 @@ impl Work {
         Outcome { published, problems }
     }
 
-    fn save(&mut self) {
-        if let Err(error) = self.saved.save(&self.tables.facts) {
-            let path = self.saved.path().display();
-            tracing::warn!(%path, %error,
-                "could not save the snapshot on this node (hint: --state-dir names another place)");
-        }
+    fn encode(&mut self) -> io::Result<Vec<u8>> {
+        self.saved.encode(&self.tables.facts)
+    }
+}
+
+/// Saves what was encoded. Blocks for as long as the disk does.
+fn save(saved: &SavedFacts, encoded: io::Result<Vec<u8>>) {
+    if let Err(error) = encoded.and_then(|encoded| saved.write(&encoded)) {
+        let path = saved.path().display();
+        tracing::warn!(%path, %error,
+            "could not save the snapshot on this node (hint: --state-dir names another place)");
     }
 }
 

@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     fs::{self, File},
-    io::{self, BufReader, BufWriter, Write},
+    io::{self, BufReader, Write},
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
     time::{Duration, SystemTime},
@@ -108,14 +108,8 @@ impl SavedFacts {
         Ok(Some((facts, SystemTime::UNIX_EPOCH + Duration::from_secs(saved.saved_at))))
     }
 
-    /// Saves `facts`: all of them, or what was saved before stays.
-    pub(super) fn save(&self, facts: &Facts) -> io::Result<()> {
-        let folder = self.path.parent().unwrap_or(Path::new("/"));
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
-        // While one agent takes over from another, two of them save here.
-        let _alone = Flock::lock(File::open(folder)?, FlockArg::LockExclusive)
-            .map_err(|(_, error)| io::Error::from(error))?;
-        let draft = self.path.with_extension("draft");
+    /// `facts` as they are to be saved.
+    pub(super) fn encode(&self, facts: &Facts) -> io::Result<Vec<u8>> {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
         let saved = Saved {
             format: FORMAT,
@@ -129,11 +123,21 @@ impl SavedFacts {
             network_policies: listed(&facts.network_policies),
             cni_policies: facts.cni_policies,
         };
-        let file =
+        Ok(serde_json::to_vec(&saved)?)
+    }
+
+    /// Saves what was [encoded](Self::encode): all of it, or what was saved before stays. Takes as
+    /// long as the disk does.
+    pub(super) fn write(&self, encoded: &[u8]) -> io::Result<()> {
+        let folder = self.path.parent().unwrap_or(Path::new("/"));
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+        // While one agent takes over from another, two of them save here.
+        let _alone = Flock::lock(File::open(folder)?, FlockArg::LockExclusive)
+            .map_err(|(_, error)| io::Error::from(error))?;
+        let draft = self.path.with_extension("draft");
+        let mut file =
             File::options().write(true).create(true).truncate(true).mode(0o600).open(&draft)?;
-        let mut writer = BufWriter::new(&file);
-        serde_json::to_writer(&mut writer, &saved)?;
-        writer.flush()?;
+        file.write_all(encoded)?;
         // Before the name leads to it: after a power cut it is whole or not there.
         file.sync_all()?;
         fs::rename(&draft, &self.path)

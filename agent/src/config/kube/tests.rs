@@ -153,7 +153,8 @@ async fn a_snapshot_says_itself_whether_a_pod_that_it_does_not_name_exists() {
     let saved = SavedFacts::new(folder.path(), TrustDomain::default());
     let mut reader = Reader::new(TrustDomain::default());
     let web = pod("web-1", "10.0.0.1", json!({}));
-    saved.save(&tables(vec![read(&mut reader, web.clone())]).facts).unwrap();
+    let facts = tables(vec![read(&mut reader, web.clone())]).facts;
+    saved.write(&saved.encode(&facts).unwrap()).unwrap();
 
     let store = Arc::new(SnapshotStore::default());
     let mut versions = store.subscribe();
@@ -319,7 +320,7 @@ fn what_was_saved_is_read_back_in_the_same_mesh_alone() {
     };
     let policy = Delta::Set(("shop".into(), "strict".into()), Ok(Some(strict)));
     tables.apply(Change::PeerAuthentications(policy));
-    saved.save(&tables.facts).unwrap();
+    saved.write(&saved.encode(&tables.facts).unwrap()).unwrap();
     let (facts, _) = saved.load().unwrap().unwrap();
     assert_eq!(facts.pods, tables.facts.pods);
     assert_eq!(facts.peer_authentications, tables.facts.peer_authentications);

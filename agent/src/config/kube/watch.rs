@@ -2,6 +2,7 @@
 
 use std::{
     marker::PhantomData,
+    ops::RangeInclusive,
     pin::Pin,
     time::{Duration, SystemTime},
 };
@@ -32,11 +33,11 @@ use crate::{
 };
 
 /// After so many seconds the server ends a watch, in order, and the agent begins another: load
-/// spreads over servers that come and go.
-const WATCH_SECONDS: u32 = 290;
-/// A connection that says nothing for longer than a watch lasts is dead. There are bookmarks
-/// about every minute in between.
-const SILENCE: Duration = Duration::from_secs(WATCH_SECONDS as u64 + 5);
+/// spreads over servers that come and go. Not all of them together, which begin together wherever a
+/// server does.
+const WATCH_SECONDS: RangeInclusive<u32> = 190..=290;
+/// A connection that says nothing for longer is dead: there are bookmarks about every minute.
+const SILENCE: Duration = Duration::from_secs(150);
 /// How long an answer may take to begin.
 const ANSWER: Duration = Duration::from_secs(60);
 /// Objects in one page of a list, as Kubernetes' own clients have it.
@@ -365,7 +366,8 @@ impl<F: Kind> Watch<F> {
 }
 
 fn parameters() -> WatchParams {
-    WatchParams { timeout: Some(WATCH_SECONDS), ..WatchParams::default() }
+    let seconds = rand::random_range(WATCH_SECONDS);
+    WatchParams { timeout: Some(seconds), ..WatchParams::default() }
 }
 
 fn error_of(status: Box<kube::core::Status>) -> Broken {
