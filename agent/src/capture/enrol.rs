@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, HashSet},
     fmt, io,
-    net::{IpAddr, Ipv4Addr, UdpSocket},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -126,9 +126,14 @@ impl Capture {
     /// # Errors
     /// When the kernel does not tell how it went.
     pub async fn hand_over(&self) -> Result<bool, CaptureError> {
-        self.state().let_go();
         self.active.send_replace(false);
-        let Some(in_charge) = self.charge().in_charge.take() else { return Ok(true) };
+        let in_charge = {
+            // Both at once, so that whoever keeps them does not open the links again in between.
+            let mut charge = self.charge();
+            self.state().let_go();
+            charge.in_charge.take()
+        };
+        let Some(in_charge) = in_charge else { return Ok(true) };
         let back = in_charge.hand_over().await?;
         let taken = back.is_none();
         self.charge().in_charge = back;
@@ -375,12 +380,26 @@ fn release(
 /// cookies for these programs (5.7), unlike asking with `SO_NETNS_COOKIE` (5.14). `None` when
 /// the program did not run, which it would not for the sockets of real dials either.
 pub(super) fn cookie(netns: &Netns, maps: &mut DialMaps) -> Result<Option<u64>, CaptureError> {
+    cookie_by(Ipv4Addr::LOCALHOST.into(), netns, maps)
+}
+
+/// The same by the connect program of the family of `loopback`.
+pub(super) fn cookie_by(
+    loopback: IpAddr,
+    netns: &Netns,
+    maps: &mut DialMaps,
+) -> Result<Option<u64>, CaptureError> {
+    let any: IpAddr = match loopback {
+        IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
     let mut ask = || -> io::Result<u64> {
-        let socket = netns.run(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)))?;
+        let socket = netns.run(|| UdpSocket::bind((any, 0)))?;
         let socket_cookie = socket2::SockRef::from(&socket).cookie()?;
         maps.own.insert(socket_cookie, 0, 0).map_err(io::Error::other)?;
-        // A datagram socket: nothing is sent.
-        socket.connect((Ipv4Addr::LOCALHOST, 9))?;
+        // A datagram socket: nothing is sent. Where no route leads there, the program has run before
+        // that was found out.
+        let _ = socket.connect((loopback, 9));
         let netns_cookie = maps.own.get(&socket_cookie, 0).map_err(io::Error::other)?;
         maps.own.remove(&socket_cookie).map_err(io::Error::other)?;
         Ok(netns_cookie)

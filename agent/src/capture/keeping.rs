@@ -7,11 +7,13 @@
 //! alone, by what they do; of what root on the node detaches from a pod by hand the kernel says
 //! nothing.
 
+use std::net::Ipv6Addr;
+
 use aya::{maps::MapData, programs::links::FdLink};
 
 use super::{
     cgroup::Cgroup,
-    enrol::{Capture, Charge, Enrolled, State, cookie},
+    enrol::{Capture, Charge, Enrolled, State, cookie, cookie_by},
     error::{CaptureError, Step},
     kubelet::KubeletCgroup,
     log::Forwarding,
@@ -115,9 +117,7 @@ impl Capture {
         loader: &mut Loader,
         log: &mut Option<Forwarding>,
     ) -> Result<(), CaptureError> {
-        let own = Netns::own().step("open the agent's network namespace")?;
-        let run = cookie(own, &mut DialMaps::open(&self.pins)?)?.is_some();
-        if run && CONNECT.iter().all(|name| self.pins.has_link(name)) {
+        if self.connect_runs()? && CONNECT.iter().all(|name| self.pins.has_link(name)) {
             if kept.connect.is_empty() {
                 kept.connect = CONNECT.iter().filter_map(|name| self.pins.link(name)).collect();
             }
@@ -131,6 +131,16 @@ impl Capture {
             *log = forwarding;
         });
         self.made_good(attached, "the connect programs")
+    }
+
+    /// Whether the connect programs do what they are there for.
+    fn connect_runs(&self) -> Result<bool, CaptureError> {
+        let own = Netns::own().step("open the agent's network namespace")?;
+        let mut maps = DialMaps::open(&self.pins)?;
+        let runs = cookie(own, &mut maps)?.is_some();
+        // Where there are no sockets of IPv6, nobody connects by it.
+        let ipv6 = cookie_by(Ipv6Addr::LOCALHOST.into(), own, &mut maps);
+        Ok(runs && ipv6.map_or(true, |cookie| cookie.is_some()))
     }
 
     fn keep_kubelet(&self, kept: &mut Kept, loader: &mut Loader) -> Result<(), CaptureError> {

@@ -8,7 +8,7 @@ use std::{
 
 use bytes::{Buf, Bytes};
 use http::HeaderMap;
-use http_body::{Frame, SizeHint};
+use http_body::{Body as _, Frame, SizeHint};
 use hyper::body::Incoming;
 
 use super::received::{BodyError, Piece, Received};
@@ -52,7 +52,11 @@ impl Body {
 
     /// A body that a connection brings.
     pub(super) fn received(incoming: Incoming, inflow: &Arc<Inflow>) -> Self {
-        Self { source: Source::Received(Received::new(incoming, inflow)), taps: Vec::new() }
+        let source = match incoming.is_end_stream() {
+            true => Source::Empty,
+            false => Source::Received(Received::new(incoming, inflow)),
+        };
+        Self { source, taps: Vec::new() }
     }
 
     /// Adds a tap that sees every frame from here on.

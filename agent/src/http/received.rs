@@ -14,6 +14,9 @@ use hyper::body::Incoming;
 
 use crate::limits::{Behind, Inflow, Limit, Pause, Permit};
 
+/// A body of so few bytes is in the buffer that its head was read into, which costs as much without.
+const SMALL: u64 = 8 << 10;
+
 /// Bytes of a body that go on, counted until they are written.
 #[derive(Debug)]
 pub struct Piece {
@@ -69,8 +72,8 @@ impl Error for BodyError {
     }
 }
 
-/// A body whose reader is behind from when it is handed over until it has asked for more than there
-/// is. Meanwhile the connection may fill a window.
+/// A body that is not empty. Its reader is behind from when it is handed over until it has asked for
+/// more than there is. Meanwhile the connection may fill a window; with a small body it cannot.
 pub(super) struct Received {
     /// `None` when too much waits already: then it is not even kept.
     incoming: Option<Incoming>,
@@ -84,7 +87,8 @@ impl Received {
     pub(super) fn new(incoming: Incoming, inflow: &Arc<Inflow>) -> Self {
         let (inflow, pause) = (inflow.clone(), Pause::default());
         let mut this = Self { incoming: None, inflow, behind: None, pause };
-        if incoming.is_end_stream() || this.fall_behind().is_some() {
+        let small = incoming.size_hint().upper().is_some_and(|most| most <= SMALL);
+        if small || this.fall_behind().is_some() {
             this.incoming = Some(incoming);
         }
         this
@@ -120,9 +124,13 @@ impl Received {
         };
         self.pause.moved(bytes.len());
         let held = self.inflow.piece(bytes.len());
-        if held.is_none() || self.fall_behind().is_none() {
+        let is_last = self.is_end_stream();
+        if held.is_none() || !is_last && self.fall_behind().is_none() {
             self.incoming = None;
             return Err(BodyError::Overfull);
+        }
+        if is_last {
+            self.behind = None;
         }
         Ok(Frame::data(Piece { bytes, _held: held }))
     }

@@ -5,19 +5,24 @@ use std::{
     pin::pin,
     sync::{Arc, LazyLock},
     task::{Context, Poll, ready},
+    time::{Duration, Instant},
 };
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::PollSemaphore;
 
 /// What one direction of a connection moves before it is another's turn: some ten microseconds.
-/// tokio alone lets a task go on for 128 reads, which are 8 MiB here.
 const TURN: usize = 64 << 10;
+/// So many turns follow one another at most, where nobody is in line, before other tasks go first.
+/// tokio alone lets a task go on for 128 reads, which are 8 MiB here.
+const RUN: usize = 16;
+/// A turn of someone who has little to move lasts longer.
+const BUSY: Duration = Duration::from_millis(20);
 
 /// Those whose turn it is. A task that waits for a processor waits for all that came before it:
 /// with hundreds that have all they like to move, whoever has a small request would wait for a turn
 /// of each of them, at every task that the request passes. So no more of those are ready to run than
-/// keep all processors busy; the others are in line here, and whoever moves little never is.
+/// keep all processors busy; the others are in line here.
 static TURNS: LazyLock<Arc<Semaphore>> = LazyLock::new(|| {
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
     // One that runs, and one that is ready when it is through.
@@ -28,50 +33,65 @@ static TURNS: LazyLock<Arc<Semaphore>> = LazyLock::new(|| {
 #[derive(Debug)]
 pub struct Turn {
     left: usize,
+    /// How many followed one another.
+    run: usize,
+    began: Instant,
+    /// Whoever takes longer has little to move, and does not stand in line.
+    busy: Duration,
     line: PollSemaphore,
-    phase: Phase,
-}
-
-#[derive(Debug)]
-enum Phase {
-    Moving,
-    InLine,
-    /// First in line at once, but others that are ready go first.
-    Next(#[expect(dead_code, reason = "held for the sake of being dropped")] OwnedSemaphorePermit),
+    in_line: bool,
+    /// The place of one that is busy and has something to move.
+    place: Option<OwnedSemaphorePermit>,
 }
 
 impl Default for Turn {
     fn default() -> Self {
-        Self { left: TURN, line: PollSemaphore::new(TURNS.clone()), phase: Phase::Moving }
+        Self {
+            left: TURN,
+            run: 0,
+            began: Instant::now(),
+            busy: BUSY,
+            line: PollSemaphore::new(TURNS.clone()),
+            in_line: false,
+            place: None,
+        }
     }
 }
 
 impl Turn {
-    /// Pending once it is over, until it is this one's again. Who got that must ask again when it is
-    /// woken, or be dropped: others may be in line behind it.
+    /// Pending once it is over and others are in line, until it is this one's again. Who got that
+    /// must ask again when it is woken, or be dropped: others may be in line behind it.
     pub fn poll_mine(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if self.left > 0 {
             return Poll::Ready(());
         }
-        if !matches!(self.phase, Phase::Next(_)) {
-            let has_waited = matches!(self.phase, Phase::InLine);
-            self.phase = Phase::InLine;
+        let now = Instant::now();
+        if self.in_line || now.duration_since(self.began) < self.busy {
+            // For whoever is first in line, if anybody is: this one is the last then.
+            self.place = None;
+            self.in_line = true;
             // Never closed.
-            let place = ready!(self.line.poll_acquire(cx));
-            if let (Some(place), false) = (place, has_waited) {
-                self.phase = Phase::Next(place);
-                cx.waker().wake_by_ref();
-                return Poll::Pending;
-            }
+            self.place = ready!(self.line.poll_acquire(cx));
+            self.in_line = false;
         }
-        self.phase = Phase::Moving;
-        self.left = TURN;
-        Poll::Ready(())
+        (self.left, self.began) = (TURN, now);
+        self.run += 1;
+        if self.run < RUN {
+            return Poll::Ready(());
+        }
+        self.run = 0;
+        cx.waker().wake_by_ref();
+        Poll::Pending
     }
 
     /// `bytes` were moved.
     pub fn moved(&mut self, bytes: usize) {
         self.left = self.left.saturating_sub(bytes);
+    }
+
+    /// There is nothing to move for now.
+    pub fn rest(&mut self) {
+        (self.place, self.run) = (None, 0);
     }
 }
 
@@ -108,11 +128,14 @@ impl Pause {
 /// Runs `work`, each step of which takes a processor for long, in turn with others: whenever it can
 /// go on, it waits in line first.
 pub async fn in_turn<F: Future>(work: F) -> F::Output {
-    let (mut work, mut turn) = (pin!(work), Turn::default());
+    let mut work = pin!(work);
+    let mut turn = Turn { busy: Duration::MAX, ..Turn::default() };
     poll_fn(|cx| {
         ready!(turn.poll_mine(cx));
         turn.moved(TURN);
-        work.as_mut().poll(cx)
+        let done = work.as_mut().poll(cx);
+        turn.rest();
+        done
     })
     .await
 }

@@ -183,13 +183,17 @@ impl Direction {
         loop {
             while !self.pending.is_empty() {
                 let Poll::Ready(written) = sink.poll_write_bytes(cx, &mut self.pending) else {
+                    self.turn.rest();
                     return self.wait(source, buffered);
                 };
                 written.map_err(|_| Broken::Sink)?;
             }
             self.waiting = None;
             ready!(self.turn.poll_mine(cx));
-            let read = ready!(source.poll_read_bytes(cx, &mut self.read_size));
+            let Poll::Ready(read) = source.poll_read_bytes(cx, &mut self.read_size) else {
+                self.turn.rest();
+                return Poll::Pending;
+            };
             self.pending = read.map_err(|_| Broken::Source)?;
             if self.pending.is_empty() {
                 return Poll::Ready(Ok(()));

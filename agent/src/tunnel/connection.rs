@@ -21,6 +21,7 @@ use super::{
     usage::{GONE, InUse, Usage, peer_is_gone},
     window::Window,
 };
+use crate::limits::in_turn;
 
 /// What a stream asks of the peer's agent.
 #[derive(Clone, Debug)]
@@ -79,7 +80,8 @@ impl Connection {
         stream.set_nodelay(true).map_err(|error| TunnelError::Dial { source: error.into() })?;
         let connector = TlsConnector::from(made.tls.clone());
         let name = ServerName::IpAddress(address.ip().into());
-        let stream = within("the TLS handshake", TLS_TIMEOUT, connector.connect(name, stream))
+        let connect = in_turn(connector.connect(name, stream));
+        let stream = within("the TLS handshake", TLS_TIMEOUT, connect)
             .await?
             .map_err(|error| TunnelError::tls(&error))?;
         let window = Window::new(connections);

@@ -96,11 +96,15 @@ async fn who_stands_by_when_the_pins_are_taken_away_takes_over_all_the_same() ->
 async fn what_is_detached_from_the_cgroup_is_attached_again() -> anyhow::Result<()> {
     let mesh = Mesh::new()?;
     let _agents = mesh.start_agents(&[]).await?;
-    let pin = bpftool::pin(&mesh.a, "links", "sluice_connect4")?;
-    let mut detach = Command::new("bpftool");
-    detach.args(["link", "detach", "pinned"]).arg(pin);
-    ensure!(detach.status()?.success(), "bpftool could not detach it");
-    let counted = || async { Ok((Agent::counter(&mesh.a, REPAIRS)? > 0).then_some(())) };
-    eventually("it is attached again", counted).await?;
-    is_captured(&mesh).await
+    for program in ["sluice_connect4", "sluice_connect6"] {
+        let repaired = Agent::counter(&mesh.a, REPAIRS)?;
+        let pin = bpftool::pin(&mesh.a, "links", program)?;
+        let mut detach = Command::new("bpftool");
+        detach.args(["link", "detach", "pinned"]).arg(pin);
+        ensure!(detach.status()?.success(), "bpftool could not detach {program}");
+        let counted = || async { Ok((Agent::counter(&mesh.a, REPAIRS)? > repaired).then_some(())) };
+        eventually("it is attached again", counted).await?;
+        is_captured(&mesh).await?;
+    }
+    Ok(())
 }
