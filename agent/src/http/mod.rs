@@ -23,5 +23,5 @@ pub use fields::{forwardable, forwardable_request};
 pub use pool::{Leaving, Pool, PoolKey, SendError, Stream, with_cause};
 pub use prefixed::Prefixed;
 pub use received::BodyError;
-pub use serve::{Handler, Upgraded, plain, serve};
+pub use serve::{Handler, Upgraded, hold, plain, serve};
 pub use sniff::{LONGEST_REQUEST_LINE, Protocol, Sniff, sniff};

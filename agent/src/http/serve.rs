@@ -20,7 +20,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Body, Stream,
+    Body, Stream, Tap,
     farewell::{Ending, Patient},
     pool::{H2_STREAM_WINDOW, MOST_HEADER_BYTES, connection_window, http1_inflow},
     prompt::{Asked, InWork, Prompt},
@@ -57,6 +57,34 @@ impl Upgraded {
         let watchers: &Self = response.extensions_mut().get_or_insert_default();
         watchers.0.lock().unwrap_or_else(PoisonError::into_inner).push(Box::new(done));
     }
+}
+
+/// Whether `response` turns what brought its request into a connection of two byte streams;
+/// `connects` says that it was asked for with CONNECT.
+fn becomes_streams(connects: bool, response: &Response<Body>) -> bool {
+    response.status() == StatusCode::SWITCHING_PROTOCOLS
+        || connects && response.status().is_success()
+}
+
+/// Keeps `place` until the response is through, or what it upgrades to; `connects` says that it was
+/// asked for with CONNECT. hyper drops the body of a response that upgrades when its head has gone.
+pub fn hold(
+    place: impl Send + Sync + 'static,
+    connects: bool,
+    mut response: Response<Body>,
+) -> Response<Body> {
+    if becomes_streams(connects, &response) {
+        Upgraded::when_done(&mut response, move |_| drop(place));
+        return response;
+    }
+    response.map(|body| body.tapped(Place(place)))
+}
+
+/// What is held until a body is through.
+struct Place<P>(P);
+
+impl<P: Send + Sync> Tap for Place<P> {
+    fn data(&mut self, _bytes: usize) {}
 }
 
 /// Serves HTTP/1 or HTTP/2, whichever the client starts with, until the client is done or
@@ -161,8 +189,7 @@ async fn answer(
         request = request.map(|body| body.tapped(open.in_work()));
     }
     let mut response = handler.handle(request).await;
-    let upgraded = response.status() == StatusCode::SWITCHING_PROTOCOLS
-        || connects && response.status().is_success();
+    let upgraded = becomes_streams(connects, &response);
     if upgraded && let Some(to_server) = response.extensions_mut().remove::<OnUpgrade>() {
         let watchers = response.extensions_mut().remove::<Upgraded>().unwrap_or_default();
         let mut upgrades = upgrades.lock().unwrap_or_else(PoisonError::into_inner);

@@ -16,7 +16,7 @@ use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, h
 use super::Proxy;
 use crate::{
     http::{
-        Body, BodyError, SendError, Tap, Upgraded, forwardable, forwardable_request, plain,
+        Body, BodyError, SendError, Tap, Upgraded, forwardable, forwardable_request, hold, plain,
         with_cause,
     },
     identity::IdentityError,
@@ -70,7 +70,10 @@ where
     Answered: Future<Output = Response<Body>>,
 {
     match place {
-        Ok(place) => answer(request).await.map(|body| body.tapped(Place(place))),
+        Ok(place) => {
+            let connects = request.method() == Method::CONNECT;
+            hold(place, connects, answer(request).await)
+        }
         Err(limit) if proxy.limits.refused(limit) => {
             let flow = flow();
             tracing::warn!(client = %flow.client, server = %flow.server, pod = %flow.local.uid,
@@ -80,13 +83,6 @@ where
         }
         Err(limit) => refused(StatusCode::SERVICE_UNAVAILABLE, limit.into()),
     }
-}
-
-/// Held until the response is through.
-struct Place<P>(P);
-
-impl<P: Send + Sync> Tap for Place<P> {
-    fn data(&mut self, _bytes: usize) {}
 }
 
 /// No more than the kind: addresses and identities of the mesh are not for whoever asks. Span and

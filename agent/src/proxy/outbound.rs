@@ -184,6 +184,8 @@ impl Outbound {
                 return Err(Unopened { refusal, spans: vec![span] });
             }
         };
+        // Before it is dialled: policies may change until its protocol is known.
+        let generation = self.generation(&hop);
         let flow = self.flow(Some(&hop), hop.service.clone());
         let mut span = self.proxy.telemetry.connection(&flow, None);
         let mut headers = HeaderMap::new();
@@ -210,7 +212,7 @@ impl Outbound {
             Ok((server, server_span)) => {
                 span.connected(began.elapsed());
                 let spans = std::iter::once(span).chain(server_span).collect();
-                Ok(Opened { server, hop, spans })
+                Ok(Opened { server, hop, generation, spans })
             }
             Err((refusal, server_span)) => {
                 let spans = std::iter::once(span).chain(server_span).collect();
@@ -316,6 +318,8 @@ fn failure_of(error: &TunnelError) -> Failure {
 struct Opened {
     server: Io,
     hop: Hop,
+    /// That of the policies it was dialled under.
+    generation: u64,
     /// The client's span; on the same node the server's too.
     spans: Vec<TcpSpan>,
 }
@@ -328,7 +332,7 @@ struct Unopened {
 
 impl Opened {
     async fn relay(self, client: TcpStream, early: Early, by: &Outbound) {
-        let Self { server, hop, mut spans } = self;
+        let Self { server, hop, mut spans, .. } = self;
         spans.iter_mut().for_each(TcpSpan::opaque);
         let Outcome { sent, received, failure } =
             relay(Io::Tcp(client), server, early, by.pod.limits.buffered_out(), by.cut(&hop)).await;
@@ -345,10 +349,13 @@ impl Opened {
     async fn adopt(self, by: &Outbound, protocol: Protocol) -> Result<(), hyper::Error> {
         self.spans.into_iter().for_each(TcpSpan::discard);
         let key = PoolKey::speaking(by.client.ip(), self.hop.address, protocol);
-        let key = key.of_generation(by.generation(&self.hop));
         match &self.hop.way {
+            // No CNI has a say in those.
             Way::SameNode(pod) => pod.inbound.adopt(key, self.server).await,
-            way => by.pod.outbound(way.peer()).adopt(key.marked(by.mark), self.server).await,
+            way => {
+                let key = key.of_generation(self.generation).marked(by.mark);
+                by.pod.outbound(way.peer()).adopt(key, self.server).await
+            }
         }
     }
 

@@ -12,11 +12,12 @@ use crate::{
 };
 
 /// Runs the engine in a node's network until nobody holds the standard input any more, and removes
-/// what it made: a signal would reach nsenter alone.
+/// what it made once it has ended. nsenter becomes the engine, so that `$!` is its number: that of
+/// a function is a shell's around it.
 const SCRIPT: &str = r#"
     node=$1 services=$2
     inside() { nsenter --net="/run/netns/$node" "$@"; }
-    inside kube-router --kubeconfig="$KUBECONFIG" --hostname-override="$node" \
+    nsenter --net="/run/netns/$node" kube-router --kubeconfig="$KUBECONFIG" --hostname-override="$node" \
         --service-cluster-ip-range="$services" &
     read -r _
     kill $!

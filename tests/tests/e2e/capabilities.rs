@@ -31,6 +31,8 @@ const CLIENTS_LINK: &str = "pod10";
 const GATEWAY: &str = "169.254.1.1";
 /// More than the addresses and interfaces of a pod that capture knows.
 const MANY: u8 = 70;
+/// Of so many addresses, those that there is room for beside the pod's own of either family.
+const KNOWN: u8 = 62;
 
 fn script(text: &str) -> Command {
     let mut command = Command::new("sh");
@@ -189,8 +191,16 @@ async fn addresses_and_interfaces_beyond_what_capture_knows_are_refused() -> any
     on_node(&mesh.a, &format!("ip route add 10.99.1.0/24 via {}", mesh.near.ip()))?;
     let listener = mesh.near.listen(PORT)?;
     // Refused too until capture has heard of it.
-    let dial = || async { Ok(Talk::start(&mesh.outsider, at(address(0)), &listener).await.ok()) };
-    eventually("the first address is known", dial).await?;
+    let is_known = |number| {
+        let (outsider, listener) = (&mesh.outsider, &listener);
+        eventually("the address is known", move || async move {
+            Ok(Talk::start(outsider, at(address(number)), listener).await.ok())
+        })
+    };
+    is_known(KNOWN - 1).await?;
+    // The next has the place of one that went. Whoever saw that one go has seen the last one, too.
+    in_pod(&mesh.near, &format!("ip address del {}/32 dev eth0", address(0)))?;
+    is_known(KNOWN).await?;
     let told = refused(&mesh.outsider, at(address(MANY - 1)), &listener, SILENCE).await?;
     assert_eq!(told.map(|error| error.kind()), Some(io::ErrorKind::ConnectionRefused));
 

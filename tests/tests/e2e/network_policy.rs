@@ -3,11 +3,13 @@
 
 use std::{collections::BTreeMap, net::SocketAddr, process::Command, time::Duration};
 
+use anyhow::bail;
 use serde_json::json;
 use sluice_tests::{
     Agent, AgentOptions, Kind, KubeApi, KubeKind, Mesh, PATIENCE, Pod, Span, Talk, agent_program,
-    eventually, refused, wait_until_captured,
+    eventually, refused, wait_until_captured, within,
 };
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 const PORT: u16 = 9999;
 /// How long a client whose packets are dropped goes on trying here.
@@ -139,6 +141,24 @@ async fn pods_are_handed_over_until_a_policy_selects_one_of_them() -> anyhow::Re
     let cilium = "apiVersion: cilium.io/v2\nkind: CiliumNetworkPolicy\nmetadata: {name: one}\n";
     mesh.config.write("policy", cilium)?;
     while is_handed_over(&mesh).await? {}
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_request_that_is_handed_over_goes_by_the_connection_that_was_opened_for_it()
+-> anyhow::Result<()> {
+    let mesh = Mesh::new()?;
+    mesh.config.write("policy", &policy("near"))?;
+    let _agent = mesh.start_agent(&mesh.a, &["--same-node=handover"]).await?;
+    let listener = mesh.near.listen(PORT)?;
+    let mut client = mesh.client.connect(SocketAddr::new(mesh.near.ip(), PORT)).await?;
+    // Of a server that nobody has declared to speak HTTP.
+    let (mut server, _) = within(PATIENCE, "the connection", listener.accept()).await??;
+    client.write_all(b"GET / HTTP/1.1\r\nhost: near\r\n\r\n").await?;
+    tokio::select! {
+        heard = within(PATIENCE, "the request", server.read_u8()) => assert_eq!(heard??, b'G'),
+        _ = listener.accept() => bail!("the server was dialled twice"),
+    }
     Ok(())
 }
 

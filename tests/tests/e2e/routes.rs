@@ -1,12 +1,13 @@
-//! Pods with routes of their own making, and with very many.
+//! Pods with routes of their own making, and with many.
 
 use std::{fmt::Write, fs, net::SocketAddr, process::Command};
 
 use sluice_tests::{Mesh, Pod, Talk, capture_events, eventually};
 
 const PORT: u16 = 9999;
-/// So many that the kernel tells of them in dozens of pieces.
-const MANY: u32 = 2000;
+/// More of a family than are followed one by one, which is 512; of an emulated processor not more is
+/// asked than needed.
+const MANY: u32 = 700;
 /// So many that each of them is followed.
 const SOME: u32 = 100;
 
@@ -54,8 +55,7 @@ async fn is_captured(mesh: &Mesh) -> anyhow::Result<()> {
 }
 
 #[tokio::test]
-async fn of_thousands_of_routes_the_default_alone_is_followed_and_of_some_each()
--> anyhow::Result<()> {
+async fn of_many_routes_the_default_alone_is_followed_and_of_some_each() -> anyhow::Result<()> {
     let mesh = Mesh::new()?;
     change(&mesh, "add", 0..MANY)?;
     let _agents = mesh.start_agents(&[]).await?;

@@ -349,8 +349,10 @@ async fn requests_of_a_client_without_the_mark_take_no_connection_of_one_with_it
         ports: vec![Port { name: "http", port: 80, target: PORT }],
         endpoints: vec![outsider],
     })?;
-    let knows =
-        || async { Ok((Agent::status(&mesh.a)?["configuration"]["version"] == 2).then_some(())) };
+    let knows = || async {
+        let version = Agent::status(&mesh.a)?["configuration"]["version"].as_u64();
+        Ok((version >= Some(2)).then_some(()))
+    };
     eventually("the client's agent knows", knows).await?;
     let mut rules = Command::new("sh");
     rules.arg("-ec").arg(format!(

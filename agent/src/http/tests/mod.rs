@@ -1,6 +1,7 @@
 //! Requests through [`serve`] and [`Pool`] together, byte for byte on both ends.
 
 mod drain;
+mod held;
 mod silence;
 mod unread;
 
@@ -25,8 +26,8 @@ use tokio::io::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Body, Handler, Leaving, Pool, PoolKey, Stream, Tap, forwardable, forwardable_request, plain,
-    serve,
+    Body, Handler, Leaving, Pool, PoolKey, Stream, Tap, forwardable, forwardable_request, hold,
+    plain, serve,
 };
 use crate::limits::{Budget, Share};
 

@@ -83,5 +83,7 @@ async fn an_answer_of_which_more_waits_than_may_is_broken_off() {
     let mut heard = Vec::new();
     client.read_to_end(&mut heard).await.unwrap();
     assert!(heard.len() < BODY, "{} bytes", heard.len());
-    assert_eq!(budget.used(), 0);
+    while budget.used() > 0 {
+        tokio::task::yield_now().await;
+    }
 }
