@@ -11,11 +11,9 @@ use std::{
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::PollSemaphore;
 
-/// What one direction of a connection moves before it is another's turn: some ten microseconds.
+/// What one direction of a connection moves before it is another's turn, if anybody is in line: some
+/// ten microseconds. tokio alone lets a task go on for 128 reads, which are 8 MiB here.
 const TURN: usize = 64 << 10;
-/// So many turns follow one another at most, where nobody is in line, before other tasks go first.
-/// tokio alone lets a task go on for 128 reads, which are 8 MiB here.
-const RUN: usize = 16;
 /// A turn of someone who has little to move lasts longer.
 const BUSY: Duration = Duration::from_millis(20);
 
@@ -33,8 +31,6 @@ static TURNS: LazyLock<Arc<Semaphore>> = LazyLock::new(|| {
 #[derive(Debug)]
 pub struct Turn {
     left: usize,
-    /// How many followed one another.
-    run: usize,
     began: Instant,
     /// Whoever takes longer has little to move, and does not stand in line.
     busy: Duration,
@@ -48,7 +44,6 @@ impl Default for Turn {
     fn default() -> Self {
         Self {
             left: TURN,
-            run: 0,
             began: Instant::now(),
             busy: BUSY,
             line: PollSemaphore::new(TURNS.clone()),
@@ -75,13 +70,7 @@ impl Turn {
             self.in_line = false;
         }
         (self.left, self.began) = (TURN, now);
-        self.run += 1;
-        if self.run < RUN {
-            return Poll::Ready(());
-        }
-        self.run = 0;
-        cx.waker().wake_by_ref();
-        Poll::Pending
+        Poll::Ready(())
     }
 
     /// `bytes` were moved.
@@ -91,7 +80,7 @@ impl Turn {
 
     /// There is nothing to move for now.
     pub fn rest(&mut self) {
-        (self.place, self.run) = (None, 0);
+        self.place = None;
     }
 }
 

@@ -20,30 +20,27 @@ pub(super) const STREAMS: u32 = 100;
 
 // Memory decides about the rest. Whatever arrives for a reader that stands still is held by this
 // process, up to the stream's window, and somebody else says for how long. So the window is large
-// where few streams can fill it and small where many can: 256 KiB take 2 Gbit/s at 1 ms, 64 KiB,
-// HTTP/2's default, half a Gbit/s, and 32 KiB for each of a hundred streams 26 Gbit/s together;
-// within a rack, five times as much. The table says that less than 1 MiB costs nothing on a short
-// way. What is too small does: one stream beside 32 that are silent took 1.6 s/GB of both agents with
-// 256 KiB, and 2.3 with 32.
+// where few streams can fill it and small where many can: 256 KiB take 2 Gbit/s at 1 ms, and 64 KiB,
+// HTTP/2's default, half a Gbit/s; within a rack, five times as much. The table says that less than
+// 1 MiB costs nothing on a short way. What is too small does: one stream beside 32 that are silent
+// took 1.6 s/GB of both agents with 256 KiB, and 2.3 with 32.
 //
 // HTTP/2 has a window for the connection as well. Where it is less than its streams' together, a
 // few readers that stand still stop all others (ztunnel: 4 MiB a stream, 16 MiB a connection;
 // Envoy's default: 256 MiB for each, with watermarks of 1 MiB behind it). Here it is more than all
 // streams of a connection can hold, by the sizes below, so that nobody waits for another's reader:
-// 16 × 256 + 48 × 64 + 36 × 32 KiB are 8.1 MiB. The rest is for streams that are opened before
-// the peer knows of a smaller window. A hundred readers that stand still thus cost 12 MiB at most,
-// and `crate::limits` bounds what those of a pod cost together.
+// 16 × 256 + 84 × 64 KiB are 9.3 MiB. The rest is for streams that are opened before the peer knows
+// of a smaller window. A hundred readers that stand still thus cost 12 MiB at most, and
+// `crate::limits` bounds what those of a pod cost together.
 
 /// Bytes one stream may have under way before its reader takes them, with [`FEW`] others.
 pub(super) const LARGEST_WINDOW: u32 = 256 << 10;
-/// The same with [`BUSY`] others.
-pub(super) const BUSY_WINDOW: u32 = 64 << 10;
 /// The same with more.
-pub(super) const SMALLEST_WINDOW: u32 = 32 << 10;
+pub(super) const SMALLEST_WINDOW: u32 = 64 << 10;
 /// So many streams of a connection may have the largest window.
 pub(super) const FEW: usize = 16;
-/// So many may have the next.
-pub(super) const BUSY: usize = 64;
+/// So many connections of a pod may.
+pub(super) const FEW_CONNECTIONS: usize = 32;
 /// All streams' windows together.
 pub(super) const CONNECTION_WINDOW: u32 = 12 << 20;
 /// The largest DATA frame the peer may send.

@@ -5,7 +5,7 @@ use std::sync::{
     atomic::{AtomicU32, Ordering::Relaxed},
 };
 
-use super::limits::{BUSY, BUSY_WINDOW, FEW, LARGEST_WINDOW, SMALLEST_WINDOW};
+use super::limits::{FEW, FEW_CONNECTIONS, LARGEST_WINDOW, SMALLEST_WINDOW};
 
 /// The window of each stream of one connection. Clones are of one connection.
 #[derive(Clone, Debug)]
@@ -18,11 +18,8 @@ pub(super) struct Window {
 impl Window {
     /// That of a new connection of a pod that has `connections` with it.
     pub(super) fn new(connections: usize) -> Self {
-        let most = match connections {
-            0..=32 => LARGEST_WINDOW,
-            33..=128 => BUSY_WINDOW,
-            _ => SMALLEST_WINDOW,
-        };
+        let few = connections <= FEW_CONNECTIONS;
+        let most = if few { LARGEST_WINDOW } else { SMALLEST_WINDOW };
         Self { now: Arc::new(AtomicU32::new(most)), most }
     }
 
@@ -35,13 +32,7 @@ impl Window {
     /// with every stream, and more only when there is none from before: so what a stream may hold
     /// is what it could when it was opened.
     pub(super) fn next(&self, streams: usize) -> Option<u32> {
-        let wanted = if streams <= FEW {
-            LARGEST_WINDOW
-        } else if streams <= BUSY {
-            BUSY_WINDOW
-        } else {
-            SMALLEST_WINDOW
-        };
+        let wanted = if streams <= FEW { LARGEST_WINDOW } else { SMALLEST_WINDOW };
         let (wanted, now) = (wanted.min(self.most), self.now());
         (wanted < now || streams <= 1 && wanted > now).then_some(wanted)
     }
