@@ -19,7 +19,7 @@ mod pods;
 mod relay;
 mod same_node;
 
-use std::{sync::Arc, time::Duration};
+use std::{future::poll_fn, pin::pin, sync::Arc, time::Duration};
 
 pub use admission::Admissions;
 pub use drain::Drain;
@@ -97,9 +97,15 @@ async fn accept<F>(
 {
     let mut pause = FIRST_PAUSE;
     loop {
+        let (mut accepting, mut waited) = (pin!(capture::accept(&listener)), false);
+        let accepting = poll_fn(|cx| {
+            let accepted = accepting.as_mut().poll(cx);
+            waited |= accepted.is_pending();
+            accepted
+        });
         let accepted = tokio::select! {
             biased;
-            accepted = capture::accept(&listener) => accepted,
+            accepted = accepting => accepted,
             () = proxy.drain.dry() => return,
         };
         match accepted {
@@ -108,8 +114,11 @@ async fn accept<F>(
                 let carried = connection(proxy.clone(), pod.clone(), accepted);
                 let pod = pod.clone();
                 proxy.drain.connection(async move { pod.while_captured(carried).await });
-                // One at a time: the kernel has any number ready, and each has much to do at first.
-                tokio::task::yield_now().await;
+                // One at a time: the kernel may have any number ready, and each has much to do at
+                // first.
+                if !waited {
+                    tokio::task::yield_now().await;
+                }
             }
             Err(error) => {
                 // Out of file descriptors or memory, or a client gone before it was accepted.
