@@ -34,23 +34,25 @@ fn let_nobody_reach(mesh: &Mesh, pod: &Pod) -> anyhow::Result<()> {
         format!("add rule inet cni forward ip daddr {v4} drop"),
         format!("add rule inet cni forward ip6 daddr {v6} drop"),
     ] {
-        let mut nft = Command::new("nft");
-        nft.arg(rule);
-        mesh.a.run(nft)?.success()?;
+        nft(mesh, &rule)?;
     }
     Ok(())
 }
 
-/// The same, but what the node has seen before goes on.
-fn let_only_the_known_reach(mesh: &Mesh, pod: &Pod) -> anyhow::Result<()> {
-    let mut nft = Command::new("nft");
-    nft.arg(format!(
+/// Lets what the node has seen before go on whatever rules come later, as a CNI does. Only from here
+/// on does the kernel note what it sees.
+fn let_the_known_go_on(mesh: &Mesh) -> anyhow::Result<()> {
+    nft(
+        mesh,
         "add table inet cni; \
-         add chain inet cni forward {{ type filter hook forward priority 0; }}; \
-         add rule inet cni forward ct state established,related accept; \
-         add rule inet cni forward ip daddr {} drop",
-        pod.ip()
-    ));
+         add chain inet cni forward { type filter hook forward priority 0; }; \
+         add rule inet cni forward ct state established,related accept",
+    )
+}
+
+fn nft(mesh: &Mesh, rules: &str) -> anyhow::Result<()> {
+    let mut nft = Command::new("nft");
+    nft.arg(rules);
     mesh.a.run(nft)?.success().map(drop)
 }
 
@@ -108,12 +110,13 @@ async fn whom_a_policy_keeps_out_is_kept_out_in_the_mesh_too() -> anyhow::Result
 async fn whom_a_new_policy_keeps_out_finds_no_connection_of_before() -> anyhow::Result<()> {
     let mesh = Mesh::new()?;
     let _agents = mesh.start_agents(&["--same-node=tunnel"]).await?;
+    let_the_known_go_on(&mesh)?;
     for server in [&mesh.near, &mesh.far] {
         let to = SocketAddr::new(server.ip(), PORT);
         let listener = server.listen(PORT)?;
         // Goes on, as what a CNI has let through does.
         let mut before = Talk::start(&mesh.client, to, &listener).await?;
-        let_only_the_known_reach(&mesh, server)?;
+        nft(&mesh, &format!("add rule inet cni forward ip daddr {} drop", server.ip()))?;
         mesh.config.write("policy", &policy(server.app()))?;
         let known = || async {
             let seen = refused(&mesh.client, to, &listener, SILENCE).await;

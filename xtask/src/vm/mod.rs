@@ -54,6 +54,7 @@ const ELSEWHERE: &[(&str, &str)] = &[
     ("otlp", "the encoding of spans"),
     ("peer_authentication", "what policy means"),
     ROTEL,
+    ("routes", "numbers of routes for a real processor; `evasion` has what a kernel makes of them"),
     ("service_addresses", "what an address means"),
     ("server_first", "how protocols are told apart"),
     ("spans", "what is recorded"),
@@ -68,6 +69,10 @@ const KUBE_SOURCE: (&str, &str) =
 const ROTEL: (&str, &str) = ("rotel", "a receiver that comes as a Python package");
 /// Single tests that run elsewhere, of subjects that do not, and why.
 const TESTS_ELSEWHERE: &[(&str, &str)] = &[
+    (
+        "addresses_and_interfaces_beyond_what_capture_knows_are_refused",
+        "numbers of addresses for a real processor; what the kernel makes of one is in `evasion`",
+    ),
     (
         "an_upgrade_on_both_nodes_fails_no_connect_and_no_request",
         "a load for a real processor; beside it each kernel sees agents take over from one another",
