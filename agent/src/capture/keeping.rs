@@ -17,7 +17,7 @@ use super::{
     error::{CaptureError, Step},
     kubelet::KubeletCgroup,
     log::Forwarding,
-    maps::{DialMaps, MAPS},
+    maps::{DialMaps, MAPS, pinned},
     netns::Netns,
     pins::Pins,
     programs::{Attached, CONNECT, KUBELET, Loader},
@@ -41,10 +41,7 @@ impl Kept {
         cgroup: Cgroup,
         connect: Vec<FdLink>,
     ) -> Result<Self, CaptureError> {
-        let open = |name: &&'static str| {
-            let map = MapData::from_pin(pins.map(name)).step(format!("open the eBPF map {name}"));
-            Ok((*name, map?))
-        };
+        let open = |&name: &&'static str| Ok((name, pinned(pins, name)?));
         let maps = MAPS.iter().map(open).collect::<Result<_, CaptureError>>()?;
         Ok(Self { maps, cgroup, connect, kubelet: None })
     }

@@ -183,8 +183,12 @@ fn open<M>(pins: &Pins, name: &str, kind: fn(MapData) -> Map) -> Result<M, Captu
 where
     M: TryFrom<Map, Error = MapError>,
 {
-    let open = || M::try_from(kind(MapData::from_pin(pins.map(name))?));
-    open().step(format!("open the eBPF map {name}"))
+    M::try_from(kind(pinned(pins, name)?)).step(format!("open the eBPF map {name}"))
+}
+
+/// The map that is pinned as `name`, of whichever kind.
+pub(super) fn pinned(pins: &Pins, name: &str) -> Result<MapData, CaptureError> {
+    MapData::from_pin(pins.map(name)).step(format!("open the eBPF map {name}"))
 }
 
 /// Removes every entry that leads to `slot` and whose key `is_over`.
