@@ -146,6 +146,37 @@ impl Process {
         self.child.id()
     }
 
+    /// Bytes that it has in memory.
+    ///
+    /// # Errors
+    /// When it has ended.
+    pub fn resident(&self) -> anyhow::Result<u64> {
+        self.memory("VmRSS:")
+    }
+
+    /// The most bytes that it ever had in memory.
+    ///
+    /// # Errors
+    /// When it has ended.
+    pub fn peak(&self) -> anyhow::Result<u64> {
+        self.memory("VmHWM:")
+    }
+
+    fn memory(&self, field: &str) -> anyhow::Result<u64> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.id()))?;
+        let value = status.lines().find_map(|line| line.strip_prefix(field));
+        let kib = value.and_then(|value| value.split_whitespace().next());
+        Ok(kib.with_context(|| format!("no {field}"))?.parse::<u64>()? << 10)
+    }
+
+    /// How many files it has open.
+    ///
+    /// # Errors
+    /// When it has ended.
+    pub fn open_files(&self) -> anyhow::Result<usize> {
+        Ok(fs::read_dir(format!("/proc/{}/fd", self.id()))?.count())
+    }
+
     /// What it has printed so far, both streams in one.
     pub fn output(&self) -> &Output {
         &self.output

@@ -92,6 +92,15 @@ fn targets(siege: &Siege) -> anyhow::Result<Vec<SocketAddr>> {
     Ok(targets)
 }
 
+/// These, from the `first` on, again and again `until` then.
+fn in_turn(
+    targets: &[SocketAddr],
+    first: usize,
+    until: Instant,
+) -> impl Iterator<Item = &SocketAddr> {
+    targets.iter().cycle().skip(first).take_while(move |_| Instant::now() < until)
+}
+
 async fn dial(
     pod: Arc<Pod>,
     targets: Arc<[SocketAddr]>,
@@ -100,10 +109,7 @@ async fn dial(
     dials: Arc<AtomicUsize>,
     until: Instant,
 ) -> anyhow::Result<()> {
-    for target in targets.iter().cycle().skip(first) {
-        if Instant::now() >= until {
-            break;
-        }
+    for target in in_turn(&targets, first, until) {
         let socket = pod.tcp_sockets(1, Domain::for_address(*target))?.remove(0);
         socket.set_nonblocking(true)?;
         if let Some(device) = device {
@@ -127,10 +133,7 @@ async fn ask(
     dials: Arc<AtomicUsize>,
     until: Instant,
 ) -> anyhow::Result<()> {
-    for target in targets.iter().cycle().skip(first) {
-        if Instant::now() >= until {
-            break;
-        }
+    for target in in_turn(&targets, first, until) {
         let (status, ..) = tunnel.open(*target).await?;
         ensure!(!status.is_success(), "CONNECT {target}: {status}");
         dials.fetch_add(1, Relaxed);

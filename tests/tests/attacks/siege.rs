@@ -1,6 +1,6 @@
 //! Two nodes under attack, and what has to hold.
 
-use std::{fs, net::SocketAddr, sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::{Context, ensure};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -157,7 +157,7 @@ impl Siege {
 
     /// The memory that agent has now.
     pub(crate) fn resident(&self) -> anyhow::Result<u64> {
-        status(&self.agents[0], "VmRSS:")
+        self.agents[0].process().resident()
     }
 
     /// A counter of that agent.
@@ -167,19 +167,14 @@ impl Siege {
 
     /// Open files of both agents.
     pub(crate) fn open_files(&self) -> anyhow::Result<[usize; 2]> {
-        let [a, b] = &self.agents;
-        let count = |agent: &Agent| {
-            Ok::<_, anyhow::Error>(
-                fs::read_dir(format!("/proc/{}/fd", agent.process().id()))?.count(),
-            )
-        };
-        Ok([count(a)?, count(b)?])
+        let [a, b] = self.agents.each_ref().map(|agent| agent.process().open_files());
+        Ok([a?, b?])
     }
 
     /// The most memory that each agent ever had.
     fn memory(&self) -> anyhow::Result<[u64; 2]> {
-        let [a, b] = &self.agents;
-        Ok([status(a, "VmHWM:")?, status(b, "VmHWM:")?])
+        let [a, b] = self.agents.each_ref().map(|agent| agent.process().peak());
+        Ok([a?, b?])
     }
 
     /// What both agents refused so far for want of room.
@@ -195,12 +190,4 @@ impl Siege {
         }
         Ok(all)
     }
-}
-
-/// Bytes that the kernel says of an agent's process.
-fn status(agent: &Agent, field: &str) -> anyhow::Result<u64> {
-    let status = fs::read_to_string(format!("/proc/{}/status", agent.process().id()))?;
-    let line = status.lines().find_map(|line| line.strip_prefix(field));
-    let kib = line.context("no such field")?.trim().trim_end_matches(" kB").parse::<u64>()?;
-    Ok(kib << 10)
 }

@@ -31,18 +31,6 @@ fn alone() -> MutexGuard<'static, ()> {
     ALONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Open files of an agent.
-fn open_files(agent: &Agent) -> anyhow::Result<usize> {
-    Ok(fs::read_dir(format!("/proc/{}/fd", agent.process().id()))?.count())
-}
-
-/// Resident memory of an agent, as the kernel writes it.
-fn memory(agent: &Agent) -> anyhow::Result<String> {
-    let status = fs::read_to_string(format!("/proc/{}/status", agent.process().id()))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    Ok(line.context("no VmRSS")?.trim().to_owned())
-}
-
 /// What both agents had open before a load.
 struct Before<'a> {
     agents: &'a [Agent; 2],
@@ -52,7 +40,7 @@ struct Before<'a> {
 impl<'a> Before<'a> {
     fn look(agents: &'a [Agent; 2]) -> anyhow::Result<Self> {
         let [a, b] = agents;
-        Ok(Self { agents, files: [open_files(a)?, open_files(b)?] })
+        Ok(Self { agents, files: [a.process().open_files()?, b.process().open_files()?] })
     }
 
     /// Waits until no more than `pooled` files are open beyond those before.
@@ -60,9 +48,12 @@ impl<'a> Before<'a> {
         for (agent, before) in self.agents.iter().zip(self.files) {
             let deadline = Instant::now() + PATIENCE;
             loop {
-                let now = open_files(agent)?;
+                let now = agent.process().open_files()?;
                 if now <= before + pooled {
-                    println!("open files {before} before, {now} after; memory {}", memory(agent)?);
+                    println!(
+                        "open files {before} before, {now} after; memory {} kB",
+                        agent.process().resident()? >> 10
+                    );
                     break;
                 }
                 ensure!(Instant::now() < deadline, "{now} files are open, {before} were");

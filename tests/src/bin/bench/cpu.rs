@@ -1,4 +1,4 @@
-//! CPU time and memory of a process, from /proc.
+//! CPU time of a process, from /proc.
 
 use std::{fs, time::Duration};
 
@@ -20,21 +20,4 @@ fn ticks(id: u32) -> anyhow::Result<u64> {
     let mut fields = fields.split_whitespace().skip(11);
     let mut next = || anyhow::Ok(fields.next().context("a short stat")?.parse::<u64>()?);
     Ok(next()? + next()?)
-}
-
-/// Resident memory of the process `id`, in MiB.
-pub(crate) fn resident_mib(id: u32) -> anyhow::Result<u64> {
-    memory_mib(id, "VmRSS:")
-}
-
-/// The most memory the process `id` ever had resident, in MiB.
-pub(crate) fn peak_mib(id: u32) -> anyhow::Result<u64> {
-    memory_mib(id, "VmHWM:")
-}
-
-fn memory_mib(id: u32, line: &str) -> anyhow::Result<u64> {
-    let status = fs::read_to_string(format!("/proc/{id}/status"))?;
-    let value = status.lines().find_map(|text| text.strip_prefix(line));
-    let kib = value.and_then(|value| value.split_whitespace().next()).context("no such line")?;
-    Ok(kib.parse::<u64>()? / 1024)
 }

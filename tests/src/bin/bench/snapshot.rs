@@ -43,7 +43,7 @@ impl Snapshot {
             ..AgentOptions::default()
         };
         let mut agent = Agent::start(&node, &config, options()).await?;
-        let empty = cpu::resident_mib(agent.process().id())?;
+        let empty = agent.process().resident()? >> 20;
         agent.kill9();
         self.fill(&api);
 
@@ -55,11 +55,11 @@ impl Snapshot {
         println!("| started, everything listed | {:.1} s |", began.elapsed().as_secs_f64());
         println!("| CPU for that | {:.2} s |", cpu::used(&[id])?.as_secs_f64());
         println!("| memory without pods | {empty} MiB |");
-        println!("| memory | {} MiB |", cpu::resident_mib(id)?);
-        println!("| memory at most, while listing | {} MiB |", cpu::peak_mib(id)?);
+        println!("| memory | {} MiB |", agent.process().resident()? >> 20);
+        println!("| memory at most, while listing | {} MiB |", agent.process().peak()? >> 20);
         self.change_one_by_one(&api, &node, id).await?;
         self.change_many(&api, &node, id).await?;
-        println!("| memory afterwards | {} MiB |", cpu::resident_mib(id)?);
+        println!("| memory afterwards | {} MiB |", agent.process().resident()? >> 20);
         Ok(())
     }
 

@@ -121,8 +121,8 @@ impl World {
 
     /// What both agents hold in memory, for people.
     pub(crate) fn memory(&self) -> anyhow::Result<String> {
-        let [a, b] = self.agents.each_ref().map(|agent| cpu::resident_mib(agent.process().id()));
-        Ok(format!("{} MiB and {} MiB", a?, b?))
+        let [a, b] = self.agents.each_ref().map(|agent| agent.process().resident());
+        Ok(format!("{} MiB and {} MiB", a? >> 20, b? >> 20))
     }
 }
 
