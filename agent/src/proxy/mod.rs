@@ -17,6 +17,7 @@ mod loops;
 mod outbound;
 mod pods;
 mod relay;
+mod requests;
 mod same_node;
 
 use std::{future::poll_fn, pin::pin, sync::Arc, time::Duration};

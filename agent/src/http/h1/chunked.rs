@@ -4,9 +4,9 @@
 //! no end means anything by them, and parsers disagree about what may be in one.
 
 /// The most bytes that extensions of one body may have in all.
-pub const MOST_EXTENSIONS: usize = 16 << 10;
+pub(super) const MOST_EXTENSIONS: usize = 16 << 10;
 /// The most bytes that the trailers may have.
-pub const MOST_TRAILERS: usize = 64 << 10;
+pub(super) const MOST_TRAILERS: usize = 64 << 10;
 
 /// Where a body stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,27 +29,25 @@ enum At {
 
 /// Follows one body.
 #[derive(Debug)]
-pub struct Chunked {
+pub(super) struct Chunked {
     at: At,
     extensions: usize,
 }
 
 /// What the next bytes are.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Passed {
+pub(super) struct Passed {
     /// As many go on.
-    pub on: usize,
+    pub(super) on: usize,
     /// As many behind those are left out.
-    pub out: usize,
+    pub(super) out: usize,
     /// As many of those that go on are content.
-    pub data: usize,
-    /// As many of those that go on, the last, are trailers, with the line that ends them.
-    pub trailers: usize,
+    pub(super) data: usize,
 }
 
 /// Why a body cannot be told to end anywhere.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Broken {
+pub(super) enum Broken {
     #[error("a chunk's size is no number")]
     Size,
     #[error("a chunk's extension has a byte that none may have")]
@@ -72,14 +70,14 @@ impl Default for Chunked {
 
 impl Chunked {
     /// Whether the body is through.
-    pub fn is_through(&self) -> bool {
+    pub(super) fn is_through(&self) -> bool {
         self.at == At::End
     }
 
     /// Looks at the bytes that follow those of before, as far as they can be told: at all of them,
     /// but for trailers, which are told once all of them are there, and for bytes behind the end.
     /// Once nothing passes, more bytes are needed.
-    pub fn follow(&mut self, bytes: &[u8]) -> Result<Passed, Broken> {
+    pub(super) fn follow(&mut self, bytes: &[u8]) -> Result<Passed, Broken> {
         let mut passed = Passed::default();
         while let Some(&byte) = bytes.get(passed.on) {
             match self.at {
@@ -139,7 +137,6 @@ impl Chunked {
                 At::Trailers => {
                     let Some(length) = trailers(&bytes[passed.on..])? else { break };
                     passed.on += length;
-                    passed.trailers = length;
                     self.at = At::End;
                 }
                 At::End => break,
@@ -237,7 +234,8 @@ mod tests {
                 return Some((content, at));
             }
             let name = line.iter().position(|byte| *byte == b':').filter(|at| *at > 0)?;
-            let token = |byte: &u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(byte);
+            let token =
+                |byte: &u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(byte);
             if !line[..name].iter().all(token) {
                 return None;
             }
@@ -251,7 +249,8 @@ mod tests {
             1 => "[; \t]([ -~]{0,8})",
         ];
         let chunk = (vec(any::<u8>(), 1..20), extension.clone(), 0..3_usize);
-        let trailers = prop_oneof![3 => Just(String::new()), 1 => "([a-z-]{1,5}: ?[ -~]{0,5}\r\n){1,3}"];
+        let trailers =
+            prop_oneof![3 => Just(String::new()), 1 => "([a-z-]{1,5}: ?[ -~]{0,5}\r\n){1,3}"];
         (vec(chunk, 0..4), extension, trailers, vec(any::<u8>(), 0..4)).prop_map(
             |(chunks, extension, trailers, behind)| {
                 let mut body = Vec::new();

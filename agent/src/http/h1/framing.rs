@@ -5,13 +5,14 @@
 //! without a mesh, so that what is said about it there is followed as far as it is safe.
 
 use super::{
-    head::{Fields, RequestHead, ResponseHead, Version},
+    head::{Lines, RequestHead, ResponseHead},
     known::Known,
 };
+use crate::http::message::{AnyRequest, AnyResponse, Version};
 
 /// What follows a head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Framing {
+pub(super) enum Framing {
     /// As many bytes; none at all where it is 0.
     Length(u64),
     /// Chunks (RFC 9112 §7.1).
@@ -24,7 +25,7 @@ pub enum Framing {
 
 /// Why a message has no length that everybody would read in the same way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Ambiguous {
+pub(super) enum Ambiguous {
     #[error("more than one Content-Length")]
     Lengths,
     #[error("a Content-Length that is no number")]
@@ -42,7 +43,7 @@ pub enum Ambiguous {
 }
 
 /// Of a request.
-pub fn of_request(head: &RequestHead) -> Result<Framing, Ambiguous> {
+pub(super) fn of_request(head: &RequestHead) -> Result<Framing, Ambiguous> {
     match head.known(Known::Host).count() {
         0 if head.version() == Version::Http11 => return Err(Ambiguous::NoHost),
         0 | 1 => {}
@@ -60,7 +61,7 @@ pub fn of_request(head: &RequestHead) -> Result<Framing, Ambiguous> {
 
 /// Of the response to a request of `method`. A length beside chunks is taken out of the head
 /// (RFC 9112 §6.3).
-pub fn of_response(head: &mut ResponseHead, method: &[u8]) -> Result<Framing, Ambiguous> {
+pub(super) fn of_response(head: &mut ResponseHead, method: &[u8]) -> Result<Framing, Ambiguous> {
     match head.status() {
         101 => return Ok(Framing::Tunnel),
         200..300 if method == b"CONNECT" => return Ok(Framing::Tunnel),
@@ -89,7 +90,7 @@ enum Coding {
     Other,
 }
 
-fn coding(head: &impl Fields) -> Coding {
+fn coding(head: &impl Lines) -> Coding {
     let mut codings = head
         .known(Known::TransferEncoding)
         .flat_map(|value| value.split(|byte| *byte == b','))
@@ -106,7 +107,7 @@ fn coding(head: &impl Fields) -> Coding {
     }
 }
 
-fn length(head: &impl Fields) -> Result<Option<u64>, Ambiguous> {
+fn length(head: &impl Lines) -> Result<Option<u64>, Ambiguous> {
     let mut values = head.known(Known::ContentLength);
     let Some(value) = values.next() else { return Ok(None) };
     if values.next().is_some() {
@@ -165,10 +166,7 @@ mod tests {
             ("Content-Length: 0x1\r\n", Ambiguous::NoNumber),
             ("Content-Length:\r\n", Ambiguous::NoNumber),
             ("Content-Length: 18446744073709551616\r\n", Ambiguous::NoNumber),
-            (
-                "Content-Length: 1\r\nTransfer-Encoding: chunked\r\n",
-                Ambiguous::LengthBesideCoding,
-            ),
+            ("Content-Length: 1\r\nTransfer-Encoding: chunked\r\n", Ambiguous::LengthBesideCoding),
             ("Transfer-Encoding: gzip\r\n", Ambiguous::Coding),
             ("Transfer-Encoding: identity\r\n", Ambiguous::Coding),
             ("Transfer-Encoding:\r\n", Ambiguous::Coding),
@@ -219,7 +217,8 @@ mod tests {
             ("1.0", "chunked", Framing::UntilClose),
         ] {
             let head = format!("HTTP/{version} 200 OK\r\n{fields}: {coding}\r\n\r\n");
-            let out = format!("HTTP/{version} 200 OK\r\nA: b\r\nTransfer-Encoding: {coding}\r\n\r\n");
+            let out =
+                format!("HTTP/{version} 200 OK\r\nA: b\r\nTransfer-Encoding: {coding}\r\n\r\n");
             assert_eq!(response("GET", &head), Ok((framing, out)));
         }
     }

@@ -6,17 +6,21 @@
 use bytes::{BufMut, Bytes, BytesMut};
 
 use super::known::Known;
+use crate::http::{
+    message::{AnyRequest, AnyResponse, Fields, Version},
+    target::Target,
+};
 
 /// The most bytes a head may have, with its start line and the empty line at its end.
-pub const MOST_BYTES: usize = 64 << 10;
+pub(super) const MOST_BYTES: usize = 64 << 10;
 /// The most fields a head may have.
-pub const MOST_FIELDS: usize = 1000;
+pub(super) const MOST_FIELDS: usize = 1000;
 /// As many have room on the stack; what has more is parsed again.
 const FEW_FIELDS: usize = 64;
 
 /// Why bytes are no head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Malformed {
+pub(super) enum Malformed {
     #[error("the start line is not HTTP/1")]
     StartLine,
     #[error("a field's name is not a token")]
@@ -43,13 +47,8 @@ struct Line {
     value: Mark,
     /// Not to be sent on.
     gone: bool,
-}
-
-/// HTTP/1.0 or HTTP/1.1.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Version {
-    Http10,
-    Http11,
+    /// It was not there when the head came: the marks are in what was added.
+    added: bool,
 }
 
 /// The bytes of a head, and where its fields are.
@@ -58,14 +57,15 @@ struct Marked {
     bytes: Bytes,
     /// The start line, without its end.
     start: Mark,
+    /// Those that came, then those that were added.
     lines: Vec<Line>,
-    /// Whole lines, with their ends, that go out after the others.
+    /// Lines, with their ends, that go out after the others.
     added: Vec<u8>,
 }
 
 /// The head of a request.
 #[derive(Debug)]
-pub struct RequestHead {
+pub(super) struct RequestHead {
     marked: Marked,
     method: Mark,
     target: Mark,
@@ -74,7 +74,7 @@ pub struct RequestHead {
 
 /// The head of a response.
 #[derive(Debug)]
-pub struct ResponseHead {
+pub(super) struct ResponseHead {
     marked: Marked,
     status: u16,
     version: Version,
@@ -83,7 +83,7 @@ pub struct ResponseHead {
 /// Where the head ends that begins `bytes`; `None` while it has no end yet.
 ///
 /// `searched` of the bytes have been looked at before.
-pub fn end(bytes: &[u8], searched: usize) -> Option<usize> {
+pub(super) fn end(bytes: &[u8], searched: usize) -> Option<usize> {
     // Of an end that came in two pieces, three bytes may have been there.
     let from = searched.saturating_sub(3);
     memchr::memchr_iter(b'\n', &bytes[from..]).map(|at| from + at).find_map(|at| {
@@ -97,7 +97,7 @@ pub fn end(bytes: &[u8], searched: usize) -> Option<usize> {
 
 impl RequestHead {
     /// Of `bytes`, which are a head to the last byte.
-    pub fn parse(bytes: Bytes) -> Result<Self, Malformed> {
+    pub(super) fn parse(bytes: Bytes) -> Result<Self, Malformed> {
         let (line, fields) = start_line(&bytes)?;
         let mut words = line.split(|byte| *byte == b' ');
         let mut next = || words.next().filter(|word| !word.is_empty()).ok_or(Malformed::StartLine);
@@ -113,18 +113,18 @@ impl RequestHead {
         let marked = Marked { bytes, start, lines, added: Vec::new() };
         Ok(Self { marked, method, target, version })
     }
+}
 
-    /// Such as `GET`.
-    pub fn method(&self) -> &[u8] {
+impl AnyRequest for RequestHead {
+    fn method(&self) -> &[u8] {
         self.marked.at(self.method)
     }
 
-    /// In whichever form it came (RFC 9112 §3.2).
-    pub fn target(&self) -> &[u8] {
-        self.marked.at(self.target)
+    fn target(&self) -> Target<'_> {
+        Target::of(self.method(), self.marked.at(self.target))
     }
 
-    pub fn version(&self) -> Version {
+    fn version(&self) -> Version {
         self.version
     }
 }
@@ -132,7 +132,7 @@ impl RequestHead {
 impl ResponseHead {
     /// Of `bytes`, which are a head to the last byte. A field that goes on in the next line is made
     /// one line of, with spaces (RFC 9112 §5.2).
-    pub fn parse(bytes: BytesMut) -> Result<Self, Malformed> {
+    pub(super) fn parse(bytes: BytesMut) -> Result<Self, Malformed> {
         let bytes = unfolded(bytes);
         let (line, fields) = start_line(&bytes)?;
         let (version_word, rest) = split_word(line);
@@ -152,27 +152,23 @@ impl ResponseHead {
         Ok(Self { marked, status, version })
     }
 
-    pub fn status(&self) -> u16 {
-        self.status
-    }
-
-    pub fn version(&self) -> Version {
+    pub(super) fn version(&self) -> Version {
         self.version
     }
 }
 
-/// What heads of both kinds have.
-pub trait Fields {
-    /// Every value of the fields called `name`, in their order.
-    fn values<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a [u8]>;
-    /// The same of a name that the engine knows.
+impl AnyResponse for ResponseHead {
+    fn status(&self) -> u16 {
+        self.status
+    }
+}
+
+/// What heads of both kinds have, as HTTP/1 needs it.
+pub(super) trait Lines: Fields {
+    /// Every value of the fields of a name that the engine knows.
     fn known(&self, name: Known) -> impl Iterator<Item = &[u8]>;
     /// Leaves these fields out.
-    fn remove(&mut self, name: &str);
-    /// The same of a name that the engine knows.
     fn remove_known(&mut self, name: Known);
-    /// Adds a field at the end. Nothing that would end its line may be in it.
-    fn add(&mut self, name: &str, value: &[u8]);
     /// Appends the head to `out`, as it goes on.
     fn write(&self, out: &mut BytesMut);
 }
@@ -180,33 +176,35 @@ pub trait Fields {
 macro_rules! fields {
     ($head:ty) => {
         impl Fields for $head {
-            fn values<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a [u8]> {
+            fn values_of<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a [u8]> {
                 let marked = &self.marked;
                 let lines = marked.lines.iter().filter(move |line| marked.is_called(line, name));
-                lines.map(|line| marked.at(line.value))
-            }
-
-            fn known(&self, name: Known) -> impl Iterator<Item = &[u8]> {
-                let marked = &self.marked;
-                let lines = marked.lines.iter().filter(move |line| !line.gone && line.known == name);
-                lines.map(|line| marked.at(line.value))
+                lines.map(|line| marked.of(line, line.value))
             }
 
             fn remove(&mut self, name: &str) {
                 self.marked.remove(name);
             }
 
+            fn add(&mut self, name: &'static str, value: &[u8]) {
+                debug_assert!(
+                    name.bytes().all(|byte| is_token(&byte)) && value.iter().all(is_value)
+                );
+                self.marked.add(name, value);
+            }
+        }
+
+        impl Lines for $head {
+            fn known(&self, name: Known) -> impl Iterator<Item = &[u8]> {
+                let marked = &self.marked;
+                let lines =
+                    marked.lines.iter().filter(move |line| !line.gone && line.known == name);
+                lines.map(|line| marked.of(line, line.value))
+            }
+
             fn remove_known(&mut self, name: Known) {
                 let lines = self.marked.lines.iter_mut();
                 lines.filter(|line| line.known == name).for_each(|line| line.gone = true);
-            }
-
-            fn add(&mut self, name: &str, value: &[u8]) {
-                debug_assert!(name.bytes().all(|byte| is_token(&byte)) && value.iter().all(is_value));
-                let added = &mut self.marked.added;
-                for piece in [name.as_bytes(), b": ", value, b"\r\n"] {
-                    added.extend_from_slice(piece);
-                }
             }
 
             fn write(&self, out: &mut BytesMut) {
@@ -224,16 +222,36 @@ impl Marked {
         &self.bytes[mark.start as usize..mark.end as usize]
     }
 
+    /// What `mark`, of `line`, is of.
+    fn of(&self, line: &Line, mark: Mark) -> &[u8] {
+        let bytes = if line.added { &self.added[..] } else { &self.bytes[..] };
+        &bytes[mark.start as usize..mark.end as usize]
+    }
+
     fn is_called(&self, line: &Line, name: &str) -> bool {
-        !line.gone && self.at(line.name).eq_ignore_ascii_case(name.as_bytes())
+        !line.gone && self.of(line, line.name).eq_ignore_ascii_case(name.as_bytes())
     }
 
     fn remove(&mut self, name: &str) {
-        let Self { bytes, lines, .. } = self;
-        for line in lines {
-            let called = &bytes[line.name.start as usize..line.name.end as usize];
-            line.gone |= called.eq_ignore_ascii_case(name.as_bytes());
+        for at in 0..self.lines.len() {
+            if self.is_called(&self.lines[at], name) {
+                self.lines[at].gone = true;
+            }
         }
+    }
+
+    fn add(&mut self, name: &str, value: &[u8]) {
+        let mut put = |piece: &[u8]| {
+            let start = self.added.len() as u32;
+            self.added.extend_from_slice(piece);
+            Mark { start, end: self.added.len() as u32 }
+        };
+        let name_at = put(name.as_bytes());
+        put(b": ");
+        let value = put(value);
+        put(b"\r\n");
+        let known = Known::of(name.as_bytes());
+        self.lines.push(Line { known, name: name_at, value, gone: false, added: true });
     }
 
     fn write(&self, out: &mut BytesMut) {
@@ -242,7 +260,8 @@ impl Marked {
         out.put_slice(b"\r\n");
         // Lines that follow each other and end as they should go in one piece.
         let mut run = Mark::default();
-        for line in self.lines.iter().filter(|line| !line.gone) {
+        let (came, added) = self.lines.split_at(self.lines.partition_point(|line| !line.added));
+        for line in came.iter().filter(|line| !line.gone) {
             let follows = run.end == line.name.start && run.end > 0;
             if !follows {
                 out.put_slice(self.at(run));
@@ -259,7 +278,9 @@ impl Marked {
             }
         }
         out.put_slice(self.at(run));
-        out.put_slice(&self.added);
+        for line in added.iter().filter(|line| !line.gone) {
+            out.put_slice(&self.added[line.name.start as usize..line.value.end as usize + 2]);
+        }
         out.put_slice(b"\r\n");
     }
 }
@@ -316,6 +337,7 @@ fn parse<'b>(
         name: mark(field.name.as_bytes()),
         value: mark(field.value),
         gone: false,
+        added: false,
     };
     Ok(fields.iter().map(line).collect())
 }
@@ -354,7 +376,7 @@ mod tests {
         RequestHead::parse(Bytes::copy_from_slice(head.as_bytes()))
     }
 
-    fn written(head: &impl Fields) -> Vec<u8> {
+    fn written(head: &impl Lines) -> Vec<u8> {
         let mut out = BytesMut::new();
         head.write(&mut out);
         out.to_vec()
@@ -365,23 +387,30 @@ mod tests {
         let head = b"GET /caf\xe9?q=up{job=\"<a>\"}#x HTTP/1.1\r\nhOST:a\r\nX-Empty:\r\nx-2: \xff b\r\n\r\n";
         let parsed = RequestHead::parse(Bytes::from_static(head)).unwrap();
         assert_eq!(parsed.method(), b"GET");
-        assert_eq!(parsed.target(), b"/caf\xe9?q=up{job=\"<a>\"}#x");
-        assert_eq!(parsed.values("X-2").collect::<Vec<_>>(), [b"\xff b"]);
+        assert_eq!(parsed.target().path, b"/caf\xe9");
+        assert_eq!(parsed.target().query, Some(&b"q=up{job=\"<a>\"}#x"[..]));
+        assert_eq!(parsed.values_of("X-2").collect::<Vec<_>>(), [b"\xff b"]);
         assert_eq!(parsed.known(Known::Host).collect::<Vec<_>>(), [b"a"]);
         assert_eq!(written(&parsed), head);
     }
 
     #[test]
     fn what_is_removed_goes_and_what_is_added_comes_last() {
-        let mut head = request("GET / HTTP/1.1\r\nA: 1\r\nHost: h\r\na: 2\r\nB: 3\r\n\r\n").unwrap();
+        let mut head =
+            request("GET / HTTP/1.1\r\nA: 1\r\nHost: h\r\na: 2\r\nB: 3\r\n\r\n").unwrap();
         head.remove("a");
         head.add("traceparent", b"00-1");
         head.add("c", b"");
+        assert_eq!(head.values_of("Traceparent").collect::<Vec<_>>(), [b"00-1"]);
         let expected = "GET / HTTP/1.1\r\nHost: h\r\nB: 3\r\ntraceparent: 00-1\r\nc: \r\n\r\n";
         assert_eq!(written(&head), expected.as_bytes());
-        assert_eq!(head.values("A").count(), 0);
+        assert_eq!(head.values_of("A").count(), 0);
         head.remove_known(Known::Host);
         assert_eq!(head.known(Known::Host).count(), 0);
+        head.set("traceparent", b"00-2");
+        assert_eq!(head.values_of("traceparent").collect::<Vec<_>>(), [b"00-2"]);
+        let expected = "GET / HTTP/1.1\r\nB: 3\r\nc: \r\ntraceparent: 00-2\r\n\r\n";
+        assert_eq!(written(&head), expected.as_bytes());
     }
 
     #[test]
@@ -430,15 +459,18 @@ mod tests {
 
     #[test]
     fn a_responses_folded_field_becomes_one_line() {
-        let head = BytesMut::from(&b"HTTP/1.1 200 Fine \xe9\r\nA: 1\r\n\t2\n 3\r\nB: 4\r\n\r\n"[..]);
+        let head =
+            BytesMut::from(&b"HTTP/1.1 200 Fine \xe9\r\nA: 1\r\n\t2\n 3\r\nB: 4\r\n\r\n"[..]);
         let head = ResponseHead::parse(head).unwrap();
         assert_eq!(head.status(), 200);
-        assert_eq!(head.values("a").collect::<Vec<_>>(), [b"1  \t2  3"]);
+        assert_eq!(head.values_of("a").collect::<Vec<_>>(), [b"1  \t2  3"]);
     }
 
     #[test]
     fn a_status_is_three_digits() {
-        for line in ["HTTP/1.1 20 OK", "HTTP/1.1 2000 OK", "HTTP/1.1 099 OK", "HTTP/2 200 OK", "ICY 200 OK"] {
+        for line in
+            ["HTTP/1.1 20 OK", "HTTP/1.1 2000 OK", "HTTP/1.1 099 OK", "HTTP/2 200 OK", "ICY 200 OK"]
+        {
             let head = format!("{line}\r\n\r\n");
             assert!(ResponseHead::parse(BytesMut::from(head.as_str())).is_err(), "{line}");
         }
@@ -472,7 +504,7 @@ mod tests {
                 let values = |head: &RequestHead| -> Vec<Vec<u8>> {
                     lines.iter().flat_map(|line| {
                         let name = line.split(':').next().unwrap();
-                        head.values(name).map(<[u8]>::to_vec).collect::<Vec<_>>()
+                        head.values_of(name).map(<[u8]>::to_vec).collect::<Vec<_>>()
                     }).collect()
                 };
                 prop_assert_eq!(values(&parsed), values(&again));

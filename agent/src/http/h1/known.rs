@@ -2,7 +2,7 @@
 
 /// A field's name, as far as the engine cares.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Known {
+pub(super) enum Known {
     /// None of those below.
     Other,
     Connection,
@@ -19,7 +19,7 @@ pub enum Known {
 
 impl Known {
     /// Names compare without regard to case (RFC 9110 §5.1).
-    pub fn of(name: &[u8]) -> Self {
+    pub(super) fn of(name: &[u8]) -> Self {
         // By length first: most fields are told apart by it alone.
         let candidate = match name.len() {
             4 => (Self::Host, &b"host"[..]),

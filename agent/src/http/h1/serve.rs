@@ -2,95 +2,98 @@
 //! by a server of its own choice.
 
 use std::{
-    future::{Future, poll_fn},
+    fmt,
+    future::poll_fn,
     io,
-    task::{Context, Waker},
+    sync::Arc,
+    task::{Context, Poll, Waker},
     time::Duration,
 };
 
 use bytes::{BufMut, BytesMut};
-use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    time::{Instant, timeout, timeout_at},
-};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::{
     conn::Conn,
-    exchange::{Ended, Exchange, Watch},
+    exchange::{Between, Exchange, Follow, Outcome},
     framing::{self, Ambiguous, Framing},
-    head::{self, Fields, Malformed, RequestHead, ResponseHead, Version},
+    head::{self, Lines, Malformed, RequestHead, ResponseHead},
     known::Known,
+    upgrade,
+    waiting::Waiting,
+};
+use crate::{
+    http::{
+        Stream,
+        handler::{Answer, Ended, Handler, Route, Watch},
+        message::{AnyRequest, AnyResponse, Fields, Version},
+    },
+    limits::{Limit, Share},
 };
 
-/// How long a connection may be silent between two requests: as long as Envoy lets it, for a client
-/// whose pool keeps connections longer would meet closed ones.
-const IDLE: Duration = Duration::from_secs(3600);
-/// How long a head may take from its first byte on.
-const HEAD: Duration = Duration::from_secs(20);
-/// How long a client is waited for that may not know yet that its connection ends.
-const LAST_REQUEST: Duration = Duration::from_secs(1);
 /// How long the rest of a request is read that its server did not want, so that the client comes to
 /// read why: without a byte, and in all.
 const LINGER: Duration = Duration::from_secs(5);
 const LONGEST_LINGER: Duration = Duration::from_secs(30);
+/// Connections to servers that one client's connection keeps. Its requests may go to any number.
+const MOST_KEPT: usize = 16;
+/// A head of which more has come, without its end, is counted among what waits.
+const SMALL_HEAD: usize = 4 << 10;
+/// What every HTTP/2 connection begins with (RFC 9113 §3.4), to the end of what looks like a head.
+const H2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\n";
 
-/// What becomes of the requests of one connection.
-pub trait Handler {
-    type Route: Route;
-    /// Judges a request, whose head it may change.
-    fn route(&self, head: &mut RequestHead) -> impl Future<Output = Self::Route> + Send;
-    /// Notes that bytes came that are no request.
-    fn malformed(&self, why: &NoRequest);
-}
-
-/// Where one request goes, and who watches it.
-pub trait Route: Watch + Sized {
-    type Stream: AsyncRead + AsyncWrite + Unpin;
-    /// Requests of the same key may share a connection.
-    type Key: Copy + PartialEq;
-
-    fn key(&self) -> Self::Key;
-    /// Makes a connection. An error is what the client is answered.
-    fn connect(&mut self) -> impl Future<Output = Result<Self::Stream, Answer>> + Send;
-    /// What the client is answered where the server was not heard of.
-    fn unanswered(&mut self, ended: &Ended) -> Answer;
-    /// The exchange has ended; `None` where it never began.
-    fn finish(self, ended: Option<&Ended>);
-}
-
-/// Why bytes are no request.
+/// Why there is no next request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum NoRequest {
+enum NoRequest {
     #[error(transparent)]
     Head(#[from] Malformed),
     #[error(transparent)]
     Framing(#[from] Ambiguous),
+    #[error("{}", Limit::Buffered)]
+    Overfull,
 }
 
-/// A response of our own.
-#[derive(Clone, Debug)]
-pub struct Answer {
-    pub status: u16,
-    pub text: String,
+impl NoRequest {
+    /// What its sender is answered.
+    fn status(self) -> u16 {
+        match self {
+            // RFC 6585 §5.
+            Self::Head(Malformed::Long | Malformed::Many) => 431,
+            Self::Head(_) | Self::Framing(_) => 400,
+            Self::Overfull => 503,
+        }
+    }
 }
 
 /// How a connection ended.
 pub enum Served<S, R: Route> {
     /// There are no more requests on it.
     Done,
+    /// What has been read of it is the beginning of HTTP/2.
+    Http2(S, BytesMut),
     /// What follows is no HTTP: bytes in both directions, of which some have come already.
-    Tunnel { client: (S, BytesMut), server: (R::Stream, BytesMut), route: R },
-    /// Cut: nothing more may be said on it.
-    Broken,
+    Tunnel {
+        /// The client's end.
+        client: (S, BytesMut),
+        /// The server's end.
+        server: (R::Stream, BytesMut),
+        /// What led there.
+        route: R,
+    },
 }
 
 struct Connection<'a, S, H: Handler> {
     client: Conn<S>,
     handler: &'a H,
+    buffered: &'a Arc<Share>,
     ending: &'a CancellationToken,
-    kept: Vec<(<H::Route as Route>::Key, Server<H>)>,
+    waiting: Waiting,
+    kept: Vec<Kept<H>>,
 }
+
+/// A server's connection on which nothing is asked for the moment.
+type Kept<H> = (<<H as Handler>::Route as Route>::Key, Server<H>);
 
 type Server<H> = Conn<<<H as Handler>::Route as Route>::Stream>;
 
@@ -98,37 +101,54 @@ type Server<H> = Conn<<<H as Handler>::Route as Route>::Stream>;
 enum Next<R: Route> {
     Request,
     Tunnel(Conn<R::Stream>, R),
-    Broken,
+    /// Nothing may follow, and the client is not to take what it has for everything.
+    Reset,
     /// The end, after the client has been given the time to read what it was told last.
     Linger,
 }
 
 /// Serves `io`, of which `read` has been read, until the client is done or `ending` is cancelled and
-/// what it has asked by then is answered.
+/// what it has asked by then is answered. What waits for readers is counted in `buffered`. `first` is
+/// a connection that was made for these requests before they were known to be some.
 pub async fn serve<S, H>(
     io: S,
     read: BytesMut,
+    first: Option<(<H::Route as Route>::Key, <H::Route as Route>::Stream)>,
     handler: &H,
+    buffered: &Arc<Share>,
     ending: &CancellationToken,
 ) -> Served<S, H::Route>
 where
-    S: AsyncRead + AsyncWrite + Unpin,
+    S: Stream,
     H: Handler,
+    <H::Route as Route>::Stream: Stream,
 {
-    let mut connection =
-        Connection { client: Conn::new(io, read), handler, ending, kept: Vec::new() };
+    let mut connection = Connection {
+        client: Conn::new(io, read),
+        handler,
+        buffered,
+        ending,
+        waiting: Waiting::new(ending),
+        kept: first.map(|(key, io)| (key, Conn::new(io, BytesMut::new()))).into_iter().collect(),
+    };
+    let mut is_first = true;
     loop {
-        let head = match connection.head().await {
-            Ok(Some(head)) => head,
-            Ok(None) => return Served::Done,
+        let head = match connection.head(is_first).await {
+            Ok(Head::Request(head, framing)) => (head, framing),
+            Ok(Head::None) => return Served::Done,
+            Ok(Head::Http2) => {
+                let (io, read) = connection.client.into_parts();
+                return Served::Http2(io, read);
+            }
             Err(why) => {
-                handler.malformed(&why);
-                let answer = Answer { status: 400, text: format!("{why}\n") };
-                connection.answer(&answer, true);
+                handler.malformed(why.status(), &why);
+                let answer = Answer { status: why.status(), text: format!("sluice: {why}\n") };
+                connection.answer(&answer);
                 connection.linger().await;
                 return Served::Done;
             }
         };
+        is_first = false;
         match connection.exchange(head).await {
             Next::Request => connection.client.rest(),
             Next::Linger => {
@@ -139,131 +159,194 @@ where
                 let (client, server) = (connection.client.into_parts(), server.into_parts());
                 return Served::Tunnel { client, server, route };
             }
-            Next::Broken => return Served::Broken,
+            Next::Reset => {
+                connection.client.into_parts().0.abort();
+                return Served::Done;
+            }
         }
     }
 }
 
+/// What came next on a connection.
+enum Head {
+    Request(RequestHead, Framing),
+    Http2,
+    None,
+}
+
 impl<S, H> Connection<'_, S, H>
 where
-    S: AsyncRead + AsyncWrite + Unpin,
+    S: Stream,
     H: Handler,
+    <H::Route as Route>::Stream: Stream,
 {
-    /// The next request's head; `None` when there is none to come.
-    async fn head(&mut self) -> Result<Option<(RequestHead, Framing)>, NoRequest> {
-        let mut searched = 0;
-        let mut deadline = None;
+    async fn head(&mut self, is_first: bool) -> Result<Head, NoRequest> {
+        let (mut searched, mut held) = (0, None);
+        self.waiting.begin();
         loop {
+            let input = &mut self.client.input;
             // An empty line before a request is not one (RFC 9112 §2.2).
-            while searched == 0 && self.client.input.starts_with(b"\r\n") {
-                let _ = self.client.input.split_to(2);
+            while searched == 0 && input.starts_with(b"\r\n") {
+                let _ = input.split_to(2);
             }
-            if let Some(end) = head::end(&self.client.input, searched) {
-                let head = RequestHead::parse(self.client.input.split_to(end).freeze())?;
+            if let Some(end) = head::end(input, searched) {
+                if is_first && input[..end] == *H2_PREFACE {
+                    return Ok(Head::Http2);
+                }
+                let head = RequestHead::parse(input.split_to(end).freeze())?;
                 let framing = framing::of_request(&head)?;
-                return Ok(Some((head, framing)));
+                return Ok(Head::Request(head, framing));
             }
-            searched = self.client.input.len();
+            if searched == 0 && !input.is_empty() {
+                self.waiting.begin();
+            }
+            searched = input.len();
             if searched > head::MOST_BYTES {
                 return Err(Malformed::Long.into());
             }
-            if searched > 0 {
-                deadline.get_or_insert_with(|| Instant::now() + HEAD);
+            if searched > SMALL_HEAD && held.is_none() {
+                held =
+                    Some(self.buffered.take(head::MOST_BYTES as u64).ok_or(NoRequest::Overfull)?);
             }
-            let client = &mut self.client;
-            let fill = poll_fn(|cx| client.poll_fill(cx));
-            let read = match deadline {
-                Some(deadline) => timeout_at(deadline, fill).await.ok(),
-                None => tokio::select! {
-                    read = timeout(IDLE, fill) => read.ok(),
-                    () = last_request(self.ending) => None,
-                },
-            };
-            match read {
-                Some(Ok(read)) if read > 0 => {}
-                _ => return Ok(None),
+            if !poll_fn(|cx| self.poll_more(cx, searched > 0)).await {
+                return Ok(Head::None);
             }
         }
     }
 
+    /// Ready with whether more has come of the client. Servers that leave meanwhile are let go.
+    fn poll_more(&mut self, cx: &mut Context<'_>, begun: bool) -> Poll<bool> {
+        if let Poll::Ready(read) = self.client.poll_fill(cx) {
+            return Poll::Ready(read.is_ok_and(|read| read > 0));
+        }
+        // Nothing is to be heard of them: an end is one, and bytes are nobody's.
+        self.kept.retain_mut(|(_, server)| server.poll_fill(cx).is_pending());
+        self.waiting.poll_over(cx, begun).map(|()| false)
+    }
+
     async fn exchange(&mut self, (mut head, framing): (RequestHead, Framing)) -> Next<H::Route> {
-        let mut route = self.handler.route(&mut head).await;
+        upgrade::drop_h2c(&mut head);
         let client_closes = closes(&head, head.version());
-        let mut reused = self.take(route.key());
+        let mut route = match self.handler.route(&mut head).await {
+            Ok(route) => route,
+            Err(answer) => {
+                self.answer(&answer);
+                return Next::Linger;
+            }
+        };
+        let mut reused = self.take(&route.key());
         loop {
             let (mut server, was_used) = match reused.take() {
                 Some(server) => (server, true),
                 None => match route.connect().await {
                     Ok(io) => (Conn::new(io, BytesMut::new()), false),
                     Err(answer) => {
-                        // What was to follow is not read: it has nowhere to go.
-                        let ends = framing != Framing::Length(0) || client_closes;
-                        self.answer(&answer, ends);
-                        route.finish(None);
-                        return if ends { Next::Linger } else { self.flush().await };
+                        self.answer(&answer);
+                        route.finish(&Ended::Unsent);
+                        // Whoever is told that nobody can be reached may look for somebody else.
+                        return Next::Linger;
                     }
                 },
             };
             head.write(&mut server.output);
-            let mut exchange = Exchange::new(framing, client_closes);
-            let mut watched = Watched { route: &mut route, ending: self.ending, server_closes: false };
-            let (client, method) = (&mut self.client, head.method());
-            let ended =
-                poll_fn(|cx| exchange.poll(cx, method, client, &mut server, &mut watched)).await;
+            let mut exchange = Exchange::new(framing);
+            let ending = self.ending;
+            let mut watched = Watched { route: &mut route, ending, server_closes: false };
+            let mut between = Between {
+                method: head.method(),
+                client: &mut self.client,
+                server: &mut server,
+                watch: &mut watched,
+                buffered: self.buffered,
+            };
+            let outcome = poll_fn(|cx| exchange.poll(cx, &mut between)).await;
             let server_closes = watched.server_closes;
-            let may_send_again = was_used && framing == Framing::Length(0) && is_idempotent(method);
-            match ended {
-                Ended::Unanswered(_) if may_send_again => continue,
-                Ended::Unanswered(_) | Ended::ServerMalformed(_) if exchange.is_unheard() => {
-                    let answer = route.unanswered(&ended);
-                    self.answer(&answer, true);
-                    route.finish(Some(&ended));
-                    return Next::Linger;
-                }
-                Ended::Tunnel => {
-                    // The client's first bytes may have come with its request, and the server's with
-                    // its answer, which is still to be written.
-                    if self.write().await.is_err() {
-                        route.finish(Some(&Ended::ClientGone(None)));
-                        return Next::Broken;
+            let ended = match outcome {
+                Outcome::Tunnel => {
+                    // The answer is still to be written.
+                    if let Err(error) = self.write().await {
+                        route.finish(&Ended::ClientGone(Some(error)));
+                        return Next::Reset;
                     }
                     return Next::Tunnel(server, route);
                 }
-                Ended::Through { unread, until_close } => {
+                Outcome::Through { unread, until_close } => {
                     let key = route.key();
-                    route.finish(Some(&ended));
-                    let last = server_closes || client_closes;
-                    if !last && !unread && !until_close && server.input.is_empty() {
-                        server.rest();
-                        self.kept.push((key, server));
+                    route.finish(&Ended::Through);
+                    if unread || until_close || server_closes || client_closes {
+                        return Next::Linger;
                     }
-                    return if unread || until_close || last { Next::Linger } else { Next::Request };
+                    if server.input.is_empty() && !exchange.has_ended() {
+                        self.keep(key, server);
+                    }
+                    return Next::Request;
                 }
-                ended => {
-                    route.finish(Some(&ended));
-                    return Next::Broken;
+                Outcome::Failed(ended) => ended,
+            };
+            let is_unheard = exchange.is_unheard();
+            match &ended {
+                Ended::Unanswered(_) if was_used => {
+                    if framing == Framing::Length(0) && is_idempotent(head.method()) {
+                        continue;
+                    }
+                    // To the client this is what it would be without anything between: a connection
+                    // that was closed while it asked, about which it may know what to do.
+                    route.finish(&ended);
+                    return Next::Linger;
+                }
+                Ended::ClientGone(_) => {
+                    server.into_parts().0.abort();
+                    route.finish(&ended);
+                    return Next::Reset;
+                }
+                _ if is_unheard => {
+                    let answer = route.unanswered(&ended);
+                    if !matches!(ended, Ended::Unanswered(_)) {
+                        server.into_parts().0.abort();
+                    }
+                    self.answer(&answer);
+                    route.finish(&ended);
+                    return Next::Linger;
+                }
+                // As it looked to the agent.
+                Ended::ServerGone(None) => {
+                    route.finish(&ended);
+                    return Next::Linger;
+                }
+                _ => {
+                    server.into_parts().0.abort();
+                    route.finish(&ended);
+                    return Next::Reset;
                 }
             }
         }
     }
 
-    /// A connection that was kept for requests of `key`, unless its server is done with it.
-    fn take(&mut self, key: <H::Route as Route>::Key) -> Option<Server<H>> {
-        let at = self.kept.iter().position(|(kept, _)| *kept == key)?;
-        let (_, mut server) = self.kept.swap_remove(at);
-        let mut now = Context::from_waker(Waker::noop());
-        // Nothing is to be heard before it is asked: an end is one, and bytes are nobody's.
-        server.poll_fill(&mut now).is_pending().then_some(server)
+    fn keep(&mut self, key: <H::Route as Route>::Key, mut server: Server<H>) {
+        server.rest();
+        if self.kept.len() == MOST_KEPT {
+            // The one that was asked longest ago.
+            self.kept.remove(0);
+        }
+        self.kept.push((key, server));
     }
 
-    /// Says something that no server said.
-    fn answer(&mut self, answer: &Answer, ends: bool) {
+    /// A connection that was kept for requests of `key`, unless its server is done with it.
+    fn take(&mut self, key: &<H::Route as Route>::Key) -> Option<Server<H>> {
+        let at = self.kept.iter().position(|(kept, _)| kept == key)?;
+        let (_, mut server) = self.kept.remove(at);
+        let mut now = Context::from_waker(Waker::noop());
+        (!server.is_leaving() && server.poll_fill(&mut now).is_pending()).then_some(server)
+    }
+
+    /// Says something that no server said, as the last on this connection.
+    fn answer(&mut self, answer: &Answer) {
         let Answer { status, text } = answer;
-        let close = if ends { "connection: close\r\n" } else { "" };
+        let reason = http::StatusCode::from_u16(*status).ok();
+        let reason = reason.and_then(|status| status.canonical_reason()).unwrap_or_default();
         let head = format!(
-            "HTTP/1.1 {status} {}\r\ncontent-type: text/plain; charset=utf-8\r\n\
-             content-length: {}\r\n{close}\r\n",
-            reason(*status),
+            "HTTP/1.1 {status} {reason}\r\ncontent-type: text/plain; charset=utf-8\r\n\
+             content-length: {}\r\nconnection: close\r\n\r\n",
             text.len()
         );
         self.client.output.put_slice(head.as_bytes());
@@ -276,15 +359,10 @@ where
         poll_fn(|cx| client.poll_flush(cx)).await
     }
 
-    async fn flush(&mut self) -> Next<H::Route> {
-        match self.write().await {
-            Ok(()) => Next::Request,
-            Err(_) => Next::Broken,
-        }
-    }
-
     /// Ends the connection in such a way that what was said last is heard.
     async fn linger(&mut self) {
+        // Those who were kept for requests that will not come.
+        self.kept.clear();
         let lingering = async {
             self.write().await?;
             let client = &mut self.client;
@@ -300,12 +378,6 @@ where
     }
 }
 
-/// Ready when nothing was asked for a while after `ending` was cancelled.
-async fn last_request(ending: &CancellationToken) {
-    ending.cancelled().await;
-    tokio::time::sleep(LAST_REQUEST).await;
-}
-
 /// Notes what decides about the connections.
 struct Watched<'a, R> {
     route: &'a mut R,
@@ -313,7 +385,7 @@ struct Watched<'a, R> {
     server_closes: bool,
 }
 
-impl<R: Watch> Watch for Watched<'_, R> {
+impl<R: Watch> Follow for Watched<'_, R> {
     fn interim(&mut self, head: &ResponseHead) {
         self.route.interim(head);
     }
@@ -321,7 +393,7 @@ impl<R: Watch> Watch for Watched<'_, R> {
     fn response(&mut self, head: &mut ResponseHead) {
         self.route.response(head);
         self.server_closes = closes(head, head.version());
-        if self.ending.is_cancelled() && !self.server_closes {
+        if self.ending.is_cancelled() && !self.server_closes && !matches!(head.status(), 101) {
             head.remove_known(Known::Connection);
             head.add("connection", b"close");
             self.server_closes = true;
@@ -335,14 +407,10 @@ impl<R: Watch> Watch for Watched<'_, R> {
     fn received(&mut self, bytes: usize) {
         self.route.received(bytes);
     }
-
-    fn trailers(&mut self, lines: &[u8]) {
-        self.route.trailers(lines);
-    }
 }
 
 /// Whether a message is the last one of whoever sent it (RFC 9112 §9.3).
-fn closes(head: &impl Fields, version: Version) -> bool {
+fn closes(head: &impl Lines, version: Version) -> bool {
     let says = |what: &str| {
         let options = head.known(Known::Connection).flat_map(|value| value.split(|b| *b == b','));
         options.map(<[u8]>::trim_ascii).any(|option| option.eq_ignore_ascii_case(what.as_bytes()))
@@ -355,27 +423,15 @@ fn is_idempotent(method: &[u8]) -> bool {
     matches!(method, b"GET" | b"HEAD" | b"OPTIONS" | b"TRACE" | b"PUT" | b"DELETE")
 }
 
-fn reason(status: u16) -> &'static str {
-    match status {
-        400 => "Bad Request",
-        403 => "Forbidden",
-        502 => "Bad Gateway",
-        503 => "Service Unavailable",
-        504 => "Gateway Timeout",
-        _ => "",
-    }
-}
-
-impl<S, R: Route> std::fmt::Debug for Served<S, R> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl<S, R: Route> fmt::Debug for Served<S, R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Done => "Done",
+            Self::Http2(..) => "Http2",
             Self::Tunnel { .. } => "Tunnel",
-            Self::Broken => "Broken",
         })
     }
 }
-
 
 #[cfg(test)]
 mod tests {
@@ -538,7 +594,8 @@ mod tests {
     async fn whoever_says_close_is_believed() {
         let closes = "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok";
         let close = "GET / HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n";
-        for (request, answer) in [(close, OK), (&*get("/"), closes), ("GET / HTTP/1.0\r\n\r\n", OK)] {
+        for (request, answer) in [(close, OK), (&*get("/"), closes), ("GET / HTTP/1.0\r\n\r\n", OK)]
+        {
             let mut play = play(1);
             say(&mut play.client, request).await;
             hear(&mut play.servers[0], &request[..request.len() - 2]).await;
@@ -559,7 +616,10 @@ mod tests {
         for (bytes, why) in [
             ("GET / HTTP/1.1\r\n\r\n", "no Host in HTTP/1.1"),
             ("GET /a b HTTP/1.1\r\n\r\n", "the start line is not HTTP/1"),
-            ("POST / HTTP/1.1\r\nHost: h\r\nContent-Length: x\r\n\r\n", "a Content-Length that is no number"),
+            (
+                "POST / HTTP/1.1\r\nHost: h\r\nContent-Length: x\r\n\r\n",
+                "a Content-Length that is no number",
+            ),
         ] {
             let mut play = play(0);
             say(&mut play.client, bytes).await;
@@ -576,7 +636,8 @@ mod tests {
         for _ in 0..2 {
             say(&mut play.client, &get("/")).await;
             hear(&mut play.client, "HTTP/1.1 503 Service Unavailable\r\n").await;
-            let rest = "content-type: text/plain; charset=utf-8\r\ncontent-length: 7\r\n\r\nnobody\n";
+            let rest =
+                "content-type: text/plain; charset=utf-8\r\ncontent-length: 7\r\n\r\nnobody\n";
             hear(&mut play.client, rest).await;
         }
         assert_eq!(*play.bench.log.lock().unwrap(), ["/ never", "/ never"]);
@@ -613,7 +674,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn what_follows_an_upgrade_belongs_to_no_message() {
         let mut play = play(1);
-        say(&mut play.client, "GET /ws HTTP/1.1\r\nHost: h\r\nUpgrade: websocket\r\n\r\nearly").await;
+        say(&mut play.client, "GET /ws HTTP/1.1\r\nHost: h\r\nUpgrade: websocket\r\n\r\nearly")
+            .await;
         let switch = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n\r\n";
         say(&mut play.servers[0], &format!("{switch}first")).await;
         hear(&mut play.client, switch).await;
