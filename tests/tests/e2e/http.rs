@@ -95,8 +95,8 @@ async fn several_requests_share_one_connection_at_both_ends() -> anyhow::Result<
 }
 
 #[tokio::test]
-async fn a_server_has_a_connection_for_each_of_its_clients_and_as_long_as_they_have() -> anyhow::Result<()>
-{
+async fn a_server_has_a_connection_for_each_of_its_clients_and_as_long_as_they_have()
+-> anyhow::Result<()> {
     let shop = Shop::open().await?;
     for server in shop.servers() {
         let listener = server.listen(HTTP.target)?;

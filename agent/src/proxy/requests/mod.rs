@@ -91,17 +91,3 @@ impl Fields for Unreadable {
 
     fn add(&mut self, _name: &'static str, _value: &[u8]) {}
 }
-#[cfg(test)]
-mod sizes {
-    #[test]
-    fn print_sizes() {
-        fn of<A, B, C, D, F: std::future::Future>(_: fn(A, B, C, D) -> F) -> usize { size_of::<F>() }
-        fn of6<A, B, C, D, E, G, F: std::future::Future>(_: fn(A, B, C, D, E, G) -> F) -> usize { size_of::<F>() }
-        fn of3<A, B, C, F: std::future::Future>(_: fn(A, B, C) -> F) -> usize { size_of::<F>() }
-        fn h1<S, H: crate::http::Handler, F: std::future::Future>(_: fn(crate::proxy::Io, bytes::BytesMut, Option<(<H::Route as crate::http::Route>::Key, <H::Route as crate::http::Route>::Stream)>, &'static H, &'static std::sync::Arc<crate::limits::Share>, &'static tokio_util::sync::CancellationToken) -> F, _: std::marker::PhantomData<(S,H)>) -> usize { size_of::<F>() }
-        println!("departing {}", of(super::departing));
-        println!("arriving {}", of6(super::arriving));
-        println!("outbound::connection {}", of3(crate::proxy::outbound::connection));
-        println!("inbound::connection {}", of3(crate::proxy::inbound::connection));
-    }
-}
