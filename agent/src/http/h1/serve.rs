@@ -93,8 +93,7 @@ struct Connection<'a, S, H: Handler> {
 }
 
 /// A connection that was made for requests of a key before they were known to be some.
-type First<H> =
-    (<<H as Handler>::Route as Route>::Key, <<H as Handler>::Route as Route>::Stream);
+type First<H> = (<<H as Handler>::Route as Route>::Key, <<H as Handler>::Route as Route>::Stream);
 
 /// A server's connection on which nothing is asked for the moment.
 type Kept<H> = (<<H as Handler>::Route as Route>::Key, Server<H>);
