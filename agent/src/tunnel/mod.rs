@@ -4,6 +4,7 @@
 //! [`HboneStream`]s, each to one address beyond the peer, and who the peer is. Knows no
 //! eBPF, no snapshot and no policy.
 
+mod ahead;
 mod connection;
 mod error;
 mod limits;
