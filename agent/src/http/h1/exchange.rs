@@ -307,8 +307,8 @@ mod tests {
     use bytes::BytesMut;
     use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 
-    use super::head::RequestHead;
-    use super::*;
+    use super::{super::head::RequestHead, *};
+    use crate::{http::message::AnyRequest, limits::Budget};
 
     #[derive(Debug, Default)]
     struct Seen {

@@ -12,6 +12,8 @@ mod head;
 mod known;
 mod passing;
 mod serve;
+#[cfg(test)]
+mod tests;
 mod upgrade;
 mod waiting;
 

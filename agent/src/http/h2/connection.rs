@@ -22,8 +22,8 @@ use tokio::{
 
 use super::{
     limits::{
-        FRAMES, HEADER_BYTES, PROVOKED_RESETS, SEND_BUFFER, SERVER_IDLE, SETTINGS, STREAM_WINDOW,
-        STREAMS_TO_SERVER, WINDOW_OF_SERVER,
+        FRAMES, HEADER_BYTES, SEND_BUFFER, SERVER_IDLE, SETTINGS, STREAM_WINDOW, STREAMS_TO_SERVER,
+        WINDOW_OF_SERVER,
     },
     piece::Piece,
 };
@@ -87,7 +87,9 @@ impl Connection {
             .data_frame_budget(FRAMES)
             .max_send_buffer_size(SEND_BUFFER)
             .max_header_list_size(HEADER_BYTES)
-            .max_local_error_reset_streams(Some(PROVOKED_RESETS))
+            // What still comes for streams of clients that gave up is no reason to end all others.
+            .max_concurrent_reset_streams(STREAMS_TO_SERVER)
+            .max_local_error_reset_streams(None)
             .initial_max_send_streams(UNTOLD)
             .enable_push(false)
             .handshake(io)

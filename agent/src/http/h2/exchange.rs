@@ -116,8 +116,8 @@ struct Exchange<'a, H: Handler> {
 
 impl<H: Handler<Route: Shared>> Exchange<'_, H> {
     async fn run(mut self) -> Ended {
-        let mut avoid = None;
-        for resent in 0.. {
+        let (mut avoid, mut resent) = (None, 0);
+        loop {
             let reserved = match self.reserve(avoid.as_ref()).await {
                 Ok(reserved) => reserved,
                 Err(ended) => return ended,
@@ -125,14 +125,15 @@ impl<H: Handler<Route: Shared>> Exchange<'_, H> {
             let (head, is_all) = (self.head.clone(), self.up.is_empty());
             let (response, to_server) = match reserved.send(head, is_all) {
                 Ok(sent) => sent,
-                // It has not left this process.
-                Err(error) if resent < MOST_RESENT && !error.is_library() => {
+                Err(error) => {
+                    // It has not left this process: the connection takes no more.
                     tracing::debug!(%error, "asking on another connection");
                     avoid = Some(self.leave(&reserved));
+                    resent += usize::from(reserved.is_fresh);
+                    if resent > MOST_RESENT {
+                        return self.unanswered(Ended::Unanswered(Some(io::Error::other(error))));
+                    }
                     continue;
-                }
-                Err(error) => {
-                    return self.unanswered(Ended::Unanswered(Some(io::Error::other(error))));
                 }
             };
             let mut passage = Passage {
@@ -200,6 +201,7 @@ impl<H: Handler<Route: Shared>> Exchange<'_, H> {
                     true => reserved.connection.clone(),
                     false => self.leave(&reserved),
                 });
+                resent += 1;
                 continue;
             }
             if let Some(reason) = reset_by(&error) {
@@ -219,7 +221,6 @@ impl<H: Handler<Route: Shared>> Exchange<'_, H> {
             };
             return self.unanswered(ended);
         }
-        unreachable!("it is not sent again for ever")
     }
 
     /// Room on a connection. An error is how the exchange has ended without.

@@ -140,7 +140,7 @@ impl Pool {
                 }
                 Path::Dial(dialling) => {
                     let dialled = self.dial(key, route).await;
-                    dialling.outcome.send_replace(Some(dialled.is_ok()));
+                    dialling.end(dialled.is_ok());
                     return dialled;
                 }
             }
@@ -264,6 +264,15 @@ struct Dialling {
     servers: Arc<Servers>,
     key: PoolKey,
     outcome: watch::Sender<Option<bool>>,
+}
+
+impl Dialling {
+    fn end(self, success: bool) {
+        let outcome = self.outcome.clone();
+        // First, so that nobody who hears of it finds this dial again.
+        drop(self);
+        outcome.send_replace(Some(success));
+    }
 }
 
 impl Drop for Dialling {

@@ -56,6 +56,8 @@ where
         .max_header_list_size(HEADER_BYTES)
         .max_concurrent_streams(MOST_STREAMS)
         .max_pending_accept_reset_streams(MOST_STREAMS as usize)
+        // What still comes of uploads that were answered early provokes no resets then.
+        .max_concurrent_reset_streams(MOST_STREAMS as usize)
         .max_local_error_reset_streams(Some(PROVOKED_RESETS))
         .handshake(io)
         .await?;
