@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use h2::server::SendResponse;
-use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
+use http::{HeaderValue, Method, Response, StatusCode, header, request::Parts};
 
 use super::piece::Piece;
 use crate::http::Answer;
@@ -11,14 +11,19 @@ use crate::http::Answer;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     Plain,
+    /// Of what would be said, by its head alone (RFC 9110 §9.3.2).
+    Head,
     /// It speaks gRPC, and looks for a status there.
     Grpc,
 }
 
 impl Kind {
-    /// By the fields of a request.
-    pub(super) fn of(request: &HeaderMap) -> Self {
-        let kind = request.get(header::CONTENT_TYPE).map(HeaderValue::as_bytes);
+    /// By the head of a request.
+    pub(super) fn of(request: &Parts) -> Self {
+        if request.method == Method::HEAD {
+            return Kind::Head;
+        }
+        let kind = request.headers.get(header::CONTENT_TYPE).map(HeaderValue::as_bytes);
         match kind.and_then(|kind| kind.strip_prefix(b"application/grpc")) {
             // `application/grpc-web` is another protocol, in which all of this is in the body.
             Some([] | [b'+' | b';', ..]) => Kind::Grpc,
@@ -42,13 +47,16 @@ impl Kind {
                 }
                 let _ = respond.send_response(response, true);
             }
-            Kind::Plain => {
+            Kind::Plain | Kind::Head => {
                 let kind = HeaderValue::from_static("text/plain; charset=utf-8");
                 fields.insert(header::CONTENT_TYPE, kind);
                 fields.insert(header::CONTENT_LENGTH, HeaderValue::from(answer.text.len()));
                 *response.status_mut() = StatusCode::from_u16(answer.status)
                     .unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-                if let Ok(mut body) = respond.send_response(response, false) {
+                let body = respond.send_response(response, self == Kind::Head);
+                if self == Kind::Plain
+                    && let Ok(mut body) = body
+                {
                     let text = Bytes::copy_from_slice(answer.text.as_bytes());
                     let _ = body.send_data(text.into(), true);
                 }
@@ -94,8 +102,9 @@ mod tests {
             ("application/grpc-web+proto", Kind::Plain),
             ("application/json", Kind::Plain),
         ] {
-            let fields = [(header::CONTENT_TYPE, HeaderValue::from_static(kind))];
-            assert_eq!(Kind::of(&fields.into_iter().collect()), expected, "{kind}");
+            let request = http::Request::post("/").header(header::CONTENT_TYPE, kind);
+            let (head, ()) = request.body(()).unwrap().into_parts();
+            assert_eq!(Kind::of(&head), expected, "{kind}");
         }
     }
 

@@ -61,7 +61,7 @@ pub(super) async fn exchange<H>(
     H: Handler<Route: Shared>,
 {
     let (mut head, body) = request.into_parts();
-    let kind = Kind::of(&head.headers);
+    let kind = Kind::of(&head);
     if let Err(why) = head::settle(&mut head) {
         client.handler.malformed(400, &why);
         let answer = Answer { status: 400, text: format!("sluice: {why}\n") };
@@ -140,6 +140,7 @@ impl<H: Handler<Route: Shared>> Exchange<'_, H> {
                 client: self.client,
                 connection: &reserved.connection,
                 route: &mut *self.route,
+                again: &mut self.head.headers,
                 up: &mut self.up,
                 up_ended: is_all,
                 to_server,
@@ -175,7 +176,7 @@ impl<H: Handler<Route: Shared>> Exchange<'_, H> {
                 Outcome::Server(error) => error,
             };
             if let Some(heard) = passage.heard() {
-                heard.finish(reset_by(&error).unwrap_or(Reason::INTERNAL_ERROR)).await;
+                Box::pin(heard.finish(reset_by(&error).unwrap_or(Reason::INTERNAL_ERROR))).await;
                 return match error.is_library() {
                     true => Ended::ServerMalformed(Box::new(NoAnswer::Malformed(error))),
                     false => Ended::ServerGone(Some(io::Error::other(error))),
@@ -232,7 +233,8 @@ impl<H: Handler<Route: Shared>> Exchange<'_, H> {
                 if let Err(Overfull) = self.up.wait() {
                     return Err(self.unanswered(Ended::Overfull));
                 }
-                let connection = self.pool.connection(&self.key, self.route, avoid);
+                // As large as all that making one takes, and not needed once there is one.
+                let connection = Box::pin(self.pool.connection(&self.key, self.route, avoid));
                 match unless_reset(&mut self.respond, connection).await {
                     Ok(Ok(reserved)) => reserved,
                     Ok(Err(answer)) => {
@@ -331,6 +333,8 @@ struct Passage<'a, H: Handler> {
     client: &'a Client<'a, H>,
     connection: &'a Arc<Connection>,
     route: &'a mut H::Route,
+    /// For another server, as long as this one has not answered.
+    again: &'a mut HeaderMap,
     up: &'a mut Passing,
     up_ended: bool,
     to_server: SendStream<Piece>,
@@ -440,6 +444,7 @@ impl<H: Handler> Passage<'_, H> {
         }
         let (mut head, body) = response.into_parts();
         self.route.response(&mut head);
+        mem::take(self.again);
         let is_all = body.is_end_stream();
         let to_client = match self.respond.send_response(Response::from_parts(head, ()), is_all) {
             Ok(to_client) => to_client,

@@ -234,6 +234,17 @@ async fn cookies_come_in_the_crumbs_and_names_in_the_order_they_were_sent() {
 }
 
 #[tokio::test]
+async fn a_refused_head_request_has_no_body_that_its_client_would_not_expect() {
+    let bench = Bench::refusing(503, "nobody");
+    let mut client = bench.client().await;
+    let request = Request::head("http://a/").body(()).unwrap();
+    let (response, _) = client.send_request(request, true).unwrap();
+    let response = response.await.unwrap();
+    assert_eq!(&response.headers()["content-length"], "6");
+    assert!(response.body().is_end_stream());
+}
+
+#[tokio::test]
 async fn a_refused_grpc_client_finds_a_status_of_its_own_and_others_read_a_text() {
     for (kind, status, expected) in [
         ("application/grpc+proto", 403, Some("7")),
