@@ -393,7 +393,7 @@ async fn requests(
 ) {
     let arrival = Arc::new(arrival);
     tokio::select! {
-        () = arriving(proxy.clone(), pod.clone(), arrival.clone(), client, read, app) => {}
+        () = Box::pin(arriving(proxy.clone(), pod.clone(), arrival.clone(), client, read, app)) => {}
         // Requests under way end with it, and their spans say so.
         denied = standing.revoked(&proxy, &pod, &arrival) => drop(cut(&arrival, &denied)),
     }

@@ -47,7 +47,7 @@ pub(super) async fn connection(proxy: Arc<Proxy>, pod: Arc<LocalPod>, accepted: 
     }
     match declared(&destination) {
         AppProtocol::Http | AppProtocol::Http2 => {
-            departing(outbound, Io::Tcp(stream), Bytes::new(), None).await;
+            Box::pin(departing(outbound, Io::Tcp(stream), Bytes::new(), None)).await;
         }
         AppProtocol::Opaque => {
             if let Some(opened) = outbound.open_or_reset(&stream, &destination).await {
@@ -124,7 +124,8 @@ impl Outbound {
         }
         match opened.adopt(&self, detected.protocol).await {
             Ok(first) => {
-                departing(self, Io::Tcp(client), detected.early.from_client, Some(first)).await;
+                let read = detected.early.from_client;
+                Box::pin(departing(self, Io::Tcp(client), read, Some(first))).await;
             }
             Err(error) => {
                 tracing::debug!(dialled = %self.dialled, %error, "the server was gone before it was asked");

@@ -13,6 +13,7 @@ mod coexistence;
 mod dials;
 mod enrolment;
 mod evasion;
+mod exchanges;
 mod grpc;
 mod host_network;
 mod http;

@@ -132,10 +132,12 @@ impl Exchange {
         match (&self.down, &self.up) {
             (Down::Through, Up::Through | Up::Ended | Up::Ending) => self.through(false),
             (Down::Through, Up::Refused) => self.through(true),
-            // A server that has ended wants no more either.
-            (Down::Through, Up::Body(_)) if self.until_close || between.server.has_ended() => {
-                self.through(true)
-            }
+            (Down::Through, Up::Body(_)) if self.until_close => self.through(true),
+            // It may take the rest, or be done with it.
+            (Down::Through, Up::Body(_)) => match ready!(between.server.poll_fill(cx)) {
+                Ok(1..) => Poll::Pending,
+                Ok(0) | Err(_) => self.through(true),
+            },
             _ => Poll::Pending,
         }
     }
@@ -480,6 +482,23 @@ mod tests {
         let ((ended, seen), ()) = both.await;
         assert!(matches!(ended, Outcome::Through { unread: true, .. }), "{ended:?}");
         assert_eq!(seen.status, Some(413));
+    }
+
+    #[tokio::test]
+    async fn a_server_that_closes_after_an_early_answer_wants_no_more() {
+        let (mut client, mut server, exchange) = begin();
+        let head = "PUT / HTTP/1.1\r\nHost: h\r\nContent-Length: 10\r\n\r\n";
+        let no = "HTTP/1.1 400 No\r\nContent-Length: 0\r\n\r\n";
+        let ends = async {
+            client.write_all(head.as_bytes()).await.unwrap();
+            read(&mut server, head).await;
+            server.write_all(no.as_bytes()).await.unwrap();
+            read(&mut client, no).await;
+            server.shutdown().await.unwrap();
+            (client, server)
+        };
+        let ((outcome, _), _ends) = tokio::join!(exchange, ends);
+        assert!(matches!(outcome, Outcome::Through { unread: true, .. }), "{outcome:?}");
     }
 
     #[tokio::test]

@@ -92,6 +92,9 @@ struct Connection<'a, S, H: Handler> {
     kept: Vec<Kept<H>>,
 }
 
+/// A connection that was made for requests of a key before they were known to be some.
+type First<H> = (<<H as Handler>::Route as Route>::Key, <<H as Handler>::Route as Route>::Stream);
+
 /// A server's connection on which nothing is asked for the moment.
 type Kept<H> = (<<H as Handler>::Route as Route>::Key, Server<H>);
 
@@ -108,12 +111,11 @@ enum Next<R: Route> {
 }
 
 /// Serves `io`, of which `read` has been read, until the client is done or `ending` is cancelled and
-/// what it has asked by then is answered. What waits for readers is counted in `buffered`. `first` is
-/// a connection that was made for these requests before they were known to be some.
+/// what it has asked by then is answered. What waits for readers is counted in `buffered`.
 pub async fn serve<S, H>(
     io: S,
     read: BytesMut,
-    first: Option<(<H::Route as Route>::Key, <H::Route as Route>::Stream)>,
+    first: Option<First<H>>,
     handler: &H,
     buffered: &Arc<Share>,
     ending: &CancellationToken,

@@ -36,14 +36,17 @@ pub(in crate::proxy) async fn arriving(
         web::Served::Done => {}
         web::Served::Http2(client, read) => {
             let client = Prefixed::new(read.freeze(), client);
-            if let Err(error) = web::h2::serve(client, &handler, &buffered, &drain).await {
+            // Boxed, as what few connections come to: others would carry its size along.
+            let ended = Box::pin(web::h2::serve(client, &handler, &buffered, &drain)).await;
+            if let Err(error) = ended {
                 tracing::debug!(%error, "an inbound HTTP/2 connection ended");
             }
         }
         web::Served::Tunnel { client, server, mut route } => {
             let spans = route.report.upgraded();
             let cut = handler.pod.cut(&handler.proxy.drain);
-            if tunnel(client, server, spans, &buffered, cut).await.is_some() {
+            let tunnel = tunnel(client, server, spans, &buffered, cut);
+            if Box::pin(tunnel).await.is_some() {
                 handler.proxy.limits.overfull(&handler.pod.uid);
             }
         }
@@ -122,7 +125,7 @@ impl web::Route for ToApp {
     fn key(&self) {}
 
     async fn connect(&mut self) -> Result<Upstream, Answer> {
-        match dial(&self.pod, &self.arrival).await {
+        match Box::pin(dial(&self.pod, &self.arrival)).await {
             Ok(app) => Ok(Upstream::to_pod(Io::Tcp(app), &self.pod)),
             Err(refusal) => Err(self.report.refuse(refusal)),
         }

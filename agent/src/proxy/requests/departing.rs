@@ -65,14 +65,17 @@ pub(in crate::proxy) async fn departing(
         web::Served::Done => {}
         web::Served::Http2(client, read) => {
             let client = Prefixed::new(read.freeze(), client);
-            if let Err(error) = web::h2::serve(client, &handler, &buffered, &drain).await {
+            // Boxed, as what few connections come to: others would carry its size along.
+            let ended = Box::pin(web::h2::serve(client, &handler, &buffered, &drain)).await;
+            if let Err(error) = ended {
                 tracing::debug!(%error, "an outbound HTTP/2 connection ended");
             }
         }
         web::Served::Tunnel { client, server, route } => {
             let Departs { mut report, outbound, hop, .. } = route;
             let (spans, cut) = (report.upgraded(), outbound.cut(&hop));
-            if tunnel(client, server, spans, &buffered, cut).await.is_some() {
+            let tunnel = tunnel(client, server, spans, &buffered, cut);
+            if Box::pin(tunnel).await.is_some() {
                 outbound.proxy.limits.overfull(&outbound.pod.uid);
             }
         }
@@ -119,10 +122,11 @@ enum KeyOfWay {
 
 impl Key {
     fn of(hop: &Hop, generation: u64) -> Self {
-        let way = match &hop.way {
-            Way::SameNode(pod) => KeyOfWay::SameNode(pod.uid.clone()),
-            Way::Tunnel(peer) => KeyOfWay::Tunnel(peer.clone()),
-            Way::Plain => KeyOfWay::Plain,
+        let (way, generation) = match &hop.way {
+            // No CNI has a say in those.
+            Way::SameNode(pod) => (KeyOfWay::SameNode(pod.uid.clone()), 0),
+            Way::Tunnel(peer) => (KeyOfWay::Tunnel(peer.clone()), generation),
+            Way::Plain => (KeyOfWay::Plain, generation),
         };
         Self { endpoint: hop.address, generation, way }
     }
@@ -210,11 +214,7 @@ impl web::Handler for Departing {
             }
             server = Some((pod.clone(), arrival));
         }
-        let generation = match server {
-            // No CNI has a say in those.
-            Some(_) => 0,
-            None => self.outbound.generation(&hop),
-        };
+        let generation = self.outbound.generation(&hop);
         let (outbound, next) = (self.outbound.clone(), self.next.clone());
         Ok(Departs { report, outbound, hop, server, generation, next, _place: place })
     }
@@ -270,9 +270,9 @@ impl web::Route for Departs {
     async fn connect(&mut self) -> Result<Upstream, Answer> {
         let connected = match &self.server {
             Some((pod, arrival)) => {
-                dial(pod, arrival).await.map(|app| Upstream::to_pod(Io::Tcp(app), pod))
+                Box::pin(dial(pod, arrival)).await.map(|app| Upstream::to_pod(Io::Tcp(app), pod))
             }
-            None => self.outbound.reach(&self.hop).await.map(Upstream::from),
+            None => Box::pin(self.outbound.reach(&self.hop)).await.map(Upstream::from),
         };
         connected.map_err(|refusal| self.report.refuse(refusal))
     }

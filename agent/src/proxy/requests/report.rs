@@ -95,7 +95,8 @@ impl Report {
 
     /// The exchange is over.
     pub(super) fn end(&mut self, failure: Option<Failure>) {
-        for side in [self.near.take(), self.far.take()].into_iter().flatten() {
+        // A span lasts as long as its children.
+        for side in [self.far.take(), self.near.take()].into_iter().flatten() {
             self.finish(side, failure);
         }
     }

@@ -1,0 +1,95 @@
+//! The ways that an exchange can take, between pods of one lab.
+
+use std::net::{IpAddr, SocketAddr};
+
+use sluice_tests::{Agent, Mesh, Pod, PodOptions, Port, Service};
+
+/// A way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Way {
+    /// From a pod outside the mesh to another one.
+    Direct,
+    /// From a pod to another on its node.
+    SameNode,
+    /// From a pod to one on another node.
+    Across,
+    /// From a pod outside the mesh into it.
+    Into,
+    /// From a pod to one outside the mesh.
+    Out,
+}
+
+impl Way {
+    /// Those through the mesh.
+    pub const MESH: [Self; 4] = [Self::SameNode, Self::Across, Self::Into, Self::Out];
+
+    /// What it is called in reports, and in the list of what is known to fail.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Direct => "direct",
+            Self::SameNode => "same node",
+            Self::Across => "across nodes",
+            Self::Into => "into the mesh",
+            Self::Out => "out of the mesh",
+        }
+    }
+}
+
+/// Where servers listen for the first row; every row has a port of its own, so that no connection
+/// that was kept for one is used for another.
+const PORTS: u16 = 10_000;
+/// The address of the Service in front of the pod outside the mesh.
+const PLAIN: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 96, 0, 3));
+
+/// Clients and servers, in the mesh and outside it.
+pub struct Ground {
+    mesh: Mesh,
+    /// A server outside the mesh, on the other node.
+    plain: Pod,
+    _agents: [Agent; 2],
+}
+
+impl Ground {
+    /// With ports for so many rows, all of which are declared to be HTTP.
+    pub async fn lay(rows: usize) -> anyhow::Result<Self> {
+        let mesh = Mesh::new()?;
+        let outside = PodOptions { meshed: false, ..PodOptions::default() };
+        let plain = mesh.b.pod_with("plain", outside)?;
+        mesh.config.pod(&plain)?;
+        let names: Vec<_> = (0..rows).map(|row| format!("http-{row}")).collect();
+        let ports = || {
+            let ports = names.iter().zip(PORTS..);
+            ports.map(|(name, port)| Port { name, port, target: port }).collect::<Vec<_>>()
+        };
+        for (server, ip) in [
+            (&mesh.near, mesh.service_ips(&mesh.near)[0]),
+            (&mesh.far, mesh.service_ips(&mesh.far)[0]),
+            (&plain, PLAIN),
+        ] {
+            mesh.config.service(&Service {
+                name: server.name(),
+                namespace: server.namespace(),
+                ips: vec![ip],
+                ports: ports(),
+                endpoints: vec![server],
+            })?;
+        }
+        let _agents = mesh.start_agents(&[]).await?;
+        Ok(Self { mesh, plain, _agents })
+    }
+
+    /// The client of a way, where it dials for a row, and the server.
+    pub fn ends(&self, way: Way, row: usize) -> (&Pod, SocketAddr, &Pod, u16) {
+        let Mesh { client, near, far, outsider, .. } = &self.mesh;
+        let (from, ip, server) = match way {
+            Way::Direct => (outsider, self.plain.ip(), &self.plain),
+            Way::SameNode => (client, self.mesh.service_ips(near)[0], near),
+            Way::Across => (client, self.mesh.service_ips(far)[0], far),
+            Way::Into => (outsider, far.ip(), far),
+            Way::Out => (client, PLAIN, &self.plain),
+        };
+        let port =
+            PORTS + u16::try_from(row).expect("as many rows as a group of ports has room for");
+        (from, SocketAddr::new(ip, port), server, port)
+    }
+}
