@@ -10,15 +10,15 @@ use super::{
     CONNECT_TIMEOUT, Io, LocalPod, Proxy,
     admission::{Admitted, Denied, Party, Standing, admit, both_certified, certified},
     detect::{Detected, detect},
-    exchange::Refusal,
     io,
     loops::is_somewhere,
+    refusal::Refusal,
     relay::{Early, Outcome, relay},
-    requests::arriving,
+    requests::{Upstream, arriving},
 };
 use crate::{
     capture::Accepted,
-    http::{PoolKey, Protocol, Stream},
+    http::{Protocol, Stream, h2::PoolKey},
     identity,
     limits::Limit,
     mesh::{AppProtocol, HBONE_PORT, Principal, Workload},
@@ -290,8 +290,10 @@ async fn traffic(
                 let app = match protocol {
                     Protocol::Http2 => {
                         let key = PoolKey::new(arrival.client.ip(), arrival.app);
-                        if let Err(error) = pod.inbound.adopt(key, app).await {
-                            tracing::debug!(app = %arrival.app, %error, "the application does not speak HTTP/2");
+                        if let Err(error) =
+                            pod.inbound.adopt(key, Upstream::to_pod(Io::Tcp(app), &pod)).await
+                        {
+                            tracing::debug!(app = %arrival.app, %error, "the application was gone before it was asked");
                             return client.abort();
                         }
                         None

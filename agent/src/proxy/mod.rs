@@ -8,7 +8,6 @@
 mod admission;
 mod detect;
 mod drain;
-mod exchange;
 mod generation;
 mod hop;
 mod inbound;
@@ -16,6 +15,7 @@ mod io;
 mod loops;
 mod outbound;
 mod pods;
+mod refusal;
 mod relay;
 mod requests;
 mod same_node;

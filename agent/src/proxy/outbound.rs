@@ -10,18 +10,18 @@ use super::{
     CONNECT_TIMEOUT, Hop, Io, LocalPod, Proxy, Way,
     admission::{Party, certified},
     detect::{Side, detect},
-    exchange::Refusal,
     generation::generation,
     hop::{declared, service_of},
     inbound::{self, Arrival},
     io,
     loops::leads_out,
+    refusal::Refusal,
     relay::{Early, Outcome, relay},
-    requests::{First, departing},
+    requests::{First, Upstream, departing},
 };
 use crate::{
     capture::Accepted,
-    http::{PoolKey, Protocol, Stream},
+    http::{Protocol, Stream, h2::PoolKey},
     identity::IdentityError,
     limits::Limit,
     mesh::{AppProtocol, Destination, HBONE_PORT, Principal, Service},
@@ -128,7 +128,7 @@ impl Outbound {
                 Box::pin(departing(self, Io::Tcp(client), read, Some(first))).await;
             }
             Err(error) => {
-                tracing::debug!(dialled = %self.dialled, %error, "the server does not speak HTTP/2");
+                tracing::debug!(dialled = %self.dialled, %error, "the server was gone before it was asked");
                 io::reset(&client);
             }
         }
@@ -338,8 +338,8 @@ impl Opened {
     /// The connection is for requests, which are recorded one by one from here on.
     ///
     /// # Errors
-    /// When the server does not speak HTTP/2 after all.
-    async fn adopt(self, by: &Outbound, protocol: Protocol) -> Result<First, hyper::Error> {
+    /// When the server is gone already.
+    async fn adopt(self, by: &Outbound, protocol: Protocol) -> Result<First, h2::Error> {
         let Self { server, hop, generation, spans } = self;
         spans.into_iter().for_each(TcpSpan::discard);
         if protocol != Protocol::Http2 {
@@ -348,10 +348,10 @@ impl Opened {
         let key = PoolKey::new(by.client.ip(), hop.address);
         match &hop.way {
             // No CNI has a say in those.
-            Way::SameNode(pod) => pod.inbound.adopt(key, server).await?,
+            Way::SameNode(pod) => pod.inbound.adopt(key, Upstream::to_pod(server, pod)).await?,
             way => {
                 let key = key.of_generation(generation).marked(by.mark);
-                by.pod.outbound(way.peer()).adopt(key, server).await?;
+                by.pod.outbound(way.peer()).adopt(key, Upstream::from(server)).await?;
             }
         }
         Ok(First { hop, server: None })

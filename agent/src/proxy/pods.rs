@@ -13,7 +13,7 @@ use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use super::Drain;
 use crate::{
     capture::PodDialer,
-    http::Pool,
+    http::h2::Pool,
     limits::PodLimits,
     mesh::{PodUid, Principal, Workload},
     telemetry::Failure,
@@ -28,10 +28,10 @@ pub struct LocalPod {
     pub dialer: PodDialer,
     /// HBONE connections with this pod as their client.
     pub tunnels: HbonePool,
-    /// HTTP connections to this pod's own application.
+    /// HTTP/2 connections to this pod's own application.
     pub inbound: Pool,
     /// A lock of this pod's own: a concurrent map is 17 KB.
-    outbound: Mutex<HashMap<Option<Principal>, Arc<Pool>>>,
+    outbound: Mutex<HashMap<Option<Principal>, Pool>>,
     workload: ArcSwap<Workload>,
     released: CancellationToken,
     /// What it holds of the agent's budgets.
@@ -102,12 +102,12 @@ impl LocalPod {
         }
     }
 
-    /// HTTP connections to servers that have proved to be `peer`, or in plaintext to servers
+    /// HTTP/2 connections to servers that have proved to be `peer`, or in plaintext to servers
     /// outside the mesh, or without mutual TLS. Kept apart: a server that joins the mesh, or an address that becomes
     /// somebody else's, must not be asked on a connection from before.
-    pub fn outbound(&self, peer: Option<&Principal>) -> Arc<Pool> {
+    pub fn outbound(&self, peer: Option<&Principal>) -> Pool {
         let mut outbound = self.outbound.lock().unwrap_or_else(PoisonError::into_inner);
-        let new = || Arc::new(Pool::new(self.limits.buffered_out()));
+        let new = || Pool::new(self.limits.buffered_out());
         outbound.entry(peer.cloned()).or_insert_with(new).clone()
     }
 

@@ -12,20 +12,23 @@ mod upstream;
 
 pub(super) use arriving::arriving;
 pub(super) use departing::{First, departing};
-use upstream::Upstream;
+pub(super) use upstream::Upstream;
 
 use std::{future::Future, sync::Arc};
 
 use bytes::BytesMut;
 
+use report::Report;
+
 use super::{
-    Io,
+    Io, Proxy,
+    refusal::Refusal,
     relay::{Early, Outcome, relay},
 };
 use crate::{
     http::{Answer, AnyRequest, Ended, Fields, Target, Version},
     limits::{Limit, Share},
-    telemetry::{Failure, TcpSpan},
+    telemetry::{Failure, Flow, TcpSpan},
 };
 
 /// Why an exchange did not end as its two ends wanted.
@@ -45,6 +48,23 @@ fn failure_of(ended: &Ended) -> Option<Failure> {
 /// log have the rest.
 fn answer(status: u16, failure: Failure) -> Answer {
     Answer { status, text: format!("sluice: {}\n", failure.as_str()) }
+}
+
+/// Refuses a request that is one too many: each of HTTP/2 has a place of its own among connections,
+/// since one connection carries as many as its client likes.
+fn over(
+    proxy: &Arc<Proxy>,
+    limit: Limit,
+    flow: impl FnOnce() -> Arc<Flow>,
+    request: &mut impl AnyRequest,
+) -> Answer {
+    if !proxy.limits.refused(limit) {
+        return answer(503, limit.into());
+    }
+    let flow = flow();
+    tracing::warn!(client = %flow.client, server = %flow.server, pod = %flow.local.uid,
+        reason = limit.as_str(), "requests are refused: {limit}");
+    Report::new(proxy, flow, request).refuse(Refusal::unavailable(limit.into(), limit))
 }
 
 /// Moves bytes between two ends that have agreed on something else than HTTP, until both are done or

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::{answer, failure_of};
 use crate::{
     http::{Answer, AnyRequest, AnyResponse, Ended, Fields},
-    proxy::{Proxy, exchange::Refusal},
+    proxy::{Proxy, refusal::Refusal},
     telemetry::{Failure, Flow, HttpSpan, TcpSpan},
 };
 
