@@ -8,11 +8,8 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-use super::relay::Early;
-use crate::{
-    http::{Protocol, Sniff, sniff},
-    telemetry::Failure,
-};
+use super::relay::{Early, Side};
+use crate::http::{Protocol, Sniff, sniff};
 
 /// How long bytes that may yet become a request line are held back for more of it, in all.
 const LONGEST_HOLD: Duration = Duration::from_millis(100);
@@ -27,31 +24,16 @@ pub(super) struct Detected {
     pub(super) early: Early,
 }
 
-/// The end that broke before anything was decided.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Side {
-    Client,
-    Server,
-}
-
-impl Side {
-    pub(super) fn failure(self) -> Failure {
-        match self {
-            Side::Client => Failure::ResetLocal,
-            Side::Server => Failure::ResetRemote,
-        }
-    }
-}
-
 /// Watches both ends of a connection until one of them speaks. A server that speaks first is
-/// opaque; a client's first bytes decide otherwise.
+/// opaque; a client's first bytes decide otherwise. So is what breaks before that is decided.
 pub(super) async fn detect(
     client: &mut (impl AsyncRead + Unpin),
     server: &mut (impl AsyncRead + Unpin),
-) -> Result<Detected, Side> {
+) -> Detected {
     let (mut from_client, mut from_server) = (BytesMut::new(), BytesMut::new());
     // Of the first byte, not of each: else one byte now and then would hold both ends for ever.
     let mut began = None;
+    let mut broke = None;
     let protocol = loop {
         let hold = if from_client.contains(&b' ') { LONGEST_LINE } else { LONGEST_HOLD };
         let deadline = began.map_or_else(Instant::now, |began| began + hold);
@@ -60,23 +42,27 @@ pub(super) async fn detect(
         tokio::select! {
             biased;
             read = client.read_buf(&mut from_client) => {
-                match (read.map_err(|_| Side::Client)?, sniff(&from_client)) {
-                    (0, _) => break Protocol::Opaque,
-                    (_, Sniff::Is(protocol)) => break protocol,
+                match (read, sniff(&from_client)) {
+                    (Ok(0), _) => break Protocol::Opaque,
+                    (Ok(_), Sniff::Is(protocol)) => break protocol,
                     // Bounded: a line that grows too long is not HTTP.
-                    (_, Sniff::Undecided) => drop(began.get_or_insert_with(Instant::now)),
+                    (Ok(_), Sniff::Undecided) => drop(began.get_or_insert_with(Instant::now)),
+                    (Err(_), _) => {
+                        broke = Some(Side::Client);
+                        break Protocol::Opaque;
+                    }
                 }
             },
             read = server.read_buf(&mut from_server) => {
-                read.map_err(|_| Side::Server)?;
+                broke = read.err().map(|_| Side::Server);
                 break Protocol::Opaque;
             }
             // A client that waits for an answer to `HELLO` must not wait for us.
             () = sleep_until(deadline), if began.is_some() => break Protocol::Opaque,
         }
     };
-    let early = Early { from_client: from_client.freeze(), from_server: from_server.freeze() };
-    Ok(Detected { protocol, early })
+    let (from_client, from_server) = (from_client.freeze(), from_server.freeze());
+    Detected { protocol, early: Early { from_client, from_server, broke } }
 }
 
 #[cfg(test)]
@@ -90,7 +76,7 @@ mod tests {
         let (mut client, _client_end) = duplex(64);
         let (mut server, mut server_end) = duplex(64);
         server_end.write_all(b"220 ready\r\n").await.unwrap();
-        let detected = detect(&mut client, &mut server).await.unwrap();
+        let detected = detect(&mut client, &mut server).await;
         assert_eq!(detected.protocol, Protocol::Opaque);
         assert_eq!(detected.early.from_server, "220 ready\r\n");
     }
@@ -104,7 +90,7 @@ mod tests {
             client_end.write_all(piece.as_bytes()).await.unwrap();
             tokio::task::yield_now().await;
         }
-        let detected = detected.await.unwrap().unwrap();
+        let detected = detected.await.unwrap();
         assert_eq!(detected.protocol, Protocol::Http1);
         assert_eq!(detected.early.from_client, "GET /order HTTP/1.1\r\n");
     }
@@ -114,7 +100,7 @@ mod tests {
         let (mut client, mut client_end) = duplex(64);
         let (mut server, _server_end) = duplex(64);
         client_end.write_all(b"HELLO").await.unwrap();
-        let detected = detect(&mut client, &mut server).await.unwrap();
+        let detected = detect(&mut client, &mut server).await;
         assert_eq!(detected.protocol, Protocol::Opaque);
         assert_eq!(detected.early.from_client, "HELLO");
     }
@@ -128,7 +114,7 @@ mod tests {
             client_end.write_all(piece.as_bytes()).await.unwrap();
             tokio::time::sleep(5 * LONGEST_HOLD).await;
         }
-        assert_eq!(detected.await.unwrap().unwrap().protocol, Protocol::Http1);
+        assert_eq!(detected.await.unwrap().protocol, Protocol::Http1);
     }
 
     #[tokio::test(start_paused = true)]
@@ -144,7 +130,7 @@ mod tests {
                 let _ = client_end.write_all(b"A").await;
                 tokio::time::sleep(limit / 20).await;
             }
-            assert_eq!(detected.await.unwrap().unwrap().protocol, Protocol::Opaque);
+            assert_eq!(detected.await.unwrap().protocol, Protocol::Opaque);
             assert!(began.elapsed() <= limit + limit / 10, "{start}: {:?}", began.elapsed());
         }
     }
@@ -154,7 +140,7 @@ mod tests {
         let (mut client, client_end) = duplex(64);
         let (mut server, _server_end) = duplex(64);
         drop(client_end);
-        let detected = detect(&mut client, &mut server).await.unwrap();
+        let detected = detect(&mut client, &mut server).await;
         assert_eq!(detected.protocol, Protocol::Opaque);
     }
 }

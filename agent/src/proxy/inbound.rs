@@ -281,8 +281,8 @@ async fn traffic(
             }
         };
         match detected {
-            Ok(Detected { protocol: Protocol::Opaque, early }) => early,
-            Ok(Detected { protocol, early }) => {
+            Detected { protocol: Protocol::Opaque, early } => early,
+            Detected { protocol, early } => {
                 // What the connection carries is recorded request by request from here on.
                 span.discard();
                 let key = PoolKey::speaking(arrival.client.ip(), arrival.app, protocol);
@@ -292,11 +292,6 @@ async fn traffic(
                 }
                 let client = Prefixed::new(early.from_client, client);
                 return requests(proxy, pod, arrival, client, standing).await;
-            }
-            Err(side) => {
-                io::reset(&app);
-                client.abort();
-                return span.finish(0, 0, Some(side.failure()));
             }
         }
     };

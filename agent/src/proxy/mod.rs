@@ -13,6 +13,7 @@ mod generation;
 mod hop;
 mod inbound;
 mod io;
+mod last_words;
 mod loops;
 mod outbound;
 mod pods;

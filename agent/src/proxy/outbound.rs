@@ -12,7 +12,7 @@ use tokio::net::TcpStream;
 use super::{
     CONNECT_TIMEOUT, Hop, Io, LocalPod, Proxy, Way,
     admission::{Party, certified},
-    detect::{Side, detect},
+    detect::detect,
     exchange::{Refusal, exchange, in_place},
     generation::generation,
     hop::{declared, service_of},
@@ -122,7 +122,7 @@ impl Outbound {
     async fn undeclared(self, mut client: TcpStream, destination: &Destination) {
         let Some(mut opened) = self.open_or_reset(&client, destination).await else { return };
         let detected = tokio::select! {
-            detected = detect(&mut client, &mut opened.server) => detected.map_err(Side::failure),
+            detected = detect(&mut client, &mut opened.server) => Ok(detected),
             why = self.cut(&opened.hop) => Err(why),
         };
         let detected = match detected {

@@ -9,9 +9,12 @@ use std::{
 };
 
 use bytes::Bytes;
-use tokio::io::AsyncWrite;
+use tokio::{io::AsyncWrite, time::timeout};
 
-use super::io::{Io, ReadSize};
+use super::{
+    io::{Io, ReadSize},
+    last_words::{PATIENCE, delivered},
+};
 use crate::{
     http::Stream,
     limits::{Permit, Share, Turn},
@@ -34,10 +37,29 @@ pub(super) struct Outcome {
 pub(super) struct Early {
     pub(super) from_client: Bytes,
     pub(super) from_server: Bytes,
+    /// The end that broke meanwhile. It tells nobody twice.
+    pub(super) broke: Option<Side>,
+}
+
+/// One end of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Side {
+    Client,
+    Server,
+}
+
+impl Side {
+    fn failure(self) -> Failure {
+        match self {
+            Side::Client => Failure::ResetLocal,
+            Side::Server => Failure::ResetRemote,
+        }
+    }
 }
 
 /// Moves bytes between `client` and `server`. An end in one direction is passed on and the
-/// other direction goes on; a reset at one end becomes a reset at the other.
+/// other direction goes on; a reset at one end becomes a reset at the other, behind all that was said
+/// before it.
 ///
 /// When `cut` says why it must end now, or the returned future dropped half way, both ends are reset: an end
 /// would tell them that they have everything. The same where more waits for readers of one pod than
@@ -54,9 +76,10 @@ pub(super) async fn relay(
         buffered,
         up: Direction::starting_with(early.from_client),
         down: Direction::starting_with(early.from_server),
+        down_first: false,
     };
     let failure = tokio::select! {
-        failure = poll_fn(|cx| relay.poll(cx)) => failure,
+        failure = relay.run(early.broke) => failure,
         why = cut => Some(why),
     };
     if failure.is_none() {
@@ -71,20 +94,65 @@ struct Relay<'a> {
     buffered: &'a Arc<Share>,
     up: Direction,
     down: Direction,
+    down_first: bool,
 }
 
 impl Relay<'_> {
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Failure>> {
-        let Some((client, server)) = &mut self.ends else { return Poll::Ready(None) };
-        let up = self.up.poll(cx, client, server, self.buffered);
-        if let Poll::Ready(Err(broken)) = up {
-            return Poll::Ready(Some(broken.failure(Failure::ResetLocal, Failure::ResetRemote)));
+    /// Runs until both directions have ended, or one end `broke` and the other has what it said.
+    async fn run(&mut self, broke: Option<Side>) -> Option<Failure> {
+        let broken = match broke {
+            Some(side) => Broken::End(side),
+            None => poll_fn(|cx| self.poll(cx)).await.err()?,
+        };
+        match broken {
+            Broken::Overfull => Some(Failure::BufferLimit),
+            Broken::End(side) => {
+                self.deliver_last_words(side).await;
+                Some(side.failure())
+            }
         }
-        let down = self.down.poll(cx, server, client, self.buffered);
-        if let Poll::Ready(Err(broken)) = down {
-            return Poll::Ready(Some(broken.failure(Failure::ResetRemote, Failure::ResetLocal)));
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Broken>> {
+        let Some((client, server)) = &mut self.ends else { return Poll::Ready(Ok(())) };
+        // In turn: a task may do only so much before it has to yield, and where one direction never
+        // has to wait, it would be all of that.
+        self.down_first = !self.down_first;
+        let mut ended = true;
+        for is_down in [self.down_first, !self.down_first] {
+            let polled = match is_down {
+                false => self.up.poll(cx, client, server, self.buffered),
+                true => self.down.poll(cx, server, client, self.buffered),
+            };
+            match polled {
+                Poll::Ready(Ok(())) => {}
+                Poll::Ready(Err(why)) => return Poll::Ready(Err(why.of(is_down))),
+                Poll::Pending => ended = false,
+            }
         }
-        if up.is_ready() && down.is_ready() { Poll::Ready(None) } else { Poll::Pending }
+        if ended { Poll::Ready(Ok(())) } else { Poll::Pending }
+    }
+
+    /// Passes on what the end that broke had said before. Some of it may still be unread: a socket
+    /// keeps it when it is reset, and it is often by writing that the reset is noticed.
+    async fn deliver_last_words(&mut self, broke: Side) {
+        let Some((client, server)) = &mut self.ends else { return };
+        let (direction, source, sink) = match broke {
+            Side::Client => (&mut self.up, client, server),
+            Side::Server => (&mut self.down, server, client),
+        };
+        while matches!(direction.phase, Phase::Moving) {
+            let before = direction.written();
+            let rest = poll_fn(|cx| direction.poll_move(cx, source, sink, self.buffered));
+            match timeout(PATIENCE, rest).await {
+                // Of a reset that a write was told of, a read sees no more than an end.
+                Ok(Ok(()) | Err(Failed::Source)) => break,
+                Ok(Err(Failed::Sink | Failed::Overfull)) => return,
+                Err(_) if direction.written() > before => {}
+                Err(_) => return,
+            }
+        }
+        delivered(sink).await;
     }
 }
 
@@ -97,20 +165,27 @@ impl Drop for Relay<'_> {
     }
 }
 
-/// Which end of a direction broke.
+/// Why a connection ends before both ends wanted.
 enum Broken {
-    Source,
-    Sink,
-    /// Neither, but too much waits for sinks.
+    End(Side),
+    /// Too much waits for readers.
     Overfull,
 }
 
-impl Broken {
-    fn failure(self, source: Failure, sink: Failure) -> Failure {
-        match self {
-            Broken::Source => source,
-            Broken::Sink => sink,
-            Broken::Overfull => Failure::BufferLimit,
+/// Why a direction ends before its source does.
+enum Failed {
+    Source,
+    Sink,
+    /// Neither broke, but too much waits for sinks.
+    Overfull,
+}
+
+impl Failed {
+    fn of(self, is_down: bool) -> Broken {
+        match (self, is_down) {
+            (Failed::Source, false) | (Failed::Sink, true) => Broken::End(Side::Client),
+            (Failed::Source, true) | (Failed::Sink, false) => Broken::End(Side::Server),
+            (Failed::Overfull, _) => Broken::Overfull,
         }
     }
 }
@@ -145,6 +220,11 @@ impl Direction {
         }
     }
 
+    /// How much of what was read the sink has taken.
+    fn written(&self) -> u64 {
+        self.moved - self.pending.len() as u64
+    }
+
     /// Ready once the source ended and the sink was told so.
     fn poll(
         &mut self,
@@ -152,7 +232,7 @@ impl Direction {
         source: &mut Io,
         sink: &mut Io,
         buffered: &Arc<Share>,
-    ) -> Poll<Result<(), Broken>> {
+    ) -> Poll<Result<(), Failed>> {
         loop {
             match self.phase {
                 Phase::Moving => {
@@ -163,7 +243,7 @@ impl Direction {
                     let ended = ready!(Pin::new(&mut *sink).poll_shutdown(cx));
                     // A sink that is gone already is the other direction's to notice.
                     if ended.is_err_and(|error| error.kind() != io::ErrorKind::NotConnected) {
-                        return Poll::Ready(Err(Broken::Sink));
+                        return Poll::Ready(Err(Failed::Sink));
                     }
                     self.phase = Phase::Ended;
                 }
@@ -179,14 +259,14 @@ impl Direction {
         source: &mut Io,
         sink: &mut Io,
         buffered: &Arc<Share>,
-    ) -> Poll<Result<(), Broken>> {
+    ) -> Poll<Result<(), Failed>> {
         loop {
             while !self.pending.is_empty() {
                 let Poll::Ready(written) = sink.poll_write_bytes(cx, &mut self.pending) else {
                     self.turn.rest();
                     return self.wait(source, buffered);
                 };
-                written.map_err(|_| Broken::Sink)?;
+                written.map_err(|_| Failed::Sink)?;
             }
             self.waiting = None;
             ready!(self.turn.poll_mine(cx));
@@ -194,7 +274,7 @@ impl Direction {
                 self.turn.rest();
                 return Poll::Pending;
             };
-            self.pending = read.map_err(|_| Broken::Source)?;
+            self.pending = read.map_err(|_| Failed::Source)?;
             if self.pending.is_empty() {
                 return Poll::Ready(Ok(()));
             }
@@ -207,12 +287,12 @@ impl Direction {
 impl Direction {
     /// Waits for the sink, which takes nothing now. Only then does a connection cost memory for
     /// as long as somebody else likes: what was read, and the window that the source has to fill.
-    fn wait(&mut self, source: &Io, buffered: &Arc<Share>) -> Poll<Result<(), Broken>> {
+    fn wait(&mut self, source: &Io, buffered: &Arc<Share>) -> Poll<Result<(), Failed>> {
         if self.waiting.is_none() {
             let most = self.pending.len() + source.window();
             self.waiting = buffered.take(most as u64);
             if self.waiting.is_none() {
-                return Poll::Ready(Err(Broken::Overfull));
+                return Poll::Ready(Err(Failed::Overfull));
             }
         }
         Poll::Pending
@@ -275,7 +355,7 @@ mod tests {
 
     #[tokio::test]
     async fn bytes_read_while_detecting_come_first_and_are_counted() {
-        let early = Early { from_client: "ab".into(), from_server: "220 ".into() };
+        let early = Early { from_client: "ab".into(), from_server: "220 ".into(), broke: None };
         let Bench { mut client, mut server, relay } = bench(early).await;
         client.write_all(b"c").await.unwrap();
         server.write_all(b"ready").await.unwrap();
@@ -297,6 +377,44 @@ mod tests {
         let error = client.read_u8().await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
         assert_eq!(relay.await.unwrap().failure, Some(Failure::ResetRemote));
+    }
+
+    /// Closes `leaving` with unread input, which resets it right behind its last words.
+    async fn last_words_are_heard(mut leaving: TcpStream, mut staying: TcpStream) {
+        staying.write_all(&[0; 100]).await.unwrap();
+        leaving.read_u8().await.unwrap();
+        leaving.write_all(b"goodbye").await.unwrap();
+        drop(leaving);
+        // The relay is told of the reset by a write as well as by a read.
+        let _ = staying.write_all(&[0; 100]).await;
+        let mut heard = Vec::new();
+        let _ = staying.read_to_end(&mut heard).await;
+        assert_eq!(String::from_utf8_lossy(&heard), "goodbye");
+    }
+
+    #[tokio::test]
+    async fn last_words_before_a_reset_are_heard_in_both_directions() {
+        for _ in 0..100 {
+            let Bench { client, server, relay } = bench(Early::default()).await;
+            last_words_are_heard(server, client).await;
+            assert_eq!(relay.await.unwrap().failure, Some(Failure::ResetRemote));
+            let Bench { client, server, relay } = bench(Early::default()).await;
+            last_words_are_heard(client, server).await;
+            assert_eq!(relay.await.unwrap().failure, Some(Failure::ResetLocal));
+        }
+    }
+
+    #[tokio::test]
+    async fn an_end_that_broke_while_detecting_is_a_reset_behind_what_it_said() {
+        let early =
+            Early { from_client: "PI".into(), broke: Some(Side::Client), ..Early::default() };
+        let Bench { client, mut server, relay } = bench(early).await;
+        super::super::io::reset(&client);
+        drop(client);
+        let mut heard = Vec::new();
+        let error = server.read_to_end(&mut heard).await.unwrap_err();
+        assert_eq!((&heard[..], error.kind()), (&b"PI"[..], io::ErrorKind::ConnectionReset));
+        assert_eq!(relay.await.unwrap().failure, Some(Failure::ResetLocal));
     }
 
     #[tokio::test]

@@ -19,6 +19,7 @@ mod http;
 mod identity;
 mod kube_source;
 mod lab;
+mod last_words;
 mod leaks;
 mod lifecycle;
 mod load;

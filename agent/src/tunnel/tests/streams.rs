@@ -47,6 +47,44 @@ async fn an_aborted_or_dropped_stream_is_a_reset_at_the_other_end() {
 }
 
 #[tokio::test]
+async fn a_reset_that_waits_until_all_is_sent_overtakes_nothing() {
+    let mut bench = Bench::new().await;
+    for ended in [false, true] {
+        let (mut client, mut server) = bench.stream().await;
+        // More than the window and what waits here take at once.
+        let (length, mut heard) = (3 * LARGEST_WINDOW as usize, Vec::new());
+        let leaving = async {
+            client.write_all(&vec![7; length]).await.unwrap();
+            if ended {
+                client.shutdown().await.unwrap();
+            }
+            client.sent().await;
+            client.abort();
+        };
+        let ((), end) = tokio::join!(leaving, server.read_to_end(&mut heard));
+        assert_eq!(heard.len(), length);
+        assert!(ended || end.unwrap_err().kind() == io::ErrorKind::ConnectionReset);
+        // After an end in order, the reset is there soon.
+        let error = loop {
+            if let Err(error) = server.write(&[0; 1024]).await {
+                break error;
+            }
+        };
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionReset, "{error}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_sent_is_not_waited_for_on_a_stream_that_was_reset() {
+    let mut bench = Bench::new().await;
+    let (mut client, server) = bench.stream().await;
+    fill(&mut client).await;
+    server.abort();
+    client.sent().await;
+    is_reset(&mut client).await;
+}
+
+#[tokio::test]
 async fn a_reader_that_has_less_room_than_arrived_loses_nothing() {
     let mut bench = Bench::new().await;
     let (mut client, mut server) = bench.stream().await;
