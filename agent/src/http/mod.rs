@@ -24,4 +24,4 @@ pub use pool::{Leaving, Pool, PoolKey, SendError, Stream, with_cause};
 pub use prefixed::Prefixed;
 pub use received::BodyError;
 pub use serve::{Handler, Upgraded, hold, plain, serve};
-pub use sniff::{LONGEST_REQUEST_LINE, Protocol, Sniff, sniff};
+pub use sniff::{LONGEST_REQUEST_LINE, Protocol, Sniff, claims_http, is_likely_http, sniff};

@@ -8,7 +8,7 @@ use tokio::net::TcpStream;
 use super::{
     CONNECT_TIMEOUT, Io, LocalPod, Proxy,
     admission::{Admitted, Denied, Party, Standing, admit, both_certified, certified},
-    detect::{Detected, detect},
+    detect::{Contrary, Detection, Found},
     exchange::{Refusal, exchange, in_place},
     io,
     loops::is_somewhere,
@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     capture::Accepted,
-    http::{self as web, Body, PoolKey, Prefixed, Protocol},
+    http::{self as web, Body, PoolKey, Prefixed},
     identity,
     limits::Limit,
     mesh::{AppProtocol, HBONE_PORT, Principal, Workload},
@@ -242,82 +242,177 @@ async fn traffic(
     pod: Arc<LocalPod>,
     arrival: Arrival,
     door: Door,
-    mut standing: Standing,
+    standing: Standing,
 ) {
-    let protocol = proxy.snapshots.load().serving(arrival.app).map(|(_, port)| port.protocol);
-    if matches!(protocol, Some(AppProtocol::Http | AppProtocol::Http2)) {
+    let protocol = proxy.snapshots.load().spoken_at(arrival.app);
+    let admitted = Admission { proxy, pod, arrival, standing };
+    if matches!(protocol, AppProtocol::Http | AppProtocol::Http2) {
         if let Ok(client) = door.open() {
-            requests(proxy, pod, arrival, client, standing).await;
+            admitted.http(client).await;
         }
         return;
     }
     // The application is reached before the client is let in: a client whose server cannot be
     // reached is refused, and a server that speaks first is not kept waiting.
-    let (mut app, mut span) = match open(&proxy, &pod, &arrival, door.headers()).await {
+    let (app, span) = match admitted.open(door.headers()).await {
         Ok(opened) => opened,
         Err((refusal, span)) => {
-            tracing::info!(
-                client = %arrival.client, app = %arrival.app, error = %refusal.message,
-                "inbound connection failed"
-            );
             door.refuse(refusal.status);
             return span.finish(0, 0, Some(refusal.failure));
         }
     };
-    let Ok(mut client) = door.open() else {
+    let Ok(client) = door.open() else {
         io::reset(&app);
         return span.finish(0, 0, Some(Failure::ResetLocal));
     };
-    let early = if protocol == Some(AppProtocol::Opaque) {
-        Early::default()
-    } else {
-        let detected = tokio::select! {
-            detected = detect(&mut client, &mut app) => detected,
-            denied = standing.revoked(&proxy, &pod, &arrival) => {
+    match protocol {
+        AppProtocol::Opaque => admitted.opaque(client, app, Early::default(), span).await,
+        _ => admitted.listen(client, app, span, Detection::undeclared()).await,
+    }
+}
+
+/// A connection that was let in.
+struct Admission {
+    proxy: Arc<Proxy>,
+    pod: Arc<LocalPod>,
+    arrival: Arrival,
+    standing: Standing,
+}
+
+impl Admission {
+    async fn open(
+        &self,
+        parent: Option<&HeaderMap>,
+    ) -> Result<(TcpStream, TcpSpan), (Refusal, TcpSpan)> {
+        let Self { proxy, pod, arrival, .. } = self;
+        let opened = open(proxy, pod, arrival, parent).await;
+        if let Err((refusal, _)) = &opened {
+            tracing::info!(
+                client = %arrival.client, app = %arrival.app, error = %refusal.message,
+                "inbound connection failed"
+            );
+        }
+        opened
+    }
+
+    /// Where HTTP is declared, requests find their way by themselves. What turns out to be something
+    /// else is carried all the same, and counted.
+    async fn http(mut self, mut client: Io) {
+        let mut detection = Detection::declared();
+        let drain = self.proxy.drain.started().child_token();
+        let heard = tokio::select! {
+            heard = detection.client(&mut client) => heard,
+            () = drain.cancelled() => Some(Found::Declared),
+            denied = self.standing.revoked(&self.proxy, &self.pod, &self.arrival) => {
+                client.abort();
+                return drop(cut(&self.arrival, &denied));
+            }
+        };
+        match heard {
+            Some(Found::Http(_) | Found::Declared) => {
+                self.requests(Prefixed::new(detection.request(), client)).await;
+            }
+            Some(Found::Opaque(why)) => match self.open(None).await {
+                Ok((app, span)) => {
+                    self.contradicted(why);
+                    self.opaque(client, app, detection.early(), span).await;
+                }
+                Err((refusal, span)) => {
+                    client.abort();
+                    span.finish(0, 0, Some(refusal.failure));
+                }
+            },
+            // Without a server, a request is still answered with the reason.
+            None => match open(&self.proxy, &self.pod, &self.arrival, None).await {
+                Ok((app, span)) => self.listen(client, app, span, detection).await,
+                Err((_, span)) => {
+                    span.discard();
+                    self.requests(client).await;
+                }
+            },
+        }
+    }
+
+    /// Carries what a connection turns out to be once one of its ends speaks.
+    async fn listen(
+        mut self,
+        mut client: Io,
+        mut app: TcpStream,
+        span: TcpSpan,
+        mut detection: Detection,
+    ) {
+        let found = tokio::select! {
+            found = detection.both(&mut client, &mut app) => found,
+            denied = self.standing.revoked(&self.proxy, &self.pod, &self.arrival) => {
                 io::reset(&app);
                 client.abort();
-                let why = cut(&arrival, &denied);
+                let why = cut(&self.arrival, &denied);
                 return span.refuse(0, 0, denied.failure(), &why);
             }
         };
-        match detected {
-            Detected { protocol: Protocol::Opaque, early } => early,
-            Detected { protocol, early } => {
+        match found {
+            Found::Opaque(why) => {
+                self.contradicted(why);
+                self.opaque(client, app, detection.early(), span).await;
+            }
+            Found::Http(protocol) => {
                 // What the connection carries is recorded request by request from here on.
                 span.discard();
+                let arrival = &self.arrival;
                 let key = PoolKey::speaking(arrival.client.ip(), arrival.app, protocol);
-                if let Err(error) = pod.inbound.adopt(key, app).await {
+                if let Err(error) = self.pod.inbound.adopt(key, app).await {
                     tracing::debug!(app = %arrival.app, %error, "the application does not speak HTTP");
                     return client.abort();
                 }
-                let client = Prefixed::new(early.from_client, client);
-                return requests(proxy, pod, arrival, client, standing).await;
+                self.requests(Prefixed::new(detection.request(), client)).await;
+            }
+            Found::Declared => {
+                span.discard();
+                drop(app);
+                self.requests(Prefixed::new(detection.request(), client)).await;
             }
         }
-    };
-    span.opaque();
-    let mut denied = None;
-    let end = async {
-        tokio::select! {
-            why = pod.cut(&proxy.drain) => why,
-            why = standing.revoked(&proxy, &pod, &arrival) => {
-                let failure = why.failure();
-                denied = Some(why);
-                failure
-            }
-        }
-    };
-    let Outcome { sent, received, failure } =
-        relay(client, Io::Tcp(app), early, pod.limits.buffered_in(), end).await;
-    if failure == Some(Failure::BufferLimit) {
-        proxy.limits.overfull(&pod.uid);
     }
-    match denied {
-        Some(denied) => {
-            let why = cut(&arrival, &denied);
-            span.refuse(sent, received, denied.failure(), &why);
+
+    /// Counts a connection that is opaque although something says that it is HTTP.
+    fn contradicted(&self, why: Option<Contrary>) {
+        let Some(why) = why else { return };
+        self.proxy.contradictions.count(why);
+        tracing::debug!(client = %self.arrival.client, app = %self.arrival.app,
+            reason = why.as_str(), "carried as opaque");
+    }
+
+    async fn opaque(self, client: Io, app: TcpStream, early: Early, mut span: TcpSpan) {
+        let Self { proxy, pod, arrival, mut standing } = self;
+        span.opaque();
+        let mut denied = None;
+        let end = async {
+            tokio::select! {
+                why = pod.cut(&proxy.drain) => why,
+                why = standing.revoked(&proxy, &pod, &arrival) => {
+                    let failure = why.failure();
+                    denied = Some(why);
+                    failure
+                }
+            }
+        };
+        let Outcome { sent, received, failure } =
+            relay(client, Io::Tcp(app), early, pod.limits.buffered_in(), end).await;
+        if failure == Some(Failure::BufferLimit) {
+            proxy.limits.overfull(&pod.uid);
         }
-        None => span.finish(sent, received, failure),
+        match denied {
+            Some(denied) => {
+                let why = cut(&arrival, &denied);
+                span.refuse(sent, received, denied.failure(), &why);
+            }
+            None => span.finish(sent, received, failure),
+        }
+    }
+
+    async fn requests(self, client: impl web::Stream) {
+        let Self { proxy, pod, arrival, standing } = self;
+        requests(proxy, pod, arrival, client, standing).await;
     }
 }
 

@@ -7,12 +7,12 @@ use std::{
 };
 
 use http::{HeaderMap, Request, Response, Version};
-use tokio::net::TcpStream;
+use tokio::{io::AsyncWriteExt, net::TcpStream};
 
 use super::{
     CONNECT_TIMEOUT, Hop, Io, LocalPod, Proxy, Way,
     admission::{Party, certified},
-    detect::detect,
+    detect::{Contrary, Detection, Found},
     exchange::{Refusal, exchange, in_place},
     generation::generation,
     hop::{declared, service_of},
@@ -47,8 +47,8 @@ pub(super) async fn connection(proxy: Arc<Proxy>, pod: Arc<LocalPod>, accepted: 
     if !outbound.let_out(&stream, &destination).await {
         return;
     }
-    match declared(&destination) {
-        AppProtocol::Http | AppProtocol::Http2 => outbound.requests(stream, None).await,
+    match outbound.declared(&destination) {
+        AppProtocol::Http | AppProtocol::Http2 => outbound.http(stream, &destination).await,
         AppProtocol::Opaque => {
             if let Some(opened) = outbound.open_or_reset(&stream, &destination).await {
                 opened.relay(stream, Early::default(), &outbound).await;
@@ -74,6 +74,11 @@ impl Outbound {
     /// What the dialled address means by the newest snapshot.
     fn destination(&self) -> Destination {
         self.proxy.snapshots.load().destination(self.dialled)
+    }
+
+    /// What is declared of the port that was dialled.
+    fn declared(&self, destination: &Destination) -> AppProtocol {
+        declared(&self.proxy.snapshots.load(), self.dialled, destination)
     }
 
     /// Refuses a connection that is one too many.
@@ -117,30 +122,78 @@ impl Outbound {
         }
     }
 
+    /// Where HTTP is declared, requests find their way by themselves. What turns out to be something
+    /// else is carried all the same, and counted.
+    async fn http(self, mut client: TcpStream, destination: &Destination) {
+        let mut detection = Detection::declared();
+        let drain = self.proxy.drain.started().child_token();
+        let heard = tokio::select! {
+            heard = detection.client(&mut client) => heard,
+            () = drain.cancelled() => Some(Found::Declared),
+        };
+        match heard {
+            Some(Found::Http(_) | Found::Declared) => {
+                self.requests(Prefixed::new(detection.request(), client), None).await;
+            }
+            Some(Found::Opaque(why)) => {
+                if let Some(opened) = self.open_or_reset(&client, destination).await {
+                    self.contradicted(why);
+                    opened.relay(client, detection.early(), &self).await;
+                }
+            }
+            // Without a server, a request is still answered with the reason.
+            None => match self.open(destination).await {
+                Ok(opened) => self.listen(client, opened, detection).await,
+                Err(Unopened { spans, .. }) => {
+                    spans.into_iter().for_each(TcpSpan::discard);
+                    self.requests(client, None).await;
+                }
+            },
+        }
+    }
+
     /// Opens the way first and lets whoever speaks first decide, so that a server that speaks
     /// first is not kept waiting.
-    async fn undeclared(self, mut client: TcpStream, destination: &Destination) {
-        let Some(mut opened) = self.open_or_reset(&client, destination).await else { return };
-        let detected = tokio::select! {
-            detected = detect(&mut client, &mut opened.server) => Ok(detected),
-            why = self.cut(&opened.hop) => Err(why),
-        };
-        let detected = match detected {
-            Ok(detected) => detected,
-            Err(why) => {
+    async fn undeclared(self, client: TcpStream, destination: &Destination) {
+        let Some(opened) = self.open_or_reset(&client, destination).await else { return };
+        self.listen(client, opened, Detection::undeclared()).await;
+    }
+
+    /// Carries what a connection turns out to be once one of its ends speaks.
+    async fn listen(self, mut client: TcpStream, mut opened: Opened, mut detection: Detection) {
+        let found = tokio::select! {
+            found = detection.both(&mut client, &mut opened.server) => found,
+            why = self.cut(&opened.hop) => {
                 io::reset(&client);
                 return opened.abort(why);
             }
         };
-        if detected.protocol == Protocol::Opaque {
-            return opened.relay(client, detected.early, &self).await;
+        match found {
+            Found::Opaque(why) => {
+                self.contradicted(why);
+                opened.relay(client, detection.early(), &self).await;
+            }
+            Found::Http(protocol) => {
+                let hop = opened.hop.clone();
+                if let Err(error) = opened.adopt(&self, protocol).await {
+                    tracing::debug!(dialled = %self.dialled, %error, "the server does not speak HTTP");
+                    return io::reset(&client);
+                }
+                self.requests(Prefixed::new(detection.request(), client), Some(hop)).await;
+            }
+            Found::Declared => {
+                opened.forget().await;
+                self.requests(Prefixed::new(detection.request(), client), None).await;
+            }
         }
-        let hop = opened.hop.clone();
-        if let Err(error) = opened.adopt(&self, detected.protocol).await {
-            tracing::debug!(dialled = %self.dialled, %error, "the server does not speak HTTP");
-            return io::reset(&client);
-        }
-        self.requests(Prefixed::new(detected.early.from_client, client), Some(hop)).await;
+    }
+
+    /// Counts a connection that is opaque although something says that it is HTTP.
+    fn contradicted(&self, why: Option<Contrary>) {
+        let Some(why) = why else { return };
+        self.proxy.contradictions.count(why);
+        tracing::debug!(client = %self.client, dialled = %self.dialled, reason = why.as_str(),
+            "carried as opaque");
     }
 
     /// Waits until what is still open on the way to `hop` must end, and says why.
@@ -357,6 +410,13 @@ impl Opened {
                 by.pod.outbound(way.peer()).adopt(key, self.server).await
             }
         }
+    }
+
+    /// Closes what nothing was said on, neither by the client nor by the server.
+    async fn forget(mut self) {
+        self.spans.into_iter().for_each(TcpSpan::discard);
+        // Fails on one that is closed already.
+        let _ = self.server.shutdown().await;
     }
 
     fn abort(self, failure: Failure) {

@@ -10,6 +10,7 @@ mod capture;
 mod cgroups;
 mod check;
 mod coexistence;
+mod detection;
 mod dials;
 mod enrolment;
 mod evasion;
