@@ -17,11 +17,13 @@ mod serve;
 mod sniff;
 #[cfg(test)]
 mod tests;
+mod upgraded;
 
 pub use body::{Body, Tap};
 pub use fields::{forwardable, forwardable_request};
 pub use pool::{Leaving, Pool, PoolKey, SendError, Stream, with_cause};
 pub use prefixed::Prefixed;
 pub use received::BodyError;
-pub use serve::{Handler, Upgraded, hold, plain, serve};
+pub use serve::{Handler, becomes_streams, hold, plain, serve};
 pub use sniff::{LONGEST_REQUEST_LINE, Protocol, Sniff, claims_http, is_likely_http, sniff};
+pub use upgraded::{Carried, End, Upgraded};

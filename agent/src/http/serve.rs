@@ -3,7 +3,7 @@
 use std::{
     convert::Infallible,
     future::Future,
-    io, mem,
+    mem,
     pin::pin,
     sync::{Arc, Mutex, OnceLock, PoisonError},
     time::Duration,
@@ -20,11 +20,12 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Body, Stream, Tap,
+    Body, Carried, End, Stream, Tap, Upgraded,
     farewell::{Ending, Patient},
     pool::{H2_STREAM_WINDOW, MOST_HEADER_BYTES, connection_window, http1_inflow},
     prompt::{Asked, InWork, Prompt},
     requests::{Open, Requests},
+    upgraded::Followed,
 };
 use crate::limits::{Inflow, Share};
 
@@ -41,27 +42,9 @@ pub trait Handler: Send + Sync + 'static {
     fn handle(&self, request: Request<Body>) -> impl Future<Output = Response<Body>> + Send;
 }
 
-/// Told how much a connection carried after it was upgraded. A response that upgrades carries
-/// one in its extensions for each side that wants to know.
-#[derive(Clone, Default)]
-pub struct Upgraded(Arc<Mutex<Vec<WhenDone>>>);
-
-type WhenDone = Box<dyn FnOnce(&io::Result<(u64, u64)>) + Send>;
-
-impl Upgraded {
-    /// Calls `done` with the bytes sent by the client and by the server once both are through.
-    pub fn when_done(
-        response: &mut Response<Body>,
-        done: impl FnOnce(&io::Result<(u64, u64)>) + Send + 'static,
-    ) {
-        let watchers: &Self = response.extensions_mut().get_or_insert_default();
-        watchers.0.lock().unwrap_or_else(PoisonError::into_inner).push(Box::new(done));
-    }
-}
-
 /// Whether `response` turns what brought its request into a connection of two byte streams;
 /// `connects` says that it was asked for with CONNECT.
-fn becomes_streams(connects: bool, response: &Response<Body>) -> bool {
+pub fn becomes_streams(connects: bool, response: &Response<Body>) -> bool {
     response.status() == StatusCode::SWITCHING_PROTOCOLS
         || connects && response.status().is_success()
 }
@@ -74,7 +57,7 @@ pub fn hold(
     mut response: Response<Body>,
 ) -> Response<Body> {
     if becomes_streams(connects, &response) {
-        Upgraded::when_done(&mut response, move |_| drop(place));
+        Upgraded::follow(&mut response, Place(place));
         return response;
     }
     response.map(|body| body.tapped(Place(place)))
@@ -82,6 +65,8 @@ pub fn hold(
 
 /// What is held until a body is through.
 struct Place<P>(P);
+
+impl<P: Send> Carried for Place<P> {}
 
 impl<P: Send + Sync> Tap for Place<P> {
     fn data(&mut self, _bytes: usize) {}
@@ -218,20 +203,20 @@ fn safe<B>(request: &Request<B>) -> Result<(), &'static str> {
 async fn relay_upgraded(
     from_client: OnUpgrade,
     to_server: OnUpgrade,
-    watchers: Upgraded,
+    upgraded: Upgraded,
     _in_work: InWork,
 ) {
-    let moved = async {
-        let (client, server) =
-            tokio::try_join!(from_client, to_server).map_err(io::Error::other)?;
-        let (mut client, mut server) = (TokioIo::new(client), TokioIo::new(server));
-        tokio::io::copy_bidirectional(&mut client, &mut server).await
-    }
-    .await;
-    let watchers = std::mem::take(&mut *watchers.0.lock().unwrap_or_else(PoisonError::into_inner));
-    for done in watchers {
-        done(&moved);
-    }
+    let mut following = upgraded.into_followers();
+    let broke = match tokio::try_join!(from_client, to_server) {
+        Ok((client, server)) => {
+            let mut client = Followed::new(TokioIo::new(client), &mut following);
+            let mut server = TokioIo::new(server);
+            let moved = tokio::io::copy_bidirectional(&mut client, &mut server).await;
+            moved.err().map(|_| if client.broke() { End::Client } else { End::Server })
+        }
+        Err(_) => Some(End::Client),
+    };
+    following.into_iter().for_each(|follower| follower.ended(broke));
 }
 
 /// A response of the agent's own, in plain text.

@@ -13,15 +13,15 @@ use std::{
 
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, header, uri};
 
-use super::Proxy;
+use super::{Proxy, cut::Cut};
 use crate::{
     http::{
-        Body, BodyError, SendError, Tap, Upgraded, forwardable, forwardable_request, hold, plain,
-        with_cause,
+        Body, BodyError, Carried, End, SendError, Tap, Upgraded, becomes_streams, forwardable,
+        forwardable_request, hold, plain, with_cause,
     },
     identity::IdentityError,
     limits::{Limit, Limits},
-    telemetry::{Failure, Flow, HttpSpan, Telemetry},
+    telemetry::{Cause, Failure, Flow, HttpSpan, TcpSpan, Telemetry},
 };
 
 /// Why the agent answers a request itself.
@@ -62,6 +62,7 @@ pub(super) async fn in_place<P, Answered>(
     proxy: &Proxy,
     place: Result<P, Limit>,
     flow: impl FnOnce() -> Arc<Flow>,
+    cut: &Cut,
     request: Request<Body>,
     answer: impl FnOnce(Request<Body>) -> Answered,
 ) -> Response<Body>
@@ -79,7 +80,7 @@ where
             tracing::warn!(client = %flow.client, server = %flow.server, pod = %flow.local.uid,
                 reason = limit.as_str(), "requests are refused: {limit}");
             let refusal = Refusal::unavailable(limit.into(), limit);
-            exchange(proxy, &flow, request, |_| async { Err(refusal) }).await
+            exchange(proxy, &flow, cut, request, |_| async { Err(refusal) }).await
         }
         Err(limit) => refused(StatusCode::SERVICE_UNAVAILABLE, limit.into()),
     }
@@ -92,10 +93,12 @@ fn refused(status: StatusCode, failure: Failure) -> Response<Body> {
 }
 
 /// Passes `request` to `send` and its response back, recording both as one span on behalf of
-/// the flow's local workload. The next hop becomes the span's child.
+/// the flow's local workload. The next hop becomes the span's child. `cut` says why where it does not get
+/// to its end.
 pub(super) async fn exchange<Sent>(
     proxy: &Proxy,
     flow: &Arc<Flow>,
+    cut: &Cut,
     request: Request<Body>,
     send: impl FnOnce(Request<Body>) -> Sent,
 ) -> Response<Body>
@@ -112,8 +115,15 @@ where
     }
     let sent = Arc::new(Progress::default());
     let limits = proxy.limits.clone();
-    let mut watch =
-        Watch { span: Some(span), sent: sent.clone(), received: 0, limits, flow: flow.clone() };
+    let connects = parts.method == Method::CONNECT;
+    let mut watch = Watch {
+        span: Some(span),
+        sent: sent.clone(),
+        received: 0,
+        limits,
+        flow: flow.clone(),
+        cut: cut.clone(),
+    };
     let request = Request::from_parts(parts, body.tapped(sent.clone()));
     match send(request).await {
         Ok(mut response) => {
@@ -121,7 +131,7 @@ where
             let (parts, body) = response.into_parts();
             watch.begin(&parts);
             let mut response = Response::from_parts(parts, body);
-            if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+            if becomes_streams(connects, &response) {
                 watch.upgraded(&proxy.telemetry, &mut response);
             }
             response.map(|body| body.tapped(watch))
@@ -191,6 +201,19 @@ impl Tap for Arc<Progress> {
     }
 }
 
+impl Carried for TcpSpan {
+    fn moved(&mut self, sent: u64, received: u64) {
+        self.moved(sent, received);
+    }
+
+    fn ended(self: Box<Self>, broke: Option<End>) {
+        self.finish(broke.map(|end| match end {
+            End::Client => Failure::ResetLocal,
+            End::Server => Failure::ResetRemote,
+        }));
+    }
+}
+
 /// Follows a response body and ends the span with it.
 struct Watch {
     span: Option<HttpSpan>,
@@ -198,6 +221,7 @@ struct Watch {
     received: u64,
     flow: Arc<Flow>,
     limits: Arc<Limits>,
+    cut: Cut,
 }
 
 impl Watch {
@@ -207,20 +231,23 @@ impl Watch {
         }
     }
 
-    /// Ends the span at the 101; what follows is a connection of its own.
+    /// Ends the span at the head; what follows is a connection of its own.
     fn upgraded(&mut self, telemetry: &Telemetry, response: &mut Response<Body>) {
         let Some(http) = self.span.take() else { return };
         let connection = telemetry.upgraded_connection(&self.flow, &http);
         http.finish(self.sent.bytes(), 0, None);
-        Upgraded::when_done(response, move |moved| match moved {
-            Ok((sent, received)) => connection.finish(*sent, *received, None),
-            Err(_) => connection.finish(0, 0, Some(Failure::ResetRemote)),
-        });
+        Upgraded::follow(response, connection.cut_by(self.cut.cause()));
     }
 
     fn finish(&mut self, failure: Option<Failure>) {
         let Some(span) = self.span.take() else { return };
-        let failure = self.sent.blame(failure);
+        let failure = match self.sent.blame(failure) {
+            // Neither end would have broken off.
+            Some(Failure::ResetLocal | Failure::ResetRemote) if let Some(why) = self.cut.why() => {
+                Some(why)
+            }
+            failure => failure,
+        };
         if failure == Some(Failure::BufferLimit) {
             self.limits.overfull(&self.flow.local.uid);
         }
@@ -252,7 +279,7 @@ impl Tap for Watch {
 }
 
 impl Drop for Watch {
-    /// The client went away before the response was through.
+    /// The client went away before the response was through, or it was cut.
     fn drop(&mut self) {
         self.finish(Some(Failure::ResetLocal));
     }

@@ -8,11 +8,12 @@ use tokio::net::TcpStream;
 use super::{
     CONNECT_TIMEOUT, Io, LocalPod, Proxy,
     admission::{Admitted, Denied, Party, Standing, admit, both_certified, certified},
+    cut::Cut,
     detect::{Contrary, Detection, Found},
     exchange::{Refusal, exchange, in_place},
     io,
     loops::is_somewhere,
-    relay::{Early, Outcome, relay},
+    relay::{Early, relay},
 };
 use crate::{
     capture::Accepted,
@@ -38,6 +39,8 @@ pub(super) struct Arrival {
     pub(super) source: Option<Arc<Workload>>,
     /// Handed over by a pod of this node, in this process.
     pub(super) same_node: bool,
+    /// What may put an end to it.
+    pub(super) cut: Cut,
 }
 
 /// Carries one connection that capture took on its way into a pod of this node.
@@ -52,7 +55,12 @@ pub(super) async fn connection(proxy: Arc<Proxy>, pod: Arc<LocalPod>, accepted: 
         Ok(permit) => permit,
         Err(limit) => {
             io::reset(&stream);
-            return over(&proxy, &pod, limit, &Arrival::unknown(peer, original_destination));
+            return over(
+                &proxy,
+                &pod,
+                limit,
+                &Arrival::unknown(&proxy, &pod, peer, original_destination),
+            );
         }
     };
     if original_destination.port() == HBONE_PORT {
@@ -63,12 +71,9 @@ pub(super) async fn connection(proxy: Arc<Proxy>, pod: Arc<LocalPod>, accepted: 
         proxy.unknown_clients.notify_one();
     }
     let arrival = Arrival {
-        client: peer,
-        app: original_destination,
-        principal: None,
         // A plaintext peer's address proves nothing about a workload of the mesh.
         source: source.filter(|workload| !workload.meshed),
-        same_node: false,
+        ..Arrival::unknown(&proxy, &pod, peer, original_destination)
     };
     carry(proxy, pod, arrival, Door::Plain(stream)).await;
 }
@@ -79,7 +84,7 @@ fn over(proxy: &Proxy, pod: &LocalPod, limit: Limit, arrival: &Arrival) {
         tracing::warn!(client = %arrival.client, app = %arrival.app, pod = %pod.uid,
             reason = limit.as_str(), "inbound connections are refused: {limit}");
         let span = proxy.telemetry.connection(&arrival.flow(proxy, pod), None);
-        span.finish(0, 0, Some(limit.into()));
+        span.finish(Some(limit.into()));
     }
 }
 
@@ -98,9 +103,9 @@ async fn hbone(
     };
     let refused = |failure: Failure, why: &dyn fmt::Display| {
         tracing::info!(%peer, pod = %pod.uid, error = %why, "HBONE connection refused");
-        let arrival = Arrival::unknown(peer, local);
+        let arrival = Arrival::unknown(&proxy, &pod, peer, local);
         let span = proxy.telemetry.connection(&arrival.flow(&proxy, &pod), None);
-        span.refuse(0, 0, failure, &why.to_string());
+        span.refuse(failure, &why.to_string());
     };
     let tls = match tls {
         Ok(tls) => tls,
@@ -113,17 +118,21 @@ async fn hbone(
         Ok(handshaking) => handshaking,
         Err(limit) => {
             io::reset(&stream);
-            return over(&proxy, &pod, limit, &Arrival::unknown(peer, local));
+            return over(&proxy, &pod, limit, &Arrival::unknown(&proxy, &pod, peer, local));
         }
     };
     let (_tunnel, tunnels) = pod.limits.tunnel();
-    let drain = proxy.drain.started().clone();
+    // A child: it is polled with the connection, and the one of all has one lock.
+    let drain = proxy.drain.started().child_token();
     let connect = {
         let (proxy, pod) = (proxy.clone(), pod.clone());
         move |connect: Connect| {
             let (proxy, pod) = (proxy.clone(), pod.clone());
-            // A task of its own, which the end of the tunnel does not end.
-            async move { pod.while_captured(connected(proxy, pod.clone(), connect, peer)).await }
+            // A task of its own, which the end of the tunnel does not end: the drain waits for its
+            // span too.
+            let drain = proxy.drain.clone();
+            let connected = connected(proxy, pod.clone(), connect, peer);
+            drain.held(async move { pod.while_captured(connected).await })
         }
     };
     let peer_of = identity::peer_principal;
@@ -146,17 +155,15 @@ async fn connected(proxy: Arc<Proxy>, pod: Arc<LocalPod>, connect: Connect, peer
         Ok(permit) => permit,
         Err(limit) => {
             connect.reject(StatusCode::SERVICE_UNAVAILABLE);
-            return over(&proxy, &pod, limit, &Arrival::unknown(peer, app));
+            return over(&proxy, &pod, limit, &Arrival::unknown(&proxy, &pod, peer, app));
         }
     };
     let principal = connect.peer.clone();
     let source = proxy.snapshots.load().workload(peer.ip()).cloned();
     let arrival = Arrival {
-        client: peer,
-        app,
         source: source.filter(|workload| workload.principal == principal),
         principal: Some(principal),
-        same_node: false,
+        ..Arrival::unknown(&proxy, &pod, peer, app)
     };
     carry(proxy, pod, arrival, Door::Tunnel(connect)).await;
 }
@@ -209,7 +216,7 @@ async fn carry(proxy: Arc<Proxy>, pod: Arc<LocalPod>, arrival: Arrival, door: Do
             );
             let span = proxy.telemetry.connection(&arrival.flow(&proxy, &pod), door.headers());
             door.refuse(StatusCode::FORBIDDEN);
-            span.refuse(0, 0, denied.failure(), &why);
+            span.refuse(denied.failure(), &why);
         }
     }
 }
@@ -225,9 +232,10 @@ async fn probe(proxy: &Proxy, pod: &LocalPod, arrival: &Arrival, door: Door) {
     };
     match door.open() {
         Ok(client) => {
-            let (buffered, cut) = (pod.limits.buffered_in(), pod.cut(&proxy.drain));
-            let carried = relay(client, Io::Tcp(app), Early::default(), buffered, cut).await;
-            if carried.failure == Some(Failure::BufferLimit) {
+            let (buffered, app) = (pod.limits.buffered_in(), Io::Tcp(app));
+            let never = std::future::pending();
+            let failure = relay(client, app, Early::default(), buffered, &mut [], never).await;
+            if failure == Some(Failure::BufferLimit) {
                 proxy.limits.overfull(&pod.uid);
             }
         }
@@ -258,12 +266,12 @@ async fn traffic(
         Ok(opened) => opened,
         Err((refusal, span)) => {
             door.refuse(refusal.status);
-            return span.finish(0, 0, Some(refusal.failure));
+            return span.finish(Some(refusal.failure));
         }
     };
     let Ok(client) = door.open() else {
         io::reset(&app);
-        return span.finish(0, 0, Some(Failure::ResetLocal));
+        return span.finish(Some(Failure::ResetLocal));
     };
     match protocol {
         AppProtocol::Opaque => admitted.opaque(client, app, Early::default(), span).await,
@@ -319,7 +327,7 @@ impl Admission {
                 }
                 Err((refusal, span)) => {
                     client.abort();
-                    span.finish(0, 0, Some(refusal.failure));
+                    span.finish(Some(refusal.failure));
                 }
             },
             // Without a server, a request is still answered with the reason.
@@ -343,11 +351,16 @@ impl Admission {
     ) {
         let found = tokio::select! {
             found = detection.both(&mut client, &mut app) => found,
+            why = self.arrival.cut.happens() => {
+                io::reset(&app);
+                client.abort();
+                return span.finish(Some(why));
+            }
             denied = self.standing.revoked(&self.proxy, &self.pod, &self.arrival) => {
                 io::reset(&app);
                 client.abort();
                 let why = cut(&self.arrival, &denied);
-                return span.refuse(0, 0, denied.failure(), &why);
+                return span.refuse(denied.failure(), &why);
             }
         };
         match found {
@@ -386,27 +399,19 @@ impl Admission {
         let Self { proxy, pod, arrival, mut standing } = self;
         span.opaque();
         let mut denied = None;
-        let end = async {
-            tokio::select! {
-                why = pod.cut(&proxy.drain) => why,
-                why = standing.revoked(&proxy, &pod, &arrival) => {
-                    let failure = why.failure();
-                    denied = Some(why);
-                    failure
-                }
-            }
+        let revoked = async {
+            let why = standing.revoked(&proxy, &pod, &arrival).await;
+            denied.insert(why).failure()
         };
-        let Outcome { sent, received, failure } =
-            relay(client, Io::Tcp(app), early, pod.limits.buffered_in(), end).await;
+        let (app, buffered) = (Io::Tcp(app), pod.limits.buffered_in());
+        let spans = std::slice::from_mut(&mut span);
+        let failure = relay(client, app, early, buffered, spans, revoked).await;
         if failure == Some(Failure::BufferLimit) {
             proxy.limits.overfull(&pod.uid);
         }
         match denied {
-            Some(denied) => {
-                let why = cut(&arrival, &denied);
-                span.refuse(sent, received, denied.failure(), &why);
-            }
-            None => span.finish(sent, received, failure),
+            Some(denied) => span.refuse(denied.failure(), &cut(&arrival, &denied)),
+            None => span.finish(failure),
         }
     }
 
@@ -432,7 +437,8 @@ pub(super) async fn open(
     arrival: &Arrival,
     parent: Option<&HeaderMap>,
 ) -> Result<(TcpStream, TcpSpan), (Refusal, TcpSpan)> {
-    let mut span = proxy.telemetry.connection(&arrival.flow(proxy, pod), parent);
+    let span = proxy.telemetry.connection(&arrival.flow(proxy, pod), parent);
+    let mut span = span.cut_by(arrival.cut.cause());
     if let Err(refusal) = both_certified(proxy, pod, arrival).await {
         return Err((refusal, span));
     }
@@ -470,7 +476,8 @@ async fn requests(
     client: impl web::Stream,
     mut standing: Standing,
 ) {
-    let drain = proxy.drain.started().clone();
+    // A child: it is polled with the connection, and the one of all has one lock.
+    let drain = proxy.drain.started().child_token();
     let flow = arrival.flow(&proxy, &pod);
     let handler = Arc::new(Requests { proxy, pod, arrival, flow });
     let Requests { proxy, pod, arrival, .. } = &*handler;
@@ -481,7 +488,11 @@ async fn requests(
             }
         }
         // Requests under way end with it, and their spans say so.
-        denied = standing.revoked(proxy, pod, arrival) => drop(cut(arrival, &denied)),
+        () = async {
+            let denied = standing.revoked(proxy, pod, arrival).await;
+            arrival.cut.because(denied.failure());
+            drop(cut(arrival, &denied));
+        } => {}
     }
 }
 
@@ -500,7 +511,7 @@ impl web::Handler for Requests {
             return deliver(request).await;
         }
         let place = pod.limits.arriving(arrival.client.ip());
-        in_place(proxy, place, || flow.clone(), request, deliver).await
+        in_place(proxy, place, || flow.clone(), &arrival.cut, request, deliver).await
     }
 }
 
@@ -512,7 +523,7 @@ pub(super) async fn deliver(
     flow: &Arc<Flow>,
     request: Request<Body>,
 ) -> Response<Body> {
-    exchange(proxy, flow, request, |request| async {
+    exchange(proxy, flow, &arrival.cut, request, |request| async {
         both_certified(proxy, pod, arrival).await?;
         let key = PoolKey::new(arrival.client.ip(), arrival.app, request.version());
         pod.inbound.send(key, request, || dial(pod, arrival)).await.map_err(Refusal::from)
@@ -522,8 +533,14 @@ pub(super) async fn deliver(
 
 impl Arrival {
     /// Of whoever is at `client`, when nothing else about it was looked at.
-    fn unknown(client: SocketAddr, app: SocketAddr) -> Self {
-        Self { client, app, principal: None, source: None, same_node: false }
+    fn unknown(
+        proxy: &Arc<Proxy>,
+        pod: &Arc<LocalPod>,
+        client: SocketAddr,
+        app: SocketAddr,
+    ) -> Self {
+        let cut = Cut::of(proxy, pod);
+        Self { client, app, principal: None, source: None, same_node: false, cut }
     }
 
     /// What spans and metrics of the server's side say about this connection.

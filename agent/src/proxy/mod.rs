@@ -6,7 +6,9 @@
 //! [`crate::mesh::Snapshot`] a decision.
 
 mod admission;
+mod cut;
 mod detect;
+mod direction;
 mod drain;
 mod exchange;
 mod generation;

@@ -12,6 +12,7 @@ use tokio::{io::AsyncWriteExt, net::TcpStream};
 use super::{
     CONNECT_TIMEOUT, Hop, Io, LocalPod, Proxy, Way,
     admission::{Party, certified},
+    cut::Cut,
     detect::{Contrary, Detection, Found},
     exchange::{Refusal, exchange, in_place},
     generation::generation,
@@ -19,7 +20,7 @@ use super::{
     inbound::{self, Arrival},
     io,
     loops::leads_out,
-    relay::{Early, Outcome, relay},
+    relay::{Early, relay},
 };
 use crate::{
     capture::Accepted,
@@ -38,7 +39,8 @@ pub(super) async fn connection(proxy: Arc<Proxy>, pod: Arc<LocalPod>, accepted: 
         tracing::warn!(%client, %dialled, pod = %pod.uid, "refused: it would lead back to the pod");
         return io::reset(&stream);
     }
-    let outbound = Outbound { proxy, pod, client, dialled, mark };
+    let cut = Cut::of(&proxy, &pod);
+    let outbound = Outbound { proxy, pod, client, dialled, mark, cut };
     let destination = outbound.destination();
     let _permit = match outbound.pod.limits.departing() {
         Ok(permit) => permit,
@@ -68,6 +70,8 @@ struct Outbound {
     dialled: SocketAddr,
     /// What the application had marked its socket with.
     mark: u32,
+    /// What may put an end to it.
+    cut: Cut,
 }
 
 impl Outbound {
@@ -89,7 +93,7 @@ impl Outbound {
                 reason = limit.as_str(), "outbound connections are refused: {limit}");
             let flow = self.flow(None, service_of(destination));
             let span = self.proxy.telemetry.connection(&flow, None);
-            span.finish(0, 0, Some(limit.into()));
+            span.finish(Some(limit.into()));
         }
     }
 
@@ -105,14 +109,15 @@ impl Outbound {
         io::reset(client);
         let flow = self.flow(None, service_of(destination));
         let span = self.proxy.telemetry.connection(&flow, None);
-        span.refuse(0, 0, Failure::CertificateMissing, &why);
+        span.refuse(Failure::CertificateMissing, &why);
         false
     }
 
     /// Requests find their endpoint one by one; the `first` one's is connected already where
     /// the protocol had to be found out.
     async fn requests(self, client: impl web::Stream, first: Option<Hop>) {
-        let drain = self.proxy.drain.started().clone();
+        // A child: it is polled with the connection, and the one of all has one lock.
+        let drain = self.proxy.drain.started().child_token();
         let pod = self.pod.clone();
         let handler =
             Requests { outbound: self, first: Mutex::new(first), flows: Mutex::default() };
@@ -161,9 +166,10 @@ impl Outbound {
 
     /// Carries what a connection turns out to be once one of its ends speaks.
     async fn listen(self, mut client: TcpStream, mut opened: Opened, mut detection: Detection) {
+        let cut = self.cut(&opened.hop);
         let found = tokio::select! {
             found = detection.both(&mut client, &mut opened.server) => found,
-            why = self.cut(&opened.hop) => {
+            why = cut.happens() => {
                 io::reset(&client);
                 return opened.abort(why);
             }
@@ -196,15 +202,20 @@ impl Outbound {
             "carried as opaque");
     }
 
-    /// Waits until what is still open on the way to `hop` must end, and says why.
-    async fn cut(&self, hop: &Hop) -> Failure {
-        let here = self.pod.cut(&self.proxy.drain);
+    /// Waits until the server of `hop` leaves, where it is a pod of this node. Whatever else cuts the
+    /// connection drops what waits here.
+    async fn server_left(&self, hop: &Hop) -> Failure {
         match &hop.way {
-            Way::SameNode(server) => tokio::select! {
-                why = here => why,
-                why = server.cut(&self.proxy.drain) => why,
-            },
-            Way::Tunnel(_) | Way::Plain => here.await,
+            Way::SameNode(server) => server.left().await,
+            Way::Tunnel(_) | Way::Plain => std::future::pending().await,
+        }
+    }
+
+    /// What may put an end to what is carried to `hop`.
+    fn cut(&self, hop: &Hop) -> Cut {
+        match &hop.way {
+            Way::SameNode(server) => self.cut.with(server),
+            Way::Tunnel(_) | Way::Plain => self.cut.clone(),
         }
     }
 
@@ -220,7 +231,7 @@ impl Outbound {
                 );
                 io::reset(client);
                 for span in spans {
-                    span.finish(0, 0, Some(refusal.failure));
+                    span.finish(Some(refusal.failure));
                 }
                 None
             }
@@ -240,7 +251,8 @@ impl Outbound {
         // Before it is dialled: policies may change until its protocol is known.
         let generation = self.generation(&hop);
         let flow = self.flow(Some(&hop), hop.service.clone());
-        let mut span = self.proxy.telemetry.connection(&flow, None);
+        let span = self.proxy.telemetry.connection(&flow, None);
+        let mut span = span.cut_by(self.cut(&hop).cause());
         let mut headers = HeaderMap::new();
         span.inject(&mut headers);
         let began = Instant::now();
@@ -355,6 +367,7 @@ impl Outbound {
             principal: Some(local.principal.clone()),
             source: Some(local),
             same_node: true,
+            cut: self.cut(hop),
         }
     }
 }
@@ -387,13 +400,14 @@ impl Opened {
     async fn relay(self, client: TcpStream, early: Early, by: &Outbound) {
         let Self { server, hop, mut spans, .. } = self;
         spans.iter_mut().for_each(TcpSpan::opaque);
-        let Outcome { sent, received, failure } =
-            relay(Io::Tcp(client), server, early, by.pod.limits.buffered_out(), by.cut(&hop)).await;
+        let (client, buffered) = (Io::Tcp(client), by.pod.limits.buffered_out());
+        let left = by.server_left(&hop);
+        let failure = relay(client, server, early, buffered, &mut spans, left).await;
         if failure == Some(Failure::BufferLimit) {
             by.proxy.limits.overfull(&by.pod.uid);
         }
         for span in spans {
-            span.finish(sent, received, failure);
+            span.finish(failure);
         }
     }
 
@@ -422,7 +436,7 @@ impl Opened {
     fn abort(self, failure: Failure) {
         self.server.abort();
         for span in self.spans {
-            span.finish(0, 0, Some(failure));
+            span.finish(Some(failure));
         }
     }
 }
@@ -443,7 +457,8 @@ impl web::Handler for Requests {
         }
         let Outbound { proxy, pod, .. } = &self.outbound;
         let flow = || self.outbound.flow(None, service_of(&self.outbound.destination()));
-        in_place(proxy, pod.limits.departing(), flow, request, |request| self.answer(request)).await
+        let (place, cut) = (pod.limits.departing(), &self.outbound.cut);
+        in_place(proxy, place, flow, cut, request, |request| self.answer(request)).await
     }
 }
 
@@ -460,17 +475,19 @@ impl Requests {
             Err(error) => {
                 let flow = self.outbound.flow(None, service_of(&destination));
                 let refusal = Refusal::unavailable(Failure::NoHealthyUpstream, error);
-                return exchange(proxy, &flow, request, |_| async { Err(refusal) }).await;
+                let cut = &self.outbound.cut;
+                return exchange(proxy, &flow, cut, request, |_| async { Err(refusal) }).await;
             }
         };
         let flow = self.flow(&hop);
-        exchange(proxy, &flow, request, |request| async {
+        let cut = self.outbound.cut(&hop);
+        exchange(proxy, &flow, &cut, request, |request| async {
             if let Way::SameNode(server) = &hop.way {
                 let arrival = self.outbound.arrival(&hop);
                 let flow = arrival.flow(proxy, server);
                 return tokio::select! {
                     answered = inbound::deliver(proxy, server, &arrival, &flow, request) => Ok(answered),
-                    why = server.cut(&proxy.drain) => {
+                    why = server.left() => {
                         Err(Refusal::unavailable(why, "the pod left before it answered"))
                     }
                 };

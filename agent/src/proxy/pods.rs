@@ -10,7 +10,6 @@ use std::{
 use arc_swap::ArcSwap;
 use tokio_util::sync::CancellationToken;
 
-use super::Drain;
 use crate::{
     capture::PodDialer,
     http::Pool,
@@ -77,19 +76,22 @@ impl LocalPod {
         // A child, as in the drain.
         let released = self.released.child_token();
         tokio::select! {
-            // A connection that watches for the cut itself gets to record how it ended.
             biased;
             () = connection => {}
             () = released.cancelled() => {}
         }
     }
 
-    /// Waits until what is still open must end, and says why.
-    pub(super) async fn cut(&self, drain: &Drain) -> Failure {
-        tokio::select! {
-            () = drain.cut().cancelled() => Failure::DrainTimeout,
-            () = self.released.cancelled() => Failure::PodLeft,
-        }
+    /// Waits until the pod leaves.
+    pub(super) async fn left(&self) -> Failure {
+        // A child, as above.
+        self.released.child_token().cancelled_owned().await;
+        Failure::PodLeft
+    }
+
+    /// Whether what is still open is being cut, or was.
+    pub(super) fn has_left(&self) -> bool {
+        self.released.is_cancelled()
     }
 
     /// HTTP connections to servers that have proved to be `peer`, or in plaintext to servers
