@@ -19,6 +19,7 @@ mod tests;
 
 pub use connection::ConnectRequest;
 pub use error::TunnelError;
+pub use limits::SEND_BUFFER;
 pub use pool::{HbonePool, Made, PoolKey, PoolOptions};
 pub use server::{Connect, serve};
 pub use stream::HboneStream;
