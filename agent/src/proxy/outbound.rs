@@ -169,15 +169,13 @@ impl Outbound {
                 self.contradicted(why);
                 opened.relay(client, detection.early(), &self).await;
             }
-            Found::Http(protocol) => {
-                match opened.adopt(&self, protocol).await {
-                    Ok(first) => self.requests(client, detection.request(), Some(first)).await,
-                    Err(error) => {
-                        tracing::debug!(dialled = %self.dialled, %error, "the server was gone before it was asked");
-                        io::reset(&client);
-                    }
+            Found::Http(protocol) => match opened.adopt(&self, protocol).await {
+                Ok(first) => self.requests(client, detection.request(), Some(first)).await,
+                Err(error) => {
+                    tracing::debug!(dialled = %self.dialled, %error, "the server was gone before it was asked");
+                    io::reset(&client);
                 }
-            }
+            },
             Found::Declared => {
                 opened.forget().await;
                 self.requests(client, detection.request(), None).await;

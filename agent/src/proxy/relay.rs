@@ -16,6 +16,7 @@ use super::{
     last_words::{PATIENCE, delivered},
 };
 use crate::{
+    http::Stream,
     limits::Share,
     telemetry::{Failure, TcpSpan},
 };

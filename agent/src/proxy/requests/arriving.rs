@@ -71,7 +71,9 @@ impl web::Handler for Arriving {
         if request.version() == Version::Http2 {
             match pod.limits.arriving(arrival.client.ip()) {
                 Ok(arrived) => place = Some(arrived),
-                Err(limit) => return Err(over(proxy, &arrival.cut, limit, || flow.clone(), request)),
+                Err(limit) => {
+                    return Err(over(proxy, &arrival.cut, limit, || flow.clone(), request));
+                }
             }
         }
         let mut report = Report::new(proxy, arrival.cut.clone(), flow.clone(), request);

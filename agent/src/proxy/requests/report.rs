@@ -82,7 +82,8 @@ impl Report {
             Ended::Overfull => 503,
             _ => 502,
         };
-        let failure = failure_of(ended).map_or(Failure::ResetRemote, |failure| self.because(failure));
+        let failure =
+            failure_of(ended).map_or(Failure::ResetRemote, |failure| self.because(failure));
         self.answered(status, failure);
         answer(status, failure)
     }
