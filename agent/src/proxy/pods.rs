@@ -10,7 +10,6 @@ use std::{
 use arc_swap::ArcSwap;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
-use super::Drain;
 use crate::{
     capture::PodDialer,
     http::h2::Pool,
@@ -78,28 +77,26 @@ impl LocalPod {
         self.released.child_token().cancelled_owned()
     }
 
-    pub(super) fn is_released(&self) -> bool {
-        self.released.is_cancelled()
-    }
-
     /// Runs a connection to its end, or until the pod is released.
     pub(super) async fn while_captured(&self, connection: impl Future<Output = ()>) {
         // A child, as in the drain.
         let released = self.released.child_token();
         tokio::select! {
-            // A connection that watches for the cut itself gets to record how it ended.
             biased;
             () = connection => {}
             () = released.cancelled() => {}
         }
     }
 
-    /// Waits until what is still open must end, and says why.
-    pub(super) async fn cut(&self, drain: &Drain) -> Failure {
-        tokio::select! {
-            () = drain.cut().cancelled() => Failure::DrainTimeout,
-            () = self.released.cancelled() => Failure::PodLeft,
-        }
+    /// Waits until the pod leaves.
+    pub(super) async fn left(&self) -> Failure {
+        self.released().await;
+        Failure::PodLeft
+    }
+
+    /// Whether what is still open is being cut, or was.
+    pub(super) fn has_left(&self) -> bool {
+        self.released.is_cancelled()
     }
 
     /// HTTP/2 connections to servers that have proved to be `peer`, or in plaintext to servers

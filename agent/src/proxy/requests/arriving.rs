@@ -12,6 +12,7 @@ use crate::{
     proxy::{
         Io, LocalPod, Proxy,
         admission::both_certified,
+        cut::Cut,
         inbound::{Arrival, dial},
     },
     telemetry::{Failure, Flow},
@@ -44,8 +45,8 @@ pub(in crate::proxy) async fn arriving(
         }
         web::Served::Tunnel { client, server, mut route } => {
             let spans = route.report.upgraded();
-            let cut = handler.pod.cut(&handler.proxy.drain);
-            let tunnel = tunnel(client, server, spans, &buffered, cut);
+            // Whatever cuts it drops what waits here.
+            let tunnel = tunnel(client, server, spans, &buffered, std::future::pending());
             if Box::pin(tunnel).await.is_some() {
                 handler.proxy.limits.overfull(&handler.pod.uid);
             }
@@ -70,10 +71,12 @@ impl web::Handler for Arriving {
         if request.version() == Version::Http2 {
             match pod.limits.arriving(arrival.client.ip()) {
                 Ok(arrived) => place = Some(arrived),
-                Err(limit) => return Err(over(proxy, limit, || flow.clone(), request)),
+                Err(limit) => {
+                    return Err(over(proxy, &arrival.cut, limit, || flow.clone(), request));
+                }
             }
         }
-        let mut report = Report::new(proxy, flow.clone(), request);
+        let mut report = Report::new(proxy, arrival.cut.clone(), flow.clone(), request);
         if let Err(refusal) = both_certified(proxy, pod, arrival).await {
             return Err(report.refuse(refusal));
         }
@@ -81,14 +84,20 @@ impl web::Handler for Arriving {
     }
 
     fn malformed(&self, status: u16, why: &dyn fmt::Display) {
-        malformed(&self.proxy, self.flow.clone(), status, why);
+        malformed(&self.proxy, &self.arrival.cut, self.flow.clone(), status, why);
     }
 }
 
 /// Notes that a client sent what is no request.
-pub(super) fn malformed(proxy: &Arc<Proxy>, flow: Arc<Flow>, status: u16, why: &dyn fmt::Display) {
+pub(super) fn malformed(
+    proxy: &Arc<Proxy>,
+    cut: &Cut,
+    flow: Arc<Flow>,
+    status: u16,
+    why: &dyn fmt::Display,
+) {
     tracing::debug!(client = %flow.client, server = %flow.server, error = %why, "no request");
-    let mut report = Report::new(proxy, flow, &mut Unreadable);
+    let mut report = Report::new(proxy, cut.clone(), flow, &mut Unreadable);
     report.answered(status, Failure::MalformedRequest);
 }
 
@@ -132,7 +141,7 @@ impl web::Route for ToApp {
     }
 
     fn unanswered(&mut self, ended: &Ended) -> Answer {
-        self.report.unanswered(ended, None)
+        self.report.unanswered(ended)
     }
 
     fn finish(mut self, ended: &Ended) {

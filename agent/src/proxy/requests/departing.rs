@@ -73,8 +73,8 @@ pub(in crate::proxy) async fn departing(
         }
         web::Served::Tunnel { client, server, route } => {
             let Departs { mut report, outbound, hop, .. } = route;
-            let (spans, cut) = (report.upgraded(), outbound.cut(&hop));
-            let tunnel = tunnel(client, server, spans, &buffered, cut);
+            let (spans, left) = (report.upgraded(), outbound.server_left(&hop));
+            let tunnel = tunnel(client, server, spans, &buffered, left);
             if Box::pin(tunnel).await.is_some() {
                 outbound.proxy.limits.overfull(&outbound.pod.uid);
             }
@@ -187,7 +187,7 @@ impl web::Handler for Departing {
     type Route = Departs;
 
     async fn route(&self, request: &mut (impl AnyRequest + Send)) -> Result<Departs, Answer> {
-        let Outbound { proxy, pod, .. } = &*self.outbound;
+        let Outbound { proxy, pod, cut, .. } = &*self.outbound;
         let mut place = None;
         if request.version() == Version::Http2 {
             match pod.limits.departing() {
@@ -195,16 +195,18 @@ impl web::Handler for Departing {
                 Err(limit) => {
                     let flow =
                         || self.outbound.flow(None, service_of(&self.outbound.destination()));
-                    return Err(over(proxy, limit, flow, request));
+                    return Err(over(proxy, cut, limit, flow, request));
                 }
             }
         }
         let hop = match self.choose() {
             Ok(hop) => hop,
-            Err((flow, refusal)) => return Err(Report::new(proxy, flow, request).refuse(refusal)),
+            Err((flow, refusal)) => {
+                return Err(Report::new(proxy, cut.clone(), flow, request).refuse(refusal));
+            }
         };
         let (near, far) = self.flows(&hop);
-        let mut report = Report::new(proxy, near, request);
+        let mut report = Report::new(proxy, self.outbound.cut(&hop), near, request);
         let mut server = None;
         if let (Way::SameNode(pod), Some(far)) = (&hop.way, far) {
             let arrival = self.outbound.arrival(&hop);
@@ -221,7 +223,7 @@ impl web::Handler for Departing {
 
     fn malformed(&self, status: u16, why: &dyn fmt::Display) {
         let flow = self.outbound.flow(None, service_of(&self.outbound.destination()));
-        malformed(&self.outbound.proxy, flow, status, why);
+        malformed(&self.outbound.proxy, &self.outbound.cut, flow, status, why);
     }
 }
 
@@ -278,12 +280,11 @@ impl web::Route for Departs {
     }
 
     fn unanswered(&mut self, ended: &Ended) -> Answer {
-        self.report.unanswered(ended, self.left())
+        self.report.unanswered(ended)
     }
 
     fn finish(mut self, ended: &Ended) {
-        let failure = failure_of(ended).map(|failure| self.left().unwrap_or(failure));
-        self.report.end(failure);
+        self.report.end(failure_of(ended));
     }
 }
 
@@ -298,14 +299,6 @@ impl web::h2::Shared for Departs {
                 (pod.outbound(self.hop.way.peer()), key)
             }
         }
-    }
-}
-
-impl Departs {
-    /// Why the pod is not there any more that it leads to.
-    fn left(&self) -> Option<Failure> {
-        let (pod, _) = self.server.as_ref()?;
-        pod.is_released().then_some(Failure::PodLeft)
     }
 }
 
