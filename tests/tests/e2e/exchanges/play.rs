@@ -17,16 +17,12 @@ use tokio::{
 };
 
 use super::{
-    table::{Does, Row, Server, Servers, Step, Who},
+    table::{Differs, Does, Row, Server, Servers, Step, Who},
     text::{Speech, count, find},
     trace,
     wire::{Changes, Ending, Heard, Wire},
 };
 
-/// How long anything is waited for.
-const PATIENCE: Duration = Duration::from_secs(10);
-/// How long it is still waited for once an end heard something else, or its last.
-const DISAPPOINTED: Duration = Duration::from_secs(2);
 /// How long connections are given to end once a row cannot go on.
 const AFTERMATH: Duration = Duration::from_secs(1);
 /// As much of the end of what was said must have come for all of it to have.
@@ -51,6 +47,7 @@ struct Stage<'a> {
     row: &'a Row,
     from: &'a Pod,
     to: SocketAddr,
+    patience: Duration,
     clients: BTreeMap<usize, End>,
     servers: Arc<Mutex<Vec<End>>>,
     /// The server's connection on which each client was heard last, from 0.
@@ -64,7 +61,7 @@ struct Stage<'a> {
 /// One end of a connection.
 struct End {
     wire: Wire,
-    /// How much of what it heard was waited for.
+    /// How much of what it heard was waited for, without what the mesh adds.
     heard: usize,
     /// What it said since the other end was known to have heard everything.
     said: Vec<u8>,
@@ -75,28 +72,29 @@ impl End {
         Self { wire, heard: 0, said: Vec::new() }
     }
 
-    /// What came since it was waited for last, without what the mesh adds.
-    fn news(&self) -> Vec<u8> {
-        self.wire.heard(|heard| trace::without_context(&heard.bytes[self.heard..]))
-    }
-
-    fn all_heard(&mut self) {
-        self.heard = self.wire.heard(|heard| heard.bytes.len());
+    /// Goes on from where `ending` says that the last of what was waited for is in what came since.
+    fn hears(&mut self, ending: impl Fn(&[u8]) -> Option<usize>) -> Option<()> {
+        let heard = self.wire.heard(|heard| trace::without_context(&heard.bytes));
+        self.heard += ending(heard.get(self.heard..)?)?;
+        Some(())
     }
 }
 
-/// Whether `news` is all of `said`: its end, as many times as it is there.
-fn is_all(news: &[u8], said: &[u8]) -> bool {
+/// The end of `news`, if they are all of `said`: its last bytes, as many times as they are there.
+fn all_of(said: &[u8], news: &[u8]) -> Option<usize> {
     let last = &said[said.len().saturating_sub(LAST)..];
-    news.ends_with(last) && count(news, last) >= count(said, last)
+    let all = news.ends_with(last) && count(news, last) >= count(said, last);
+    all.then_some(news.len())
 }
 
-/// Plays `row` between clients in `from` that dial `to`, and a server at `listener`.
+/// Plays `row` between clients in `from` that dial `to`, and a server at `listener`, and waits for
+/// nothing longer than `patience`.
 pub async fn play(
     row: &Row,
     from: &Pod,
     to: SocketAddr,
     listener: TcpListener,
+    patience: Duration,
 ) -> anyhow::Result<Transcript> {
     let (changes, changed) = watch::channel(0);
     let changes = Arc::new(changes);
@@ -107,6 +105,7 @@ pub async fn play(
         row,
         from,
         to,
+        patience,
         clients: BTreeMap::new(),
         servers,
         asked: BTreeMap::new(),
@@ -162,7 +161,7 @@ impl Stage<'_> {
         if let Who::Client(number) = *who
             && !self.clients.contains_key(&number)
         {
-            let connect = within(PATIENCE, "a connection", self.from.connect(self.to)).await?;
+            let connect = within(self.patience, "a connection", self.from.connect(self.to)).await?;
             let connected = connect.with_context(|| format!("could not connect to {}", self.to))?;
             let wire = Wire::new(connected, &self.changes, Server::Plain)?;
             self.clients.insert(number, End::new(wire));
@@ -186,7 +185,7 @@ impl Stage<'_> {
         if !heard {
             return Ok(());
         }
-        let all = |end: &mut End| is_all(&end.news(), &said).then(|| end.all_heard());
+        let all = |end: &mut End| end.hears(|news| all_of(&said, news));
         match who {
             Who::Client(client) => self.heard_by(Who::Server(client), all).await?,
             Who::Server(client) => self.heard_by(Who::Client(client), all).await?,
@@ -196,12 +195,14 @@ impl Stage<'_> {
     }
 
     async fn hear(&mut self, who: Who, what: &[u8]) -> Result<(), Stopped> {
-        let contains = |end: &mut End| {
-            let at = end.wire.heard(|heard| find(&heard.bytes[end.heard..], what))?;
-            end.heard += at + what.len();
-            Some(())
+        let contains = |end: &mut End| end.hears(|news| find(news, what).map(|at| at + what.len()));
+        self.heard_by(who, contains).await?;
+        let speaker = match who {
+            Who::Client(client) => Who::Server(client),
+            Who::Server(client) => Who::Client(client),
         };
-        self.heard_by(who, contains).await
+        self.with(speaker, |end| end.said.clear());
+        Ok(())
     }
 
     /// Waits until `who`, whichever connection a server may have for it, has heard what `look` finds.
@@ -220,12 +221,11 @@ impl Stage<'_> {
                 Some(())
             }
         };
-        let (mut before, was_over) = self.client(client);
-        let deadline = Instant::now() + PATIENCE;
-        let mut last = deadline;
+        let was_over = self.is_over(client);
+        let deadline = Instant::now() + self.patience;
         loop {
-            // Taken first: what comes until it is looked at counts.
-            let (now, is_over) = self.client(client);
+            // Looked at first: what comes until the rest is looked at counts.
+            let is_over = self.is_over(client);
             if look(self).is_some() {
                 return Ok(());
             }
@@ -237,26 +237,38 @@ impl Stage<'_> {
             if nobody_is_left {
                 return Err(Stopped("the connection ended"));
             }
-            if now > before || (is_over && !was_over && last == deadline) {
-                (before, last) = (now, Instant::now() + DISAPPOINTED);
+            if self.is_told_otherwise(client) {
+                return Err(Stopped("the client hears something else"));
             }
-            if timeout_at(last.min(deadline), self.changed.changed()).await.is_err() {
+            if timeout_at(deadline, self.changed.changed()).await.is_err() {
                 return Err(Stopped("it is not heard"));
             }
         }
     }
 
-    /// How much a client has heard, and whether that is all.
-    fn client(&self, number: usize) -> (usize, bool) {
-        let client = self.clients.get(&number).map(|end| &end.wire);
-        client.map_or((0, false), |wire| (wire.heard(|heard| heard.bytes.len()), wire.is_over()))
+    fn is_over(&self, client: usize) -> bool {
+        self.clients.get(&client).is_some_and(|end| end.wire.is_over())
+    }
+
+    /// Whether a client has heard what it was to hear in place of what the row waits for.
+    fn is_told_otherwise(&self, client: usize) -> bool {
+        let Some(differs) = &self.row.differs else { return false };
+        let stopped = Some(String::new());
+        differs.is_for(&format!("client {client}")) && differs.fits(&self.transcript(stopped).ends)
     }
 
     async fn hear_end(&mut self, who: Who, how: bool) -> Result<(), Stopped> {
+        let (Who::Client(client) | Who::Server(client)) = who;
         let name = self.name(who).ok_or(NOBODY)?;
         self.asked_ends.insert(name, how);
-        let ended = |stage: &mut Self| stage.with(who, |end| end.wire.ending()).flatten().map(drop);
-        self.within(PATIENCE, ended).await.ok_or(Stopped("no end is heard"))
+        let ended = |stage: &mut Self| {
+            if stage.with(who, |end| end.wire.ending()).flatten().is_some() {
+                return Some(Ok(()));
+            }
+            let told = stage.is_told_otherwise(client);
+            told.then_some(Err(Stopped("the client hears something else")))
+        };
+        self.within(self.patience, ended).await.unwrap_or(Err(Stopped("no end is heard")))
     }
 
     fn end(&mut self, who: Who, does: &Does) -> Result<(), Stopped> {
@@ -284,12 +296,16 @@ impl Stage<'_> {
 
     /// Gives connections the time to end, after one of them did.
     async fn aftermath(&mut self) {
-        let all_over = |stage: &mut Self| {
+        let is_over = |stage: &mut Self| {
             let clients = stage.clients.values().all(|end| end.wire.is_over());
             let servers = locked(&stage.servers).iter().all(|end| end.wire.is_over());
-            (clients && servers).then_some(())
+            let fits =
+                |differs: &Differs| differs.fits(&stage.transcript(Some(String::new())).ends);
+            let all_over = clients && servers && stage.row.differs.is_none();
+            (all_over || stage.row.differs.as_ref().is_some_and(fits)).then_some(())
         };
-        self.within(AFTERMATH, all_over).await;
+        let time = if self.row.differs.is_some() { self.patience } else { AFTERMATH };
+        self.within(time, is_over).await;
     }
 
     /// Does something with an end, if it is there.

@@ -89,7 +89,22 @@ pub struct Differs {
     /// Why, by its name in `docs/http.md`.
     pub reason: String,
     /// By connection; those that are not here hear the same.
-    pub instead: BTreeMap<String, Pattern>,
+    pub instead: BTreeMap<String, Vec<Pattern>>,
+}
+
+impl Differs {
+    /// Whether `end` hears something else.
+    pub fn is_for(&self, end: &str) -> bool {
+        self.instead.contains_key(end)
+    }
+
+    /// Whether this was heard in place of what is heard without the mesh.
+    pub fn fits(&self, ends: &BTreeMap<String, Vec<u8>>) -> bool {
+        self.instead.iter().all(|(end, patterns)| {
+            let heard = ends.get(end).map_or(&[][..], Vec::as_slice);
+            patterns.iter().all(|pattern| pattern.fits(heard))
+        })
+    }
 }
 
 /// Reads the files of a table, each a group's name and its text.
@@ -194,14 +209,20 @@ impl<'a> Reader<'a> {
                 row.differs = Some(Differs { reason, instead: BTreeMap::new() });
                 return Ok(());
             };
-            let (end, heard) = difference.split_once(" hears ").context("! END hears TEXT")?;
+            let (end, pattern) = match difference.split_once(" never hears ") {
+                Some((end, piece)) => (end, Pattern::without(piece)?),
+                None => {
+                    let parts = difference.split_once(" hears ").context("! END hears TEXT")?;
+                    let heard = if parts.1 == "nothing" { "" } else { parts.1 };
+                    (parts.0, Pattern::parse(heard)?)
+                }
+            };
             let end = match end {
                 "client" => "client 1",
                 "server" => "server 1",
                 other => other,
             };
-            let heard = if heard == "nothing" { "" } else { heard };
-            differs.instead.insert(end.to_owned(), Pattern::parse(heard)?);
+            differs.instead.entry(end.to_owned()).or_default().push(pattern);
             return Ok(());
         }
         row.steps.push(step(line)?);
@@ -309,13 +330,16 @@ mod tests {
 
     #[test]
     fn a_difference_has_a_reason_and_says_who_hears_what() {
-        let text =
-            "row a\n  > a\n  ! Two lengths\n  ! client hears 400…\n  ! server hears nothing\n";
+        let text = "row a\n  > a\n  ! Two lengths\n  ! client hears 400…\n  \
+                    ! client 1 never hears 1\n  ! server hears nothing\n";
         let differs = rows(text).pop().unwrap().differs.unwrap();
         assert_eq!(differs.reason, "Two lengths");
-        assert!(
-            differs.instead["client 1"].fits(b"400 No") && differs.instead["server 1"].fits(b"")
-        );
+        let fits = |end: &str, heard: &[u8]| {
+            differs.instead[end].iter().map(|pattern| pattern.fits(heard)).collect::<Vec<_>>()
+        };
+        assert_eq!(fits("client 1", b"400 No"), [true, true]);
+        assert_eq!(fits("client 1", b"400 1"), [true, false]);
+        assert_eq!(fits("server 1", b""), [true]);
     }
 
     #[test]

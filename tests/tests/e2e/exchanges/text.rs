@@ -23,20 +23,34 @@ impl Speech {
     }
 }
 
-/// What is to be heard: these, with anything between each two.
+/// What is to be heard.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Pattern(Vec<Vec<u8>>);
+pub enum Pattern {
+    /// These, with anything between each two.
+    Pieces(Vec<Vec<u8>>),
+    /// Anything but this.
+    Without(Vec<u8>),
+}
 
 impl Pattern {
     /// Of text in which nothing is left to be put in for names.
     pub fn parse(text: &str) -> anyhow::Result<Self> {
         let pieces = text.split('…').map(bytes).collect::<anyhow::Result<_>>()?;
-        Ok(Self(pieces))
+        Ok(Self::Pieces(pieces))
+    }
+
+    /// Of what is never to be heard.
+    pub fn without(text: &str) -> anyhow::Result<Self> {
+        Ok(Self::Without(bytes(text)?))
     }
 
     /// Whether these are such bytes.
     pub fn fits(&self, bytes: &[u8]) -> bool {
-        let [first, others @ ..] = &self.0[..] else { return false };
+        let pieces = match self {
+            Self::Pieces(pieces) => pieces,
+            Self::Without(piece) => return find(bytes, piece).is_none(),
+        };
+        let [first, others @ ..] = &pieces[..] else { return false };
         let Some(rest) = bytes.strip_prefix(&first[..]) else { return false };
         let [between @ .., last] = others else { return rest.is_empty() };
         let mut rest = rest;
