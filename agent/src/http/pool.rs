@@ -1,4 +1,4 @@
-//! Upstream connections, kept open and used again.
+//! Upstream HTTP/2 connections, kept open and shared.
 
 use std::{
     collections::HashMap,
@@ -12,23 +12,14 @@ use std::{
     time::Duration,
 };
 
-use http::{Request, Response, Version};
-use hyper::{
-    body::Incoming,
-    client::conn::{TrySendError, http1, http2},
-};
+use http::{Request, Response};
+use hyper::client::conn::{TrySendError, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    net::TcpStream,
-    time::Instant,
-};
+use tokio::time::Instant;
 
-use super::{Body, Protocol, Tap};
+use super::{Body, Stream, Tap};
 use crate::limits::{Inflow, Share};
 
-/// Idle connections to one server beyond this are closed.
-const MOST_IDLE: usize = 256;
 /// How long a connection may sit idle. Shorter than the 60 s many servers allow, so that ours
 /// closes first and no request meets a closing connection.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(50);
@@ -47,8 +38,6 @@ pub struct PoolKey {
     pub client: IpAddr,
     /// The server.
     pub server: SocketAddr,
-    /// Whether the connection speaks HTTP/2.
-    pub http2: bool,
     /// What the client had marked its socket with: packets of another mark may take another way,
     /// or none. 0 unless said otherwise.
     pub mark: u32,
@@ -57,14 +46,9 @@ pub struct PoolKey {
 }
 
 impl PoolKey {
-    /// The key for a request of this HTTP version.
-    pub fn new(client: IpAddr, server: SocketAddr, version: Version) -> Self {
-        Self { client, server, http2: version == Version::HTTP_2, mark: 0, generation: 0 }
-    }
-
-    /// The key for a connection that was recognised as `protocol`.
-    pub fn speaking(client: IpAddr, server: SocketAddr, protocol: Protocol) -> Self {
-        Self { client, server, http2: protocol == Protocol::Http2, mark: 0, generation: 0 }
+    /// The key for requests of `client` to `server`.
+    pub fn new(client: IpAddr, server: SocketAddr) -> Self {
+        Self { client, server, mark: 0, generation: 0 }
     }
 
     /// The same for a client that marked its socket.
@@ -105,28 +89,6 @@ pub fn with_cause(error: &hyper::Error) -> String {
     }
 }
 
-/// What HTTP can run on.
-pub trait Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static {
-    /// What knows, before the connection closes, that the other end wants to be rid of it. HTTP/1
-    /// itself has no word for that while nothing is asked, and what is asked at the moment of
-    /// closing is lost.
-    fn leaving(&self) -> Option<Leaving> {
-        None
-    }
-
-    /// How much more the other end may send into memory of this process while nobody reads.
-    fn window(&self) -> usize {
-        0
-    }
-}
-
-/// Whether the other end of a connection wants to be rid of it.
-pub type Leaving = Box<dyn Fn() -> bool + Send + Sync>;
-
-impl Stream for TcpStream {}
-#[cfg(test)]
-impl Stream for tokio::io::DuplexStream {}
-
 /// Connections by [`PoolKey`]. Dropping the pool closes what is idle.
 #[derive(Debug)]
 pub struct Pool {
@@ -142,7 +104,6 @@ type Servers = Mutex<HashMap<PoolKey, Arc<Server>>>;
 /// The connections to one server for one client.
 #[derive(Debug)]
 struct Server {
-    idle: Mutex<Vec<Idle>>,
     http2: tokio::sync::Mutex<Option<Http2>>,
     buffered: Arc<Share>,
 }
@@ -204,32 +165,6 @@ impl Drop for InUse {
     }
 }
 
-#[derive(Debug)]
-struct Idle {
-    connection: Http1,
-    since: Instant,
-}
-
-/// A connection for one request after the other.
-struct Http1 {
-    sender: http1::SendRequest<Body>,
-    leaving: Option<Leaving>,
-    inflow: Arc<Inflow>,
-}
-
-impl Http1 {
-    /// Whether another request may be sent once the last is through.
-    fn stays(&self) -> bool {
-        !self.sender.is_closed() && !self.leaving.as_ref().is_some_and(|leaving| leaving())
-    }
-}
-
-impl fmt::Debug for Http1 {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.sender.fmt(f)
-    }
-}
-
 impl Pool {
     /// Without a connection. What waits for readers of responses is counted in `buffered`.
     pub fn new(buffered: &Arc<Share>) -> Self {
@@ -254,11 +189,7 @@ impl Pool {
         Dialling: Future<Output = Result<S, E>>,
         S: Stream,
     {
-        let server = self.server(key);
-        if key.http2 {
-            return server.send_http2(request, dial).await;
-        }
-        server.send_http1(request, dial).await
+        self.server(key).send(request, dial).await
     }
 
     /// Puts a connection that was opened before its protocol was known to use.
@@ -266,12 +197,8 @@ impl Pool {
     /// # Errors
     /// When the HTTP/2 handshake fails.
     pub async fn adopt(&self, key: PoolKey, io: impl Stream) -> Result<(), hyper::Error> {
-        let server = self.server(key);
-        if key.http2 {
-            *server.http2.lock().await = Some(connect_http2(io, &self.buffered).await?);
-        } else {
-            server.put_back(connect_http1(io, &self.buffered).await?);
-        }
+        let connection = connect_http2(io, &self.buffered).await?;
+        *self.server(key).http2.lock().await = Some(connection);
         Ok(())
     }
 
@@ -283,7 +210,6 @@ impl Pool {
         }
         let new = || {
             Arc::new(Server {
-                idle: Mutex::default(),
                 http2: tokio::sync::Mutex::default(),
                 buffered: self.buffered.clone(),
             })
@@ -293,32 +219,7 @@ impl Pool {
 }
 
 impl Server {
-    async fn send_http1<S, E, Dialling>(
-        self: Arc<Self>,
-        mut request: Request<Body>,
-        dial: impl FnOnce() -> Dialling,
-    ) -> Result<Response<Body>, SendError<E>>
-    where
-        Dialling: Future<Output = Result<S, E>>,
-        S: Stream,
-    {
-        while let Some(mut connection) = self.take_idle() {
-            match connection.sender.try_send_request(request).await {
-                Ok(response) => return Ok(self.lend(connection, response)),
-                Err(mut error) => match error.take_message() {
-                    Some(unsent) => request = unsent,
-                    None => return Err(SendError::Exchange(error.into_error())),
-                },
-            }
-        }
-        let io = dial().await.map_err(SendError::Connect)?;
-        let mut connection =
-            connect_http1(io, &self.buffered).await.map_err(SendError::Exchange)?;
-        let response = connection.sender.send_request(request).await;
-        Ok(self.lend(connection, response.map_err(SendError::Exchange)?))
-    }
-
-    async fn send_http2<S, E, Dialling>(
+    async fn send<S, E, Dialling>(
         &self,
         mut request: Request<Body>,
         dial: impl FnOnce() -> Dialling,
@@ -363,76 +264,6 @@ impl Server {
         let response = connection.send(request).await;
         response.map_err(|error| SendError::Exchange(error.into_error()))
     }
-
-    fn take_idle(&self) -> Option<Http1> {
-        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        // The most recently used is the least likely to have been closed by the server.
-        std::iter::from_fn(|| idle.pop())
-            .map(|idle| idle.connection)
-            .find(|connection| connection.sender.is_ready() && connection.stays())
-    }
-
-    fn put_back(&self, connection: Http1) {
-        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        if idle.len() < MOST_IDLE && connection.stays() {
-            idle.push(Idle { connection, since: Instant::now() });
-        }
-    }
-
-    /// Hands out the response; its connection comes back when the body is through.
-    fn lend(self: Arc<Self>, connection: Http1, response: Response<Incoming>) -> Response<Body> {
-        let inflow = connection.inflow.clone();
-        let lent = Lent { server: self, connection: Some(connection) };
-        response.map(|body| Body::received(body, &inflow).tapped(lent))
-    }
-}
-
-/// Returns a connection to its server once the response body is complete.
-struct Lent {
-    server: Arc<Server>,
-    connection: Option<Http1>,
-}
-
-impl Tap for Lent {
-    fn data(&mut self, _bytes: usize) {}
-
-    fn trailers(&mut self, _trailers: &http::HeaderMap) {
-        self.complete();
-    }
-
-    fn complete(&mut self) {
-        let Some(mut connection) = self.connection.take() else { return };
-        if connection.sender.is_ready() {
-            return self.server.put_back(connection);
-        }
-        // The connection's task has yet to notice the end, or is still sending the request.
-        let server = Arc::downgrade(&self.server);
-        tokio::spawn(async move {
-            if connection.sender.ready().await.is_ok()
-                && let Some(server) = server.upgrade()
-            {
-                server.put_back(connection);
-            }
-        });
-    }
-}
-
-async fn connect_http1(io: impl Stream, buffered: &Arc<Share>) -> Result<Http1, hyper::Error> {
-    let leaving = io.leaving();
-    let inflow = http1_inflow(buffered, io.window());
-    let (mut sender, connection) = http1::Builder::new()
-        .preserve_header_case(true)
-        .max_buf_size(MOST_HEADER_BYTES as usize)
-        .handshake(TokioIo::new(io))
-        .await?;
-    tokio::spawn(async move {
-        if let Err(error) = connection.with_upgrades().await {
-            tracing::debug!(%error, "upstream HTTP/1 connection ended");
-        }
-    });
-    // Not before its task has run once does the connection count as ready for a request.
-    sender.ready().await?;
-    Ok(Http1 { sender, leaving, inflow })
 }
 
 async fn connect_http2(io: impl Stream, buffered: &Arc<Share>) -> Result<Http2, hyper::Error> {
@@ -454,12 +285,6 @@ async fn connect_http2(io: impl Stream, buffered: &Arc<Share>) -> Result<Http2, 
     Ok(Http2 { sender, usage: Arc::default(), inflow })
 }
 
-/// What an HTTP/1 connection may bring before it is read: hyper's buffer, and the window under it.
-pub(super) fn http1_inflow(buffered: &Arc<Share>, window: usize) -> Arc<Inflow> {
-    let window = MOST_HEADER_BYTES.saturating_add(window.try_into().unwrap_or(u32::MAX));
-    Inflow::new(buffered, window, window)
-}
-
 /// What all streams of a new HTTP/2 connection may bring together before it is read.
 pub(super) fn connection_window(buffered: &Share) -> u32 {
     buffered.window(H2_STREAM_WINDOW, LARGEST_H2_WINDOW)
@@ -477,14 +302,12 @@ async fn close_idle(servers: Weak<Servers>) {
         let Some(servers) = servers.upgrade() else { return };
         let mut servers = lock(&servers);
         servers.retain(|_, server| {
-            let mut idle = server.idle.lock().unwrap_or_else(PoisonError::into_inner);
-            idle.retain(|idle| idle.since.elapsed() < IDLE_TIMEOUT && idle.connection.stays());
             // Whoever has the lock is making a connection.
             let http2 = server.http2.try_lock().map_or(true, |mut shared| {
                 shared.take_if(|connection| !connection.stays());
                 shared.is_some()
             });
-            !idle.is_empty() || http2 || Arc::strong_count(server) > 1
+            http2 || Arc::strong_count(server) > 1
         });
         if servers.is_empty() {
             return;

@@ -9,7 +9,7 @@ use std::{
 use bytes::{Buf, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::{Leaving, Stream};
+use super::Stream;
 
 /// A stream some of whose first bytes were already read to find out what it speaks.
 #[derive(Debug)]
@@ -26,12 +26,16 @@ impl<S> Prefixed<S> {
 }
 
 impl<S: Stream> Stream for Prefixed<S> {
-    fn leaving(&self) -> Option<Leaving> {
-        self.inner.leaving()
+    fn is_leaving(&self) -> bool {
+        self.inner.is_leaving()
     }
 
     fn window(&self) -> usize {
         self.inner.window()
+    }
+
+    fn abort(self) {
+        self.inner.abort();
     }
 }
 

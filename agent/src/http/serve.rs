@@ -1,37 +1,31 @@
-//! The server's side of a connection: requests in, responses out, upgrades relayed.
+//! The server's side of an HTTP/2 connection: requests in, responses out, CONNECT relayed.
 
 use std::{
     convert::Infallible,
     future::Future,
     io, mem,
     pin::pin,
-    sync::{Arc, Mutex, OnceLock, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
-use http::{HeaderValue, Method, Request, Response, StatusCode, Version, header};
+use http::{Method, Request, Response, StatusCode, header};
 use http_body::Body as _;
+use hyper::server::conn::http2;
 use hyper::{body::Incoming, upgrade::OnUpgrade};
-use hyper_util::{
-    rt::{TokioExecutor, TokioIo, TokioTimer},
-    server::conn::auto,
-};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::{
     Body, Stream, Tap,
     farewell::{Ending, Patient},
-    pool::{H2_STREAM_WINDOW, MOST_HEADER_BYTES, connection_window, http1_inflow},
+    pool::{H2_STREAM_WINDOW, MOST_HEADER_BYTES, connection_window},
     prompt::{Asked, InWork, Prompt},
     requests::{Open, Requests},
 };
 use crate::limits::{Inflow, Share};
 
-/// How long a connection may idle, before its first request or between two: as long as Envoy lets
-/// it, for a client whose pool keeps connections longer would meet closed ones. hyper counts the
-/// time of the next head in; `Prompt` has a limit for that alone.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(3600);
 /// Requests one client may have open on one HTTP/2 connection.
 const MOST_STREAMS: u32 = 1000;
 
@@ -87,36 +81,26 @@ impl<P: Send + Sync> Tap for Place<P> {
     fn data(&mut self, _bytes: usize) {}
 }
 
-/// Serves HTTP/1 or HTTP/2, whichever the client starts with, until the client is done or
-/// `drain` is cancelled and the requests under way are answered. Then a client is asked to go
-/// elsewhere, by `connection: close` with its next response or by GOAWAY, and loses no request.
+/// Serves HTTP/2 until the client is done or `drain` is cancelled and the requests under way are
+/// answered. Then a client is asked to go elsewhere, by GOAWAY, and loses no request.
 /// What a connection was upgraded to is served to its end. What waits for readers of requests is
 /// counted in `buffered`.
 ///
 /// # Errors
-/// When the connection breaks or the client's bytes are not HTTP; the client has then been
-/// answered 400 where that was still possible.
+/// When the connection breaks or the client's bytes are not HTTP/2.
 pub async fn serve<S, H>(
     stream: S,
     handler: Arc<H>,
     buffered: &Arc<Share>,
     drain: &CancellationToken,
-) -> Result<(), Box<dyn std::error::Error + Send + Sync>>
+) -> Result<(), hyper::Error>
 where
     S: Stream,
     H: Handler,
 {
     let window = connection_window(buffered);
-    let mut builder = auto::Builder::new(TokioExecutor::new());
+    let mut builder = http2::Builder::new(TokioExecutor::new());
     builder
-        .http1()
-        .timer(TokioTimer::new())
-        .header_read_timeout(IDLE_TIMEOUT)
-        .half_close(true)
-        .preserve_header_case(true)
-        .auto_date_header(false)
-        .max_buf_size(MOST_HEADER_BYTES as usize)
-        .http2()
         .timer(TokioTimer::new())
         .auto_date_header(false)
         .initial_stream_window_size(H2_STREAM_WINDOW)
@@ -124,29 +108,24 @@ where
         .max_concurrent_streams(MOST_STREAMS)
         .max_header_list_size(MOST_HEADER_BYTES)
         .keep_alive_interval(Duration::from_secs(30));
-    let (buffered, under) = (buffered.clone(), stream.window());
-    let inflow = OnceLock::new();
+    let inflow = Inflow::new(buffered, H2_STREAM_WINDOW, window);
     let in_work = Asked::default();
     let requests = Requests::none(in_work.clone());
     let upgrades = Upgrades::default();
     let upgraded = upgrades.clone();
     let ending = Ending::default();
-    let (asked, ends) = (requests.clone(), ending.clone());
+    let asked = requests.clone();
     let service = hyper::service::service_fn(move |request: Request<Incoming>| {
         let open = asked.open(request.version());
-        let (handler, upgrades, ends) = (handler.clone(), upgrades.clone(), ends.clone());
-        let inflow = inflow.get_or_init(|| match request.version() {
-            Version::HTTP_2 => Inflow::new(&buffered, H2_STREAM_WINDOW, window),
-            _ => http1_inflow(&buffered, under),
-        });
+        let (handler, upgrades) = (handler.clone(), upgrades.clone());
         let inflow = inflow.clone();
         async move {
-            let response = answer(&*handler, request, &inflow, &upgrades, &ends, &open).await;
+            let response = answer(&*handler, request, &inflow, &upgrades, &open).await;
             Ok::<_, Infallible>(response.map(|body| body.tapped(open)))
         }
     });
     let stream = TokioIo::new(Patient::new(Prompt::new(stream, in_work), ending.clone()));
-    let mut connection = pin!(builder.serve_connection_with_upgrades(stream, service));
+    let mut connection = pin!(builder.serve_connection(stream, service));
     let drained = async {
         drain.cancelled().await;
         ending.begin();
@@ -174,7 +153,6 @@ async fn answer(
     mut request: Request<Incoming>,
     inflow: &Arc<Inflow>,
     upgrades: &Upgrades,
-    ending: &Ending,
     open: &Open,
 ) -> Response<Body> {
     if let Err(reason) = safe(&request) {
@@ -182,21 +160,18 @@ async fn answer(
     }
     let from_client = hyper::upgrade::on(&mut request);
     let connects = request.method() == Method::CONNECT;
-    let is_http1 = request.version() != Version::HTTP_2;
     let mut request = request.map(|body| Body::received(body, inflow));
     if !request.body().is_end_stream() {
         // It may come after its answer has gone.
         request = request.map(|body| body.tapped(open.in_work()));
     }
     let mut response = handler.handle(request).await;
-    let upgraded = becomes_streams(connects, &response);
-    if upgraded && let Some(to_server) = response.extensions_mut().remove::<OnUpgrade>() {
+    if becomes_streams(connects, &response)
+        && let Some(to_server) = response.extensions_mut().remove::<OnUpgrade>()
+    {
         let watchers = response.extensions_mut().remove::<Upgraded>().unwrap_or_default();
         let mut upgrades = upgrades.lock().unwrap_or_else(PoisonError::into_inner);
         upgrades.spawn(relay_upgraded(from_client, to_server, watchers, open.in_work()));
-    }
-    if is_http1 && !upgraded && ending.has_begun() {
-        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     response
 }
@@ -206,10 +181,6 @@ fn safe<B>(request: &Request<B>) -> Result<(), &'static str> {
     let hosts = request.headers().get_all(header::HOST).iter().count();
     if hosts > 1 {
         return Err("more than one Host header\n");
-    }
-    let names_host = hosts == 1 || request.uri().authority().is_some();
-    if !names_host && request.version() == http::Version::HTTP_11 {
-        return Err("an HTTP/1.1 request needs a Host header\n");
     }
     Ok(())
 }

@@ -2,21 +2,23 @@
 
 use std::{fmt, net::SocketAddr, sync::Arc, time::Instant};
 
-use http::{HeaderMap, Request, Response, StatusCode, Version};
+use bytes::Bytes;
+use http::{HeaderMap, StatusCode};
 use tokio::net::TcpStream;
 
 use super::{
     CONNECT_TIMEOUT, Io, LocalPod, Proxy,
     admission::{Admitted, Denied, Party, Standing, admit, both_certified, certified},
     detect::{Detected, detect},
-    exchange::{Refusal, exchange, in_place},
+    exchange::Refusal,
     io,
     loops::is_somewhere,
     relay::{Early, Outcome, relay},
+    requests::arriving,
 };
 use crate::{
     capture::Accepted,
-    http::{self as web, Body, PoolKey, Prefixed, Protocol},
+    http::{PoolKey, Protocol, Stream},
     identity,
     limits::Limit,
     mesh::{AppProtocol, HBONE_PORT, Principal, Workload},
@@ -247,7 +249,7 @@ async fn traffic(
     let protocol = proxy.snapshots.load().serving(arrival.app).map(|(_, port)| port.protocol);
     if matches!(protocol, Some(AppProtocol::Http | AppProtocol::Http2)) {
         if let Ok(client) = door.open() {
-            requests(proxy, pod, arrival, client, standing).await;
+            requests(proxy, pod, arrival, (client, Bytes::new()), None, standing).await;
         }
         return;
     }
@@ -285,13 +287,19 @@ async fn traffic(
             Ok(Detected { protocol, early }) => {
                 // What the connection carries is recorded request by request from here on.
                 span.discard();
-                let key = PoolKey::speaking(arrival.client.ip(), arrival.app, protocol);
-                if let Err(error) = pod.inbound.adopt(key, app).await {
-                    tracing::debug!(app = %arrival.app, %error, "the application does not speak HTTP");
-                    return client.abort();
-                }
-                let client = Prefixed::new(early.from_client, client);
-                return requests(proxy, pod, arrival, client, standing).await;
+                let app = match protocol {
+                    Protocol::Http2 => {
+                        let key = PoolKey::new(arrival.client.ip(), arrival.app);
+                        if let Err(error) = pod.inbound.adopt(key, app).await {
+                            tracing::debug!(app = %arrival.app, %error, "the application does not speak HTTP/2");
+                            return client.abort();
+                        }
+                        None
+                    }
+                    Protocol::Http1 | Protocol::Opaque => Some(Io::Tcp(app)),
+                };
+                let client = (client, early.from_client);
+                return requests(proxy, pod, arrival, client, app, standing).await;
             }
             Err(side) => {
                 io::reset(&app);
@@ -356,7 +364,7 @@ pub(super) async fn open(
     }
 }
 
-async fn dial(pod: &LocalPod, arrival: &Arrival) -> Result<TcpStream, Refusal> {
+pub(super) async fn dial(pod: &LocalPod, arrival: &Arrival) -> Result<TcpStream, Refusal> {
     let app = arrival.app;
     let dial = pod.dialer.to_app(arrival.client.ip(), app);
     match tokio::time::timeout(CONNECT_TIMEOUT, dial).await {
@@ -372,62 +380,21 @@ async fn dial(pod: &LocalPod, arrival: &Arrival) -> Result<TcpStream, Refusal> {
     }
 }
 
-/// Answers the requests of one client by sending them to the application.
+/// Answers the requests of one client for as long as policy allows it.
 async fn requests(
     proxy: Arc<Proxy>,
     pod: Arc<LocalPod>,
     arrival: Arrival,
-    client: impl web::Stream,
+    (client, read): (Io, Bytes),
+    app: Option<Io>,
     mut standing: Standing,
 ) {
-    let drain = proxy.drain.started().clone();
-    let flow = arrival.flow(&proxy, &pod);
-    let handler = Arc::new(Requests { proxy, pod, arrival, flow });
-    let Requests { proxy, pod, arrival, .. } = &*handler;
+    let arrival = Arc::new(arrival);
     tokio::select! {
-        served = web::serve(client, handler.clone(), pod.limits.buffered_in(), &drain) => {
-            if let Err(error) = served {
-                tracing::debug!(%error, "an inbound HTTP connection ended");
-            }
-        }
+        () = Box::pin(arriving(proxy.clone(), pod.clone(), arrival.clone(), client, read, app)) => {}
         // Requests under way end with it, and their spans say so.
-        denied = standing.revoked(proxy, pod, arrival) => drop(cut(arrival, &denied)),
+        denied = standing.revoked(&proxy, &pod, &arrival) => drop(cut(&arrival, &denied)),
     }
-}
-
-struct Requests {
-    proxy: Arc<Proxy>,
-    pod: Arc<LocalPod>,
-    arrival: Arrival,
-    flow: Arc<Flow>,
-}
-
-impl web::Handler for Requests {
-    async fn handle(&self, request: Request<Body>) -> Response<Body> {
-        let Self { proxy, pod, arrival, flow } = self;
-        let deliver = |request| deliver(proxy, pod, arrival, flow, request);
-        if request.version() != Version::HTTP_2 {
-            return deliver(request).await;
-        }
-        let place = pod.limits.arriving(arrival.client.ip());
-        in_place(proxy, place, || flow.clone(), request, deliver).await
-    }
-}
-
-/// Sends one request to the application, under a span of the server's side.
-pub(super) async fn deliver(
-    proxy: &Proxy,
-    pod: &LocalPod,
-    arrival: &Arrival,
-    flow: &Arc<Flow>,
-    request: Request<Body>,
-) -> Response<Body> {
-    exchange(proxy, flow, request, |request| async {
-        both_certified(proxy, pod, arrival).await?;
-        let key = PoolKey::new(arrival.client.ip(), arrival.app, request.version());
-        pod.inbound.send(key, request, || dial(pod, arrival)).await.map_err(Refusal::from)
-    })
-    .await
 }
 
 impl Arrival {

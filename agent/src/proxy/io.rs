@@ -13,10 +13,7 @@ use tokio::{
     net::TcpStream,
 };
 
-use crate::{
-    http::{Leaving, Stream},
-    tunnel::HboneStream,
-};
+use crate::{http::Stream, tunnel::HboneStream};
 
 /// The most taken from a TCP socket at once.
 const LARGEST_READ: usize = 64 << 10;
@@ -85,14 +82,6 @@ impl Io {
             }
         }
     }
-
-    /// Ends the connection as broken: the other side sees a reset, not an end.
-    pub(super) fn abort(self) {
-        match self {
-            Io::Tcp(stream) => reset(&stream),
-            Io::Hbone(stream) => stream.abort(),
-        }
-    }
 }
 
 /// Makes closing `stream` send RST. The application's `connect()` succeeded before its server
@@ -103,10 +92,10 @@ pub(super) fn reset(stream: &TcpStream) {
 }
 
 impl Stream for Io {
-    fn leaving(&self) -> Option<Leaving> {
+    fn is_leaving(&self) -> bool {
         match self {
-            Io::Tcp(_) => None,
-            Io::Hbone(stream) => Some(Box::new(stream.leaving()?)),
+            Io::Tcp(_) => false,
+            Io::Hbone(stream) => stream.is_leaving(),
         }
     }
 
@@ -115,6 +104,13 @@ impl Stream for Io {
         match self {
             Io::Tcp(_) => 0,
             Io::Hbone(stream) => stream.window(),
+        }
+    }
+
+    fn abort(self) {
+        match self {
+            Io::Tcp(stream) => stream.abort(),
+            Io::Hbone(stream) => stream.abort(),
         }
     }
 }

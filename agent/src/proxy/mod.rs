@@ -17,6 +17,7 @@ mod loops;
 mod outbound;
 mod pods;
 mod relay;
+mod requests;
 mod same_node;
 
 use std::{future::poll_fn, pin::pin, sync::Arc, time::Duration};
@@ -111,7 +112,8 @@ async fn accept<F>(
         match accepted {
             Ok(accepted) => {
                 pause = FIRST_PAUSE;
-                let carried = connection(proxy.clone(), pod.clone(), accepted);
+                // Boxed: each future around it would have room for it twice.
+                let carried = Box::pin(connection(proxy.clone(), pod.clone(), accepted));
                 let pod = pod.clone();
                 proxy.drain.connection(async move { pod.while_captured(carried).await });
                 // One at a time: the kernel may have any number ready, and each has much to do at

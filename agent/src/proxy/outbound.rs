@@ -1,29 +1,27 @@
 //! Connections that pods of this node open: the client's side.
 
-use std::{
-    net::SocketAddr,
-    sync::{Arc, Mutex, PoisonError},
-    time::Instant,
-};
+use std::{net::SocketAddr, sync::Arc, time::Instant};
 
-use http::{HeaderMap, Request, Response, Version};
+use bytes::Bytes;
+use http::HeaderMap;
 use tokio::net::TcpStream;
 
 use super::{
     CONNECT_TIMEOUT, Hop, Io, LocalPod, Proxy, Way,
     admission::{Party, certified},
     detect::{Side, detect},
-    exchange::{Refusal, exchange, in_place},
+    exchange::Refusal,
     generation::generation,
     hop::{declared, service_of},
     inbound::{self, Arrival},
     io,
     loops::leads_out,
     relay::{Early, Outcome, relay},
+    requests::{First, departing},
 };
 use crate::{
     capture::Accepted,
-    http::{self as web, Body, PoolKey, Prefixed, Protocol},
+    http::{PoolKey, Protocol, Stream},
     identity::IdentityError,
     limits::Limit,
     mesh::{AppProtocol, Destination, HBONE_PORT, Principal, Service},
@@ -48,7 +46,9 @@ pub(super) async fn connection(proxy: Arc<Proxy>, pod: Arc<LocalPod>, accepted: 
         return;
     }
     match declared(&destination) {
-        AppProtocol::Http | AppProtocol::Http2 => outbound.requests(stream, None).await,
+        AppProtocol::Http | AppProtocol::Http2 => {
+            Box::pin(departing(outbound, Io::Tcp(stream), Bytes::new(), None)).await;
+        }
         AppProtocol::Opaque => {
             if let Some(opened) = outbound.open_or_reset(&stream, &destination).await {
                 opened.relay(stream, Early::default(), &outbound).await;
@@ -59,20 +59,20 @@ pub(super) async fn connection(proxy: Arc<Proxy>, pod: Arc<LocalPod>, accepted: 
 }
 
 /// One connection a pod opened.
-struct Outbound {
-    proxy: Arc<Proxy>,
-    pod: Arc<LocalPod>,
+pub(super) struct Outbound {
+    pub(super) proxy: Arc<Proxy>,
+    pub(super) pod: Arc<LocalPod>,
     /// The pod's own end.
-    client: SocketAddr,
+    pub(super) client: SocketAddr,
     /// What the application dialled.
-    dialled: SocketAddr,
+    pub(super) dialled: SocketAddr,
     /// What the application had marked its socket with.
-    mark: u32,
+    pub(super) mark: u32,
 }
 
 impl Outbound {
     /// What the dialled address means by the newest snapshot.
-    fn destination(&self) -> Destination {
+    pub(super) fn destination(&self) -> Destination {
         self.proxy.snapshots.load().destination(self.dialled)
     }
 
@@ -104,19 +104,6 @@ impl Outbound {
         false
     }
 
-    /// Requests find their endpoint one by one; the `first` one's is connected already where
-    /// the protocol had to be found out.
-    async fn requests(self, client: impl web::Stream, first: Option<Hop>) {
-        let drain = self.proxy.drain.started().clone();
-        let pod = self.pod.clone();
-        let handler =
-            Requests { outbound: self, first: Mutex::new(first), flows: Mutex::default() };
-        let buffered = pod.limits.buffered_out();
-        if let Err(error) = web::serve(client, Arc::new(handler), buffered, &drain).await {
-            tracing::debug!(%error, "an outbound HTTP connection ended");
-        }
-    }
-
     /// Opens the way first and lets whoever speaks first decide, so that a server that speaks
     /// first is not kept waiting.
     async fn undeclared(self, mut client: TcpStream, destination: &Destination) {
@@ -135,16 +122,20 @@ impl Outbound {
         if detected.protocol == Protocol::Opaque {
             return opened.relay(client, detected.early, &self).await;
         }
-        let hop = opened.hop.clone();
-        if let Err(error) = opened.adopt(&self, detected.protocol).await {
-            tracing::debug!(dialled = %self.dialled, %error, "the server does not speak HTTP");
-            return io::reset(&client);
+        match opened.adopt(&self, detected.protocol).await {
+            Ok(first) => {
+                let read = detected.early.from_client;
+                Box::pin(departing(self, Io::Tcp(client), read, Some(first))).await;
+            }
+            Err(error) => {
+                tracing::debug!(dialled = %self.dialled, %error, "the server does not speak HTTP/2");
+                io::reset(&client);
+            }
         }
-        self.requests(Prefixed::new(detected.early.from_client, client), Some(hop)).await;
     }
 
     /// Waits until what is still open on the way to `hop` must end, and says why.
-    async fn cut(&self, hop: &Hop) -> Failure {
+    pub(super) async fn cut(&self, hop: &Hop) -> Failure {
         let here = self.pod.cut(&self.proxy.drain);
         match &hop.way {
             Way::SameNode(server) => tokio::select! {
@@ -222,7 +213,7 @@ impl Outbound {
     }
 
     /// A byte stream to an endpoint elsewhere, for requests to share.
-    async fn reach(&self, hop: &Hop) -> Result<Io, Refusal> {
+    pub(super) async fn reach(&self, hop: &Hop) -> Result<Io, Refusal> {
         match &hop.way {
             Way::Tunnel(peer) => self.tunnel(hop, peer, HeaderMap::new()).await,
             Way::Plain | Way::SameNode(_) => self.plain(hop).await,
@@ -265,13 +256,13 @@ impl Outbound {
     }
 
     /// Which connections that are kept may be used for this one.
-    fn generation(&self, hop: &Hop) -> u64 {
+    pub(super) fn generation(&self, hop: &Hop) -> u64 {
         let snapshot = self.proxy.snapshots.load();
         generation(&snapshot, &self.pod.workload(), hop.workload.as_deref())
     }
 
     /// What spans and metrics of the client's side say about this connection.
-    fn flow(&self, hop: Option<&Hop>, service: Option<Arc<Service>>) -> Arc<Flow> {
+    pub(super) fn flow(&self, hop: Option<&Hop>, service: Option<Arc<Service>>) -> Arc<Flow> {
         let local = self.pod.workload();
         let remote = hop.and_then(|hop| hop.workload.clone());
         let meshed = hop.is_some_and(|hop| !matches!(hop.way, Way::Plain));
@@ -294,7 +285,7 @@ impl Outbound {
     }
 
     /// How this connection looks to a pod of the same node.
-    fn arrival(&self, hop: &Hop) -> Arrival {
+    pub(super) fn arrival(&self, hop: &Hop) -> Arrival {
         let local = self.pod.workload();
         Arrival {
             client: self.client,
@@ -344,19 +335,26 @@ impl Opened {
         }
     }
 
-    /// Puts the connection among those that requests share: what it carries is recorded
-    /// request by request from here on.
-    async fn adopt(self, by: &Outbound, protocol: Protocol) -> Result<(), hyper::Error> {
-        self.spans.into_iter().for_each(TcpSpan::discard);
-        let key = PoolKey::speaking(by.client.ip(), self.hop.address, protocol);
-        match &self.hop.way {
+    /// The connection is for requests, which are recorded one by one from here on.
+    ///
+    /// # Errors
+    /// When the server does not speak HTTP/2 after all.
+    async fn adopt(self, by: &Outbound, protocol: Protocol) -> Result<First, hyper::Error> {
+        let Self { server, hop, generation, spans } = self;
+        spans.into_iter().for_each(TcpSpan::discard);
+        if protocol != Protocol::Http2 {
+            return Ok(First { hop, server: Some((generation, server)) });
+        }
+        let key = PoolKey::new(by.client.ip(), hop.address);
+        match &hop.way {
             // No CNI has a say in those.
-            Way::SameNode(pod) => pod.inbound.adopt(key, self.server).await,
+            Way::SameNode(pod) => pod.inbound.adopt(key, server).await?,
             way => {
-                let key = key.of_generation(self.generation).marked(by.mark);
-                by.pod.outbound(way.peer()).adopt(key, self.server).await
+                let key = key.of_generation(generation).marked(by.mark);
+                by.pod.outbound(way.peer()).adopt(key, server).await?;
             }
         }
+        Ok(First { hop, server: None })
     }
 
     fn abort(self, failure: Failure) {
@@ -364,83 +362,5 @@ impl Opened {
         for span in self.spans {
             span.finish(0, 0, Some(failure));
         }
-    }
-}
-
-/// Answers the requests of one connection by sending each to an endpoint of its own.
-struct Requests {
-    outbound: Outbound,
-    /// The endpoint that was connected to before the connection was known to be HTTP.
-    first: Mutex<Option<Hop>>,
-    /// What spans say about this connection, by endpoint.
-    flows: Mutex<Vec<(SocketAddr, Arc<Flow>)>>,
-}
-
-impl web::Handler for Requests {
-    async fn handle(&self, request: Request<Body>) -> Response<Body> {
-        if request.version() != Version::HTTP_2 {
-            return self.answer(request).await;
-        }
-        let Outbound { proxy, pod, .. } = &self.outbound;
-        let flow = || self.outbound.flow(None, service_of(&self.outbound.destination()));
-        in_place(proxy, pod.limits.departing(), flow, request, |request| self.answer(request)).await
-    }
-}
-
-impl Requests {
-    async fn answer(&self, request: Request<Body>) -> Response<Body> {
-        let Outbound { proxy, pod, client, dialled, .. } = &self.outbound;
-        let destination = self.outbound.destination();
-        let chosen = match self.first_hop() {
-            Some(hop) => Ok(hop),
-            None => Hop::choose(proxy, pod, *dialled, &destination),
-        };
-        let hop = match chosen {
-            Ok(hop) => hop,
-            Err(error) => {
-                let flow = self.outbound.flow(None, service_of(&destination));
-                let refusal = Refusal::unavailable(Failure::NoHealthyUpstream, error);
-                return exchange(proxy, &flow, request, |_| async { Err(refusal) }).await;
-            }
-        };
-        let flow = self.flow(&hop);
-        exchange(proxy, &flow, request, |request| async {
-            if let Way::SameNode(server) = &hop.way {
-                let arrival = self.outbound.arrival(&hop);
-                let flow = arrival.flow(proxy, server);
-                return tokio::select! {
-                    answered = inbound::deliver(proxy, server, &arrival, &flow, request) => Ok(answered),
-                    why = server.cut(&proxy.drain) => {
-                        Err(Refusal::unavailable(why, "the pod left before it answered"))
-                    }
-                };
-            }
-            let key = PoolKey::new(client.ip(), hop.address, request.version());
-            let key = key.of_generation(self.outbound.generation(&hop)).marked(self.outbound.mark);
-            let dial = || self.outbound.reach(&hop);
-            pod.outbound(hop.way.peer()).send(key, request, dial).await.map_err(Refusal::from)
-        })
-        .await
-    }
-
-    fn first_hop(&self) -> Option<Hop> {
-        self.first.lock().unwrap_or_else(PoisonError::into_inner).take()
-    }
-
-    fn flow(&self, hop: &Hop) -> Arc<Flow> {
-        let mut flows = self.flows.lock().unwrap_or_else(PoisonError::into_inner);
-        let local = self.outbound.pod.workload();
-        if let Some((_, flow)) = flows.iter().find(|(address, _)| *address == hop.address)
-            && Arc::ptr_eq(&flow.local, &local)
-            && flow.remote.as_ref().map(Arc::as_ptr) == hop.workload.as_ref().map(Arc::as_ptr)
-            && flow.same_node == matches!(hop.way, Way::SameNode(_))
-        {
-            return flow.clone();
-        }
-        // A newer snapshot may say something else about this endpoint.
-        flows.retain(|(address, _)| *address != hop.address);
-        let flow = self.outbound.flow(Some(hop), hop.service.clone());
-        flows.push((hop.address, flow.clone()));
-        flow
     }
 }

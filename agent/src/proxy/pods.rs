@@ -8,7 +8,7 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 use super::Drain;
 use crate::{
@@ -70,6 +70,16 @@ impl LocalPod {
     /// without the routing in its namespace they would only hang, and hold the namespace.
     pub fn release(&self) {
         self.released.cancel();
+    }
+
+    /// Ready when the pod is released.
+    pub(super) fn released(&self) -> WaitForCancellationFutureOwned {
+        // A child: waiting on the one token of all connections takes its lock at every poll.
+        self.released.child_token().cancelled_owned()
+    }
+
+    pub(super) fn is_released(&self) -> bool {
+        self.released.is_cancelled()
     }
 
     /// Runs a connection to its end, or until the pod is released.

@@ -111,6 +111,10 @@ pub enum Failure {
     BufferLimit,
     /// As many handshakes with a pod are in progress as are left for all others.
     HandshakeLimit,
+    /// What the client sent is not HTTP as its RFCs have it.
+    MalformedRequest,
+    /// What the server sent is not.
+    MalformedResponse,
 }
 
 impl From<Limit> for Failure {
@@ -141,6 +145,8 @@ impl Failure {
             Failure::ConnectionLimit => "connection_limit",
             Failure::BufferLimit => "buffer_limit",
             Failure::HandshakeLimit => "handshake_limit",
+            Failure::MalformedRequest => "malformed_request",
+            Failure::MalformedResponse => "malformed_response",
         }
     }
 
@@ -158,6 +164,9 @@ impl Failure {
             Failure::NoHealthyUpstream => "UH",
             Failure::DrainTimeout => "DT",
             Failure::PodLeft => "LR",
+            // Protocol errors of Envoy's downstream and upstream.
+            Failure::MalformedRequest => "DPE",
+            Failure::MalformedResponse => "UPE",
             // Envoy's overload manager.
             Failure::ConnectionLimit | Failure::BufferLimit | Failure::HandshakeLimit => "OM",
         }

@@ -1,6 +1,6 @@
 //! As much of gRPC as a proxy can see.
 
-use http::{HeaderMap, header};
+use crate::http::Fields;
 
 /// A gRPC status code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -28,9 +28,9 @@ const NAMES: [&str; 17] = [
 
 impl Code {
     /// `grpc-status`; a value that is no code is UNKNOWN, as gRPC says.
-    pub(super) fn read(fields: &HeaderMap) -> Option<Self> {
+    pub(super) fn read(fields: &impl Fields) -> Option<Self> {
         const UNKNOWN: u8 = 2;
-        let text = fields.get("grpc-status")?.to_str().ok();
+        let text = str::from_utf8(fields.value_of("grpc-status")?).ok();
         let code = text.and_then(|text| text.parse().ok());
         Some(Self(code.filter(|code| usize::from(*code) < NAMES.len()).unwrap_or(UNKNOWN)))
     }
@@ -55,10 +55,10 @@ impl Code {
 }
 
 /// `application/grpc`, with or without a codec; not gRPC-Web, whose status is in the body.
-pub(super) fn is_grpc(headers: &HeaderMap) -> bool {
+pub(super) fn is_grpc(headers: &impl Fields) -> bool {
     headers
-        .get(header::CONTENT_TYPE)
-        .and_then(|value| value.as_bytes().strip_prefix(b"application/grpc"))
+        .value_of("content-type")
+        .and_then(|value| value.strip_prefix(b"application/grpc"))
         .is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';')))
 }
 
@@ -82,7 +82,7 @@ mod tests {
         for nonsense in ["17", "-1", "x", "", "256"] {
             assert_eq!(name(nonsense), Some("UNKNOWN"), "{nonsense:?}");
         }
-        assert_eq!(Code::read(&HeaderMap::new()), None);
+        assert_eq!(Code::read(&http::HeaderMap::new()), None);
     }
 
     #[test]

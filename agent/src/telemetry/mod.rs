@@ -23,7 +23,7 @@ mod wire;
 
 use std::sync::Arc;
 
-use http::{HeaderMap, request};
+use http::HeaderMap;
 
 pub use export::Exporter;
 pub use flow::{Failure, Flow, Reporter, SecurityPolicy};
@@ -32,6 +32,7 @@ pub use options::{Protocol, Receiver, TelemetryOptions};
 pub use queue::Batching;
 pub use span::{HttpSpan, TcpSpan};
 
+use crate::http::AnyRequest;
 use metrics::Health;
 use queue::Queue;
 use sampling::Sampler;
@@ -76,10 +77,10 @@ impl Telemetry {
         TcpSpan::open(self, flow, parent)
     }
 
-    /// A request began. Its trace context is read from `parts` and replaced with the span's own,
-    /// so that whoever receives `parts` becomes its child.
-    pub fn http_request(&self, flow: &Arc<Flow>, parts: &mut request::Parts) -> HttpSpan {
-        HttpSpan::open(self, flow, parts)
+    /// A request began. Its trace context is read from its head and replaced with the span's own,
+    /// so that whoever receives it becomes its child.
+    pub fn http_request(&self, flow: &Arc<Flow>, request: &mut impl AnyRequest) -> HttpSpan {
+        HttpSpan::open(self, flow, request)
     }
 
     /// The connection that `http` was upgraded to: a child of it that goes on after its end.

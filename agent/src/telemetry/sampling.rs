@@ -4,7 +4,7 @@
 //! probability decides: the trace id's low 56 bits against a threshold, so that every sampler
 //! with a lower probability keeps a subset of what this one keeps.
 
-use super::context::{Parent, RANDOM, SAMPLED, SpanContext, SpanId, TraceId, TraceState};
+use super::context::{Incoming, Parent, RANDOM, SAMPLED, SpanContext, SpanId, TraceId, TraceState};
 
 /// Decides at the start of a trace.
 #[derive(Clone, Copy, Debug)]
@@ -20,14 +20,20 @@ impl Sampler {
         Self { threshold: ((1.0 - probability) * (1u64 << 56) as f64) as u64 }
     }
 
-    /// A new span under `parent`, or the root of a new trace.
-    pub(super) fn span(&self, parent: Option<&Parent>) -> SpanContext {
-        match parent {
-            Some(Parent { context, undecided: false }) => {
+    /// A new span as `incoming` wants it: under its parent, or the root of a new trace.
+    pub(super) fn span(&self, incoming: &Incoming) -> SpanContext {
+        match (&incoming.parent, incoming.decided) {
+            (Some(Parent { context, undecided: false }), _) => {
                 SpanContext { span_id: SpanId::random(), ..context.clone() }
             }
-            Some(Parent { context, undecided: true }) => self.decide(context.trace_id, 0),
-            None => self.decide(TraceId::random(), RANDOM),
+            (Some(Parent { context, undecided: true }), _) => self.decide(context.trace_id, 0),
+            (None, None) => self.decide(TraceId::random(), RANDOM),
+            (None, Some(record)) => SpanContext {
+                trace_id: TraceId::random(),
+                span_id: SpanId::random(),
+                flags: if record { RANDOM | SAMPLED } else { RANDOM },
+                state: TraceState::default(),
+            },
         }
     }
 
@@ -49,42 +55,50 @@ mod tests {
 
     use super::*;
 
-    fn parent(flags: u8, undecided: bool) -> Parent {
+    fn under(flags: u8, undecided: bool) -> Incoming {
         let context = SpanContext {
             trace_id: TraceId([0xff; 16]),
             span_id: SpanId([1; 8]),
             flags,
             state: TraceState::default(),
         };
-        Parent { context, undecided }
+        Parent { context, undecided }.into()
     }
 
     #[test]
     fn a_callers_decision_is_followed_whatever_ours_would_be() {
-        let kept = Sampler::new(0.0).span(Some(&parent(SAMPLED | RANDOM, false)));
+        let kept = Sampler::new(0.0).span(&under(SAMPLED | RANDOM, false));
         assert_eq!(kept.flags, SAMPLED | RANDOM);
         assert_ne!(kept.span_id, SpanId([1; 8]));
-        let left = Sampler::new(1.0).span(Some(&parent(0, false)));
+        let left = Sampler::new(1.0).span(&under(0, false));
         assert!(!left.sampled());
     }
 
     #[test]
+    fn a_decision_without_a_trace_starts_one_that_follows_it() {
+        for (probability, decided) in [(0.0, true), (1.0, false)] {
+            let incoming = Incoming { decided: Some(decided), ..Incoming::default() };
+            assert_eq!(Sampler::new(probability).span(&incoming).sampled(), decided);
+        }
+    }
+
+    #[test]
     fn an_undecided_caller_gets_our_decision_in_its_trace() {
-        let span = Sampler::new(0.5).span(Some(&parent(0, true)));
+        let span = Sampler::new(0.5).span(&under(0, true));
         assert_eq!(span.trace_id, TraceId([0xff; 16]));
         assert!(span.sampled());
     }
 
     #[test]
     fn a_new_trace_says_that_its_id_is_random_and_how_it_was_sampled() {
-        let span = Sampler::new(1.0).span(None);
+        let span = Sampler::new(1.0).span(&Incoming::default());
         assert_eq!(span.flags, SAMPLED | RANDOM);
         assert_eq!(span.state.as_str(), "ot=th:0");
     }
 
     #[test]
     fn a_trace_that_is_not_recorded_has_no_threshold() {
-        let span = Sampler::new(0.0).span(None);
+        let span = Sampler::new(0.0).span(&Incoming::default());
         assert_eq!(span.flags, RANDOM);
         assert_eq!(span.state.as_str(), "");
     }
@@ -92,7 +106,7 @@ mod tests {
     #[test]
     fn the_share_is_about_the_probability() {
         let sampler = Sampler::new(0.1);
-        let kept = (0..20_000).filter(|_| sampler.span(None).sampled()).count();
+        let kept = (0..20_000).filter(|_| sampler.span(&Incoming::default()).sampled()).count();
         assert!((1_700..2_300).contains(&kept), "{kept} of 20000");
     }
 

@@ -47,11 +47,10 @@ impl HboneStream {
         self.window as usize
     }
 
-    /// What knows whether the peer's agent has asked to move what it carries elsewhere. `None` at
-    /// the end that was asked for the stream.
-    pub fn leaving(&self) -> Option<impl Fn() -> bool + Send + Sync + use<>> {
-        let connection = self.opened_on.clone()?;
-        Some(move || {
+    /// Whether the peer's agent has asked to move what it carries elsewhere. At the end that was asked
+    /// for the stream, never.
+    pub fn is_leaving(&self) -> bool {
+        self.opened_on.as_ref().is_some_and(|connection| {
             // No stream could be opened any more, be it since GOAWAY or since the end.
             let ready = connection.clone().poll_ready(&mut Context::from_waker(Waker::noop()));
             matches!(ready, Poll::Ready(Err(_)))

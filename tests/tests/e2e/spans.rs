@@ -460,6 +460,7 @@ async fn whoever_broke_a_request_off_is_named() -> anyhow::Result<()> {
             } else {
                 drop(client);
                 app.rest().await?;
+                drop(app);
             }
             drop(listener);
             let [near, far] = shop.pair(&trace).await?;

@@ -5,70 +5,7 @@ use std::{sync::Arc, time::Duration};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 use tokio_util::sync::CancellationToken;
 
-use super::{Hello, bench, plenty, read_until, serve};
-
-#[tokio::test]
-async fn draining_closes_an_idle_connection_and_lets_a_request_under_way_finish() {
-    let mut bench = bench();
-    bench.say("GET / HTTP/1.1\r\nhost: a\r\n\r\n").await;
-    let mut server = bench.server().await;
-    read_until(&mut server, "\r\n\r\n").await;
-    bench.drain.cancel();
-    server.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await.unwrap();
-    let mut answer = String::new();
-    bench.client.read_to_string(&mut answer).await.unwrap();
-    assert!(answer.contains("connection: close") && answer.ends_with("ok"), "{answer}");
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_kept_connection_gets_its_last_request_answered_and_is_asked_to_go() {
-    let mut bench = bench();
-    bench.say("GET /1 HTTP/1.1\r\nhost: a\r\n\r\n").await;
-    let mut server = bench.server().await;
-    for n in 1..=2 {
-        read_until(&mut server, "\r\n\r\n").await;
-        server.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await.unwrap();
-        if n == 1 {
-            assert!(!bench.hear("ok").await.contains("connection: close"));
-            bench.drain.cancel();
-            tokio::time::sleep(Duration::from_millis(900)).await;
-            bench.say("GET /2 HTTP/1.1\r\nhost: a\r\n\r\n").await;
-        }
-    }
-    let mut answer = String::new();
-    bench.client.read_to_string(&mut answer).await.unwrap();
-    assert!(answer.contains("connection: close") && answer.ends_with("ok"), "{answer}");
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_kept_connection_that_asks_nothing_is_closed_in_order() {
-    let mut bench = bench();
-    bench.say("GET / HTTP/1.1\r\nhost: a\r\n\r\n").await;
-    let mut server = bench.server().await;
-    read_until(&mut server, "\r\n\r\n").await;
-    bench.drain.cancel();
-    // The head goes before the agent ends, the body after it.
-    server.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n").await.unwrap();
-    bench.hear("\r\n\r\n").await;
-    tokio::time::sleep(Duration::from_secs(5)).await;
-    server.write_all(b"ok").await.unwrap();
-    let mut rest = String::new();
-    bench.client.read_to_string(&mut rest).await.unwrap();
-    assert_eq!(rest, "ok");
-}
-
-#[tokio::test]
-async fn a_connection_that_draining_finds_before_its_first_request_is_still_answered() {
-    let mut bench = bench();
-    bench.drain.cancel();
-    bench.say("GET / HTTP/1.1\r\nhost: a\r\n\r\n").await;
-    let mut server = bench.server().await;
-    read_until(&mut server, "\r\n\r\n").await;
-    server.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await.unwrap();
-    let mut answer = String::new();
-    bench.client.read_to_string(&mut answer).await.unwrap();
-    assert!(answer.contains("connection: close") && answer.ends_with("ok"), "{answer}");
-}
+use super::{Hello, plenty, serve};
 
 /// One frame of HTTP/2.
 fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {

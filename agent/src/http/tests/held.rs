@@ -8,7 +8,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex, split};
 use tokio_util::sync::CancellationToken;
 
-use super::{Body, Forward, Handler, hold, new_pool, plenty, serve};
+use super::{Body, Forward, Http2Handler, hold, new_pool, plenty, serve};
 
 /// Holds a place for each request.
 struct Holding {
@@ -16,7 +16,7 @@ struct Holding {
     place: Arc<()>,
 }
 
-impl Handler for Holding {
+impl Http2Handler for Holding {
     async fn handle(&self, request: Request<Body>) -> Response<Body> {
         let connects = request.method() == Method::CONNECT;
         hold(self.place.clone(), connects, self.forward.handle(request).await)

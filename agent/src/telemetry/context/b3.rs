@@ -1,93 +1,108 @@
 //! B3, as Zipkin and older meshes propagate it: one `b3` header or several `x-b3-*`.
 
-use http::{HeaderMap, HeaderName, HeaderValue};
+use super::{Hex, Parent, SAMPLED, SpanContext, SpanId, TraceId, TraceState, hex};
+use crate::http::Fields;
 
-use super::{Parent, SAMPLED, SpanContext, SpanId, TraceId, TraceState, hex};
-
-const SINGLE: HeaderName = HeaderName::from_static("b3");
-const TRACE_ID: HeaderName = HeaderName::from_static("x-b3-traceid");
-const SPAN_ID: HeaderName = HeaderName::from_static("x-b3-spanid");
-const PARENT_SPAN_ID: HeaderName = HeaderName::from_static("x-b3-parentspanid");
-const SAMPLED_FIELD: HeaderName = HeaderName::from_static("x-b3-sampled");
-const FLAGS: HeaderName = HeaderName::from_static("x-b3-flags");
+const SINGLE: &str = "b3";
+const TRACE_ID: &str = "x-b3-traceid";
+const SPAN_ID: &str = "x-b3-spanid";
+const PARENT_SPAN_ID: &str = "x-b3-parentspanid";
+const SAMPLED_FIELD: &str = "x-b3-sampled";
+const FLAGS: &str = "x-b3-flags";
 
 /// Which of its two forms a request speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Form {
+pub(in crate::telemetry) enum Form {
     Single,
     Multi,
 }
 
 impl Form {
-    pub(super) fn of(headers: &HeaderMap) -> Option<Self> {
-        if headers.contains_key(SINGLE) {
-            Some(Form::Single)
-        } else {
-            headers.contains_key(TRACE_ID).then_some(Form::Multi)
+    pub(super) fn of(headers: &impl Fields) -> Option<Self> {
+        let has = |name| headers.value_of(name).is_some();
+        if has(SINGLE) {
+            return Some(Form::Single);
         }
+        (has(TRACE_ID) || has(SAMPLED_FIELD) || has(FLAGS)).then_some(Form::Multi)
     }
 
     pub(super) fn inject(
         self,
         context: &SpanContext,
         parent: Option<SpanId>,
-        headers: &mut HeaderMap,
+        headers: &mut impl Fields,
     ) {
-        let SpanContext { trace_id, span_id, .. } = context;
-        let sampled = if context.sampled() { "1" } else { "0" };
-        let mut set = |name: HeaderName, value: String| {
-            if let Ok(value) = HeaderValue::try_from(value) {
-                headers.insert(name, value);
-            }
-        };
+        let (trace_id, span_id) = (Hex::of(context.trace_id.0), Hex::of(context.span_id.0));
+        let sampled = if context.sampled() { &b"1"[..] } else { b"0" };
+        let parent = parent.map(|parent| Hex::of(parent.0));
         match self {
             Form::Single => {
-                let parent = parent.map(|id| format!("-{id}")).unwrap_or_default();
-                set(SINGLE, format!("{trace_id}-{span_id}-{sampled}{parent}"));
+                let parent = parent.as_ref().map(Hex::as_bytes);
+                let parts =
+                    [Some(trace_id.as_bytes()), Some(span_id.as_bytes()), Some(sampled), parent];
+                let parts: Vec<_> = parts.into_iter().flatten().collect();
+                headers.set(SINGLE, &parts.join(&b'-'));
             }
             Form::Multi => {
-                set(TRACE_ID, trace_id.to_string());
-                set(SPAN_ID, span_id.to_string());
-                set(SAMPLED_FIELD, sampled.to_owned());
+                headers.set(TRACE_ID, trace_id.as_bytes());
+                headers.set(SPAN_ID, span_id.as_bytes());
+                headers.set(SAMPLED_FIELD, sampled);
                 // `d`, debug, implies sampled and has become the sampled flag.
                 headers.remove(FLAGS);
                 match parent {
-                    Some(id) => {
-                        if let Ok(value) = HeaderValue::try_from(id.to_string()) {
-                            headers.insert(PARENT_SPAN_ID, value);
-                        }
-                    }
-                    None => drop(headers.remove(PARENT_SPAN_ID)),
+                    Some(id) => headers.set(PARENT_SPAN_ID, id.as_bytes()),
+                    None => headers.remove(PARENT_SPAN_ID),
                 }
             }
         }
     }
 }
 
-pub(super) fn extract(headers: &HeaderMap) -> Option<Parent> {
+/// What a request says in B3.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Said {
+    /// Which span it was sent under.
+    Parent(Parent),
+    /// Only whether its trace is to be recorded.
+    Decision(bool),
+}
+
+pub(super) fn extract(headers: &impl Fields) -> Option<Said> {
     match Form::of(headers)? {
-        Form::Single => single(headers.get(SINGLE)?.as_bytes()),
+        Form::Single => single(headers.value_of(SINGLE)?),
         Form::Multi => {
-            let field = |name| headers.get(name).map(HeaderValue::as_bytes);
-            let sampling = match field(FLAGS) {
+            let sampling = match headers.value_of(FLAGS) {
                 Some(b"1") => Some(&b"d"[..]),
-                _ => field(SAMPLED_FIELD),
+                _ => headers.value_of(SAMPLED_FIELD),
             };
-            parent(field(TRACE_ID)?, field(SPAN_ID)?, sampling)
+            match headers.value_of(TRACE_ID) {
+                Some(id) => parent(id, headers.value_of(SPAN_ID)?, sampling).map(Said::Parent),
+                None => decision(sampling?).map(Said::Decision),
+            }
         }
     }
 }
 
-/// `{trace id}-{span id}[-{sampling}[-{parent span id}]]`; a sampling state alone names no span.
-fn single(text: &[u8]) -> Option<Parent> {
+fn decision(sampling: &[u8]) -> Option<bool> {
+    match sampling {
+        b"1" | b"d" | b"true" => Some(true),
+        b"0" | b"false" => Some(false),
+        _ => None,
+    }
+}
+
+/// `{trace id}-{span id}[-{sampling}[-{parent span id}]]`, or a sampling state alone.
+fn single(text: &[u8]) -> Option<Said> {
     let mut parts = text.split(|byte| *byte == b'-');
-    let (trace_id, span_id, sampling) = (parts.next()?, parts.next()?, parts.next());
+    let trace_id = parts.next()?;
+    let Some(span_id) = parts.next() else { return decision(trace_id).map(Said::Decision) };
+    let sampling = parts.next();
     if let Some(parent) = parts.next() {
         hex::<8>(parent)?;
     }
     match parts.next() {
         Some(_) => None,
-        None => parent(trace_id, span_id, sampling),
+        None => parent(trace_id, span_id, sampling).map(Said::Parent),
     }
 }
 
@@ -101,72 +116,85 @@ fn parent(trace_id: &[u8], span_id: &[u8], sampling: Option<&[u8]>) -> Option<Pa
         }
         _ => hex(trace_id)?,
     };
-    let (flags, undecided) = match sampling {
-        Some(b"1" | b"d" | b"true") => (SAMPLED, false),
-        Some(b"0" | b"false") => (0, false),
-        Some(_) => return None,
-        None => (0, true),
+    let decided = match sampling {
+        Some(sampling) => Some(decision(sampling)?),
+        None => None,
     };
+    let flags = if decided == Some(true) { SAMPLED } else { 0 };
     let context = SpanContext {
         trace_id: TraceId::new(trace_id)?,
         span_id: SpanId::new(hex(span_id)?)?,
         flags,
         state: TraceState::default(),
     };
-    Some(Parent { context, undecided })
+    Some(Parent { context, undecided: decided.is_none() })
 }
 
 #[cfg(test)]
 mod tests {
     use super::{super::tests::headers, *};
 
+    fn parent_of(fields: &[(&str, &str)]) -> Option<Parent> {
+        match extract(&headers(fields))? {
+            Said::Parent(parent) => Some(parent),
+            Said::Decision(_) => None,
+        }
+    }
+
     #[test]
     fn both_forms_say_the_same() {
-        let single = headers(&[("b3", "463ac35c9f6413ad48485a3953bb6124-a2fb4a1d1a96d312-1")]);
-        let multi = headers(&[
+        let single = [("b3", "463ac35c9f6413ad48485a3953bb6124-a2fb4a1d1a96d312-1")];
+        let multi = [
             ("x-b3-traceid", "463ac35c9f6413ad48485a3953bb6124"),
             ("x-b3-spanid", "a2fb4a1d1a96d312"),
             ("x-b3-sampled", "1"),
-        ]);
-        let read = extract(&single).unwrap();
+        ];
+        let read = parent_of(&single).unwrap();
         assert!(read.context.sampled());
-        assert_eq!(extract(&multi), Some(read));
+        assert_eq!(parent_of(&multi), Some(read));
     }
 
     #[test]
     fn a_short_trace_id_is_the_low_half() {
-        let read = extract(&headers(&[("b3", "48485a3953bb6124-a2fb4a1d1a96d312-0")])).unwrap();
+        let read = parent_of(&[("b3", "48485a3953bb6124-a2fb4a1d1a96d312-0")]).unwrap();
         assert_eq!(read.context.trace_id.to_string(), "000000000000000048485a3953bb6124");
     }
 
     #[test]
     fn without_a_sampling_state_the_decision_is_ours() {
-        assert!(
-            extract(&headers(&[("b3", "48485a3953bb6124-a2fb4a1d1a96d312")])).unwrap().undecided
-        );
+        assert!(parent_of(&[("b3", "48485a3953bb6124-a2fb4a1d1a96d312")]).unwrap().undecided);
     }
 
     #[test]
     fn debug_means_sampled() {
-        let debug = headers(&[
+        let debug = [
             ("x-b3-traceid", "48485a3953bb6124"),
             ("x-b3-spanid", "a2fb4a1d1a96d312"),
             ("x-b3-flags", "1"),
-        ]);
-        assert!(extract(&debug).unwrap().context.sampled());
-        assert!(
-            extract(&headers(&[("b3", "48485a3953bb6124-a2fb4a1d1a96d312-d")]))
-                .unwrap()
-                .context
-                .sampled()
-        );
+        ];
+        assert!(parent_of(&debug).unwrap().context.sampled());
+        let debug = [("b3", "48485a3953bb6124-a2fb4a1d1a96d312-d")];
+        assert!(parent_of(&debug).unwrap().context.sampled());
+    }
+
+    #[test]
+    fn a_decision_needs_no_span() {
+        for (fields, decided) in [
+            (("b3", "0"), false),
+            (("b3", "1"), true),
+            (("b3", "d"), true),
+            (("x-b3-sampled", "0"), false),
+            (("x-b3-sampled", "1"), true),
+            (("x-b3-flags", "1"), true),
+        ] {
+            assert_eq!(extract(&headers(&[fields])), Some(Said::Decision(decided)), "{fields:?}");
+        }
     }
 
     #[test]
     fn what_names_no_span_is_no_parent() {
         for broken in [
-            "0",
-            "d",
+            "2",
             "48485a3953bb6124",
             "48485a3953bb612-a2fb4a1d1a96d312-1",
             "0000000000000000-a2fb4a1d1a96d312-1",
@@ -186,7 +214,7 @@ mod tests {
             ("x-b3-spanid", "a2fb4a1d1a96d312"),
             ("x-b3-flags", "1"),
         ]);
-        let parent = extract(&map).unwrap().context;
+        let Some(Said::Parent(Parent { context: parent, .. })) = extract(&map) else { panic!() };
         let ours = SpanContext { span_id: SpanId([2; 8]), ..parent.clone() };
         Form::Multi.inject(&ours, Some(parent.span_id), &mut map);
         assert_eq!(map["x-b3-spanid"], "0202020202020202");

@@ -9,8 +9,9 @@ mod w3c;
 
 use std::fmt;
 
-use http::HeaderMap;
+use crate::http::Fields;
 
+use b3::Form;
 pub(super) use tracestate::TraceState;
 
 /// Names a trace; never zero.
@@ -79,37 +80,55 @@ pub(super) struct Parent {
 }
 
 /// What the headers of a request say.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Incoming {
     pub(super) parent: Option<Parent>,
+    /// Whether to record was decided without a parent; only B3 can say that.
+    pub(super) decided: Option<bool>,
     /// B3 headers were there, so that those behind us may read B3 only.
-    b3: Option<b3::Form>,
+    pub(super) b3: Option<Form>,
+}
+
+impl From<Parent> for Incoming {
+    fn from(parent: Parent) -> Self {
+        Self { parent: Some(parent), ..Self::default() }
+    }
 }
 
 impl Incoming {
     /// Reads W3C, or B3 where there is no `traceparent` at all.
-    pub(super) fn extract(headers: &HeaderMap) -> Self {
-        let parent = if headers.contains_key(w3c::TRACEPARENT) {
-            w3c::extract(headers).map(|context| Parent { context, undecided: false })
+    pub(super) fn extract(headers: &impl Fields) -> Self {
+        let b3 = Form::of(headers);
+        let (parent, decided) = if headers.value_of(w3c::TRACEPARENT).is_some() {
+            (w3c::extract(headers).map(|context| Parent { context, undecided: false }), None)
         } else {
-            b3::extract(headers)
+            match b3.and_then(|_| b3::extract(headers)) {
+                Some(b3::Said::Parent(parent)) => (Some(parent), None),
+                Some(b3::Said::Decision(decided)) => (None, Some(decided)),
+                None => (None, None),
+            }
         };
-        Self { parent, b3: b3::Form::of(headers) }
+        Self { parent, decided, b3 }
     }
 
     /// Makes `context` the parent of whatever receives `headers`, in W3C and in the B3 form
     /// the headers already had.
-    pub(super) fn replace(&self, context: &SpanContext, headers: &mut HeaderMap) {
+    pub(super) fn replace(&self, context: &SpanContext, headers: &mut impl Fields) {
         inject(context, headers);
-        if let Some(form) = self.b3 {
-            let parent = self.parent.as_ref().map(|parent| parent.context.span_id);
-            form.inject(context, parent, headers);
+        match self.b3 {
+            // It says no more than that nothing is to be recorded, and that is so.
+            Some(_) if self.decided == Some(false) => {}
+            Some(form) => {
+                let parent = self.parent.as_ref().map(|parent| parent.context.span_id);
+                form.inject(context, parent, headers);
+            }
+            None => {}
         }
     }
 }
 
 /// Writes `context` as W3C.
-pub(super) fn inject(context: &SpanContext, headers: &mut HeaderMap) {
+pub(super) fn inject(context: &SpanContext, headers: &mut impl Fields) {
     w3c::inject(context, headers);
 }
 
@@ -128,6 +147,28 @@ fn hex<const N: usize>(text: &[u8]) -> Option<[u8; N]> {
         *byte = digit(pair[0])? << 4 | digit(pair[1])?;
     }
     Some(bytes)
+}
+
+/// Bytes as lower-case hexadecimal: two digits each, of which there are at most 32.
+struct Hex {
+    digits: [u8; 32],
+    length: usize,
+}
+
+impl Hex {
+    fn of<const N: usize>(bytes: [u8; N]) -> Self {
+        const { assert!(N <= 16) };
+        let mut digits = [0; 32];
+        for (pair, byte) in digits.chunks_exact_mut(2).zip(bytes) {
+            let digit = |four: u8| b"0123456789abcdef"[usize::from(four)];
+            pair.copy_from_slice(&[digit(byte >> 4), digit(byte & 15)]);
+        }
+        Self { digits, length: 2 * N }
+    }
+
+    fn as_bytes(&self) -> &[u8] {
+        &self.digits[..self.length]
+    }
 }
 
 fn write_hex(bytes: &[u8], f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -160,7 +201,7 @@ impl fmt::Debug for SpanId {
 
 #[cfg(test)]
 pub(super) mod tests {
-    use http::{HeaderName, HeaderValue};
+    use http::{HeaderMap, HeaderName, HeaderValue};
     use proptest::prelude::*;
 
     use super::*;
@@ -211,6 +252,24 @@ pub(super) mod tests {
         let ours = incoming.parent.clone().unwrap().context;
         incoming.replace(&ours, &mut map);
         assert_eq!(map.keys().map(HeaderName::as_str).collect::<Vec<_>>(), ["traceparent"]);
+    }
+
+    #[test]
+    fn a_refusal_to_record_passes_as_it_came() {
+        for field in [("b3", "0"), ("x-b3-sampled", "0")] {
+            let mut map = headers(&[field]);
+            let incoming = Incoming::extract(&map);
+            assert_eq!((incoming.parent.as_ref(), incoming.decided), (None, Some(false)));
+            let ours = SpanContext {
+                trace_id: TraceId([1; 16]),
+                span_id: SpanId([1; 8]),
+                flags: 0,
+                state: TraceState::default(),
+            };
+            incoming.replace(&ours, &mut map);
+            assert_eq!(map[field.0], field.1);
+            assert_eq!(map.len(), 2, "traceparent beside it");
+        }
     }
 
     proptest! {

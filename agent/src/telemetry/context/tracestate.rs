@@ -1,36 +1,30 @@
 //! The `tracestate` list (W3C Trace Context level 2, §3.3).
 
-use http::HeaderValue;
+use std::sync::Arc;
 
 /// §3.3.1.1: at most so many members.
 const MOST_MEMBERS: usize = 32;
 
 /// A valid list, or none. It is passed on as it came; only the start of a trace adds to it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(in crate::telemetry) struct TraceState(Option<HeaderValue>);
+pub(in crate::telemetry) struct TraceState(Option<Arc<str>>);
 
 impl TraceState {
     /// Joins every header of a request. A list that breaks a rule is dropped as a whole.
-    pub(super) fn read<'a>(mut values: impl Iterator<Item = &'a HeaderValue>) -> Self {
+    pub(super) fn read<'a>(mut values: impl Iterator<Item = &'a [u8]>) -> Self {
         let Some(first) = values.next() else { return Self::default() };
-        let joined = match values.next() {
-            None => first.clone(),
-            Some(second) => {
-                let mut joined = first.as_bytes().to_vec();
-                for value in std::iter::once(second).chain(values) {
-                    joined.push(b',');
-                    joined.extend_from_slice(value.as_bytes());
-                }
-                match HeaderValue::from_bytes(&joined) {
-                    Ok(joined) => joined,
-                    Err(_) => return Self::default(),
-                }
-            }
-        };
-        match count(joined.as_bytes()) {
-            Some(1..=MOST_MEMBERS) => Self(Some(joined)),
+        let kept = |list: &[u8]| match count(list) {
+            // Every member has been found to be printable ASCII; what is between is not looked at.
+            Some(1..=MOST_MEMBERS) => Self(str::from_utf8(list).ok().map(Arc::from)),
             _ => Self::default(),
+        };
+        let Some(second) = values.next() else { return kept(first) };
+        let mut joined = first.to_vec();
+        for value in std::iter::once(second).chain(values) {
+            joined.push(b',');
+            joined.extend_from_slice(value);
         }
+        kept(&joined)
     }
 
     /// What OpenTelemetry's consistent probability sampling says about a trace that starts here:
@@ -41,17 +35,12 @@ impl TraceState {
             "" => "0",
             digits => digits,
         };
-        Self(HeaderValue::try_from(format!("ot=th:{digits}")).ok())
-    }
-
-    pub(super) fn header(&self) -> Option<&HeaderValue> {
-        self.0.as_ref()
+        Self(Some(format!("ot=th:{digits}").into()))
     }
 
     /// The list as text; empty when there is none.
     pub(in crate::telemetry) fn as_str(&self) -> &str {
-        // Every member has been found to be printable ASCII.
-        self.0.as_ref().and_then(|value| value.to_str().ok()).unwrap_or("")
+        self.0.as_deref().unwrap_or("")
     }
 }
 
@@ -92,8 +81,7 @@ mod tests {
     use super::*;
 
     fn read(values: &[&str]) -> String {
-        let values: Vec<_> = values.iter().map(|v| HeaderValue::from_str(v).unwrap()).collect();
-        TraceState::read(values.iter()).as_str().to_owned()
+        TraceState::read(values.iter().map(|value| value.as_bytes())).as_str().to_owned()
     }
 
     #[test]

@@ -1,25 +1,22 @@
 //! `traceparent` and `tracestate` (W3C Trace Context, level 2).
 
-use std::fmt::Write;
+use super::{Hex, RANDOM, SAMPLED, SpanContext, SpanId, TraceId, TraceState, hex};
+use crate::http::Fields;
 
-use http::{HeaderMap, HeaderName, HeaderValue};
-
-use super::{RANDOM, SAMPLED, SpanContext, SpanId, TraceId, TraceState, hex};
-
-pub(super) const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
-const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
+pub(super) const TRACEPARENT: &str = "traceparent";
+const TRACESTATE: &str = "tracestate";
 
 /// `00-` trace id `-` span id `-` flags.
 const LENGTH: usize = 55;
 
-pub(super) fn extract(headers: &HeaderMap) -> Option<SpanContext> {
-    let mut values = headers.get_all(TRACEPARENT).iter();
+pub(super) fn extract(headers: &impl Fields) -> Option<SpanContext> {
+    let mut values = headers.values_of(TRACEPARENT);
     let value = values.next()?;
     if values.next().is_some() {
         return None;
     }
-    let (trace_id, span_id, flags) = traceparent(value.as_bytes().trim_ascii())?;
-    let state = TraceState::read(headers.get_all(TRACESTATE).iter());
+    let (trace_id, span_id, flags) = traceparent(value.trim_ascii())?;
+    let state = TraceState::read(headers.values_of(TRACESTATE));
     Some(SpanContext { trace_id, span_id, flags, state })
 }
 
@@ -42,18 +39,17 @@ fn traceparent(text: &[u8]) -> Option<(TraceId, SpanId, u8)> {
     Some((trace_id, span_id, flags & (SAMPLED | RANDOM)))
 }
 
-pub(super) fn inject(context: &SpanContext, headers: &mut HeaderMap) {
+pub(super) fn inject(context: &SpanContext, headers: &mut impl Fields) {
     let SpanContext { trace_id, span_id, flags, state } = context;
-    let mut text = String::with_capacity(LENGTH);
-    // Writing to a String cannot fail.
-    let _ = write!(text, "00-{trace_id}-{span_id}-{flags:02x}");
-    if let Ok(value) = HeaderValue::try_from(text) {
-        headers.insert(TRACEPARENT, value);
+    let mut text = *b"00-________________________________-________________-__";
+    text[3..35].copy_from_slice(Hex::of(trace_id.0).as_bytes());
+    text[36..52].copy_from_slice(Hex::of(span_id.0).as_bytes());
+    text[53..].copy_from_slice(Hex::of([*flags]).as_bytes());
+    headers.set(TRACEPARENT, &text);
+    match state.as_str() {
+        "" => headers.remove(TRACESTATE),
+        state => headers.set(TRACESTATE, state.as_bytes()),
     }
-    match state.header() {
-        Some(value) => headers.insert(TRACESTATE, value.clone()),
-        None => headers.remove(TRACESTATE),
-    };
 }
 
 #[cfg(test)]
@@ -70,7 +66,7 @@ mod tests {
     fn a_valid_header_reads_and_writes_back() {
         let context = read(VALID).unwrap();
         assert!(context.sampled());
-        let mut map = HeaderMap::new();
+        let mut map = http::HeaderMap::new();
         inject(&context, &mut map);
         assert_eq!(map["traceparent"], VALID);
     }
@@ -96,7 +92,7 @@ mod tests {
             VALID.replacen("00", "01", 1) + "-what-the-future-brings",
         ] {
             let context = read(&future).unwrap();
-            let mut map = HeaderMap::new();
+            let mut map = http::HeaderMap::new();
             inject(&context, &mut map);
             assert_eq!(map["traceparent"], VALID);
         }

@@ -5,20 +5,25 @@ use std::{
     time::{Instant, SystemTime},
 };
 
-use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, Version, header, request, response};
+use http::StatusCode;
 
 use super::{
-    Place, TcpSpan, connection_attributes, is_error,
-    url::{self, authority, host_and_port},
+    Place, TcpSpan, connection_attributes,
+    described::Described,
+    is_error,
+    url::{self, host_and_port},
 };
-use crate::telemetry::{
-    Telemetry,
-    context::Incoming,
-    flow::{Failure, Flow, Reporter},
-    grpc,
-    metrics::Outcome,
-    semconv as key,
-    wire::Attributes,
+use crate::{
+    http::{AnyRequest, AnyResponse, Fields},
+    telemetry::{
+        Telemetry,
+        context::Incoming,
+        flow::{Failure, Flow, Reporter},
+        grpc,
+        metrics::Outcome,
+        semconv as key,
+        wire::Attributes,
+    },
 };
 
 /// Follows one request until [`finish`](Self::finish).
@@ -33,49 +38,33 @@ pub struct HttpSpan {
     /// `None` where nothing is recorded at all.
     place: Option<Place>,
     /// `None` where this request is not.
-    request: Option<Box<Request>>,
-}
-
-/// What is kept of a request that is recorded; all of it is shared with the request itself.
-struct Request {
-    method: Method,
-    uri: Uri,
-    version: Version,
-    host: Option<HeaderValue>,
-    user_agent: Option<HeaderValue>,
+    request: Option<Box<Described>>,
 }
 
 impl HttpSpan {
     pub(in crate::telemetry) fn open(
         telemetry: &Telemetry,
         flow: &Arc<Flow>,
-        parts: &mut request::Parts,
+        request: &mut impl AnyRequest,
     ) -> Self {
         let place = telemetry.0.queue.is_some().then(|| {
-            let incoming = Incoming::extract(&parts.headers);
-            let context = telemetry.0.sampler.span(incoming.parent.as_ref());
-            incoming.replace(&context, &mut parts.headers);
+            let incoming = Incoming::extract(request);
+            let context = telemetry.0.sampler.span(&incoming);
+            incoming.replace(&context, request);
             let parent = incoming.parent.map(|parent| parent.context.span_id);
             Place { context, parent, continues: None, began: SystemTime::now() }
         });
-        let request = place.as_ref().filter(|place| place.context.sampled()).map(|_| {
-            Box::new(Request {
-                method: parts.method.clone(),
-                uri: parts.uri.clone(),
-                version: parts.version,
-                host: parts.headers.get(header::HOST).cloned(),
-                user_agent: parts.headers.get(header::USER_AGENT).cloned(),
-            })
-        });
+        let sampled = place.as_ref().is_some_and(|place| place.context.sampled());
+        let described = sampled.then(|| Box::new(Described::of(request, flow.reporter)));
         Self {
             telemetry: telemetry.clone(),
             flow: flow.clone(),
             began: Instant::now(),
-            grpc: grpc::is_grpc(&parts.headers),
+            grpc: grpc::is_grpc(request),
             status: None,
             grpc_status: None,
             place,
-            request,
+            request: described,
         }
     }
 
@@ -88,14 +77,19 @@ impl HttpSpan {
     }
 
     /// The response began; of several, the last is the final one.
-    pub fn response(&mut self, response: &response::Parts) {
-        self.status = Some(response.status);
+    pub fn response(&mut self, response: &impl AnyResponse) {
+        self.answered(response.status());
         // A response that consists of trailers only carries them as headers.
-        self.trailers(&response.headers);
+        self.trailers(response);
+    }
+
+    /// A response of the agent's own.
+    pub fn answered(&mut self, status: u16) {
+        self.status = StatusCode::from_u16(status).ok();
     }
 
     /// The trailers of the response passed.
-    pub fn trailers(&mut self, trailers: &HeaderMap) {
+    pub fn trailers(&mut self, trailers: &impl Fields) {
         if self.grpc
             && let Some(code) = grpc::Code::read(trailers)
         {
@@ -125,13 +119,13 @@ impl HttpSpan {
                 (error_type, error)
             }
         };
-        let rpc = grpc.then(|| grpc::method(request.uri.path())).flatten();
-        let name = rpc.unwrap_or_else(|| known_method(&request.method).unwrap_or("HTTP"));
+        let rpc = grpc.then(|| grpc::method(request.path())).flatten();
+        let name = rpc.unwrap_or_else(|| known_method(request.method()).unwrap_or("HTTP"));
         queue.record(&flow.local, |out| {
             // Room for the longest method a human would write; clients choose this text.
             let name = format_args!("{name:.256}");
             place.encode(out, flow.reporter, name, lasted, error.then_some(""), |attributes| {
-                request.describe(attributes, &flow);
+                describe(&request, attributes, &flow);
                 connection_attributes(attributes, &flow);
                 if let Some(status) = status {
                     attributes.int(key::HTTP_RESPONSE_STATUS_CODE, status.as_u16().into());
@@ -159,51 +153,37 @@ impl HttpSpan {
     }
 }
 
-impl Request {
-    fn describe(&self, attributes: &mut Attributes<'_>, flow: &Flow) {
-        let Self { method, uri, version, host, user_agent } = self;
-        match known_method(method) {
-            Some(method) => attributes.text(key::HTTP_REQUEST_METHOD, method),
-            None => {
-                attributes.text(key::HTTP_REQUEST_METHOD, "_OTHER");
-                attributes.text(key::HTTP_REQUEST_METHOD_ORIGINAL, method.as_str());
+fn describe(request: &Described, attributes: &mut Attributes<'_>, flow: &Flow) {
+    match known_method(request.method()) {
+        Some(method) => attributes.text(key::HTTP_REQUEST_METHOD, method),
+        None => {
+            attributes.text(key::HTTP_REQUEST_METHOD, "_OTHER");
+            attributes.text(key::HTTP_REQUEST_METHOD_ORIGINAL, request.method());
+        }
+    }
+    attributes.text(key::NETWORK_PROTOCOL_VERSION, request.version.as_str());
+    let (host, port) = request.authority().map(host_and_port).unwrap_or_default();
+    if host.is_empty() {
+        attributes.display(key::SERVER_ADDRESS, flow.server.ip().to_canonical());
+    } else {
+        attributes.text(key::SERVER_ADDRESS, host);
+    }
+    attributes.int(key::SERVER_PORT, port.unwrap_or(flow.server.port()).into());
+    let (scheme, path, query) = (request.scheme(), request.path(), request.query());
+    match flow.reporter {
+        Reporter::Source => {
+            let dialled = flow.server.to_string();
+            let authority = request.authority().unwrap_or(&dialled);
+            attributes.display(key::URL_FULL, url::Full { scheme, authority, path, query });
+        }
+        Reporter::Destination => {
+            attributes.text(key::URL_SCHEME, scheme);
+            attributes.text(key::URL_PATH, path);
+            if let Some(query) = query {
+                attributes.display(key::URL_QUERY, url::Query(query));
             }
-        }
-        attributes.text(
-            key::NETWORK_PROTOCOL_VERSION,
-            match *version {
-                Version::HTTP_2 => "2",
-                Version::HTTP_10 => "1.0",
-                _ => "1.1",
-            },
-        );
-        let authority = authority(uri, host.as_ref());
-        let (host, port) = authority.map(host_and_port).unwrap_or_default();
-        if host.is_empty() {
-            attributes.display(key::SERVER_ADDRESS, flow.server.ip().to_canonical());
-        } else {
-            attributes.text(key::SERVER_ADDRESS, host);
-        }
-        attributes.int(key::SERVER_PORT, port.unwrap_or(flow.server.port()).into());
-        match flow.reporter {
-            Reporter::Source => match authority {
-                Some(authority) => {
-                    attributes.display(key::URL_FULL, url::Full { uri, authority });
-                }
-                None => {
-                    let dialled = flow.server.to_string();
-                    attributes.display(key::URL_FULL, url::Full { uri, authority: &dialled });
-                }
-            },
-            Reporter::Destination => {
-                attributes.text(key::URL_SCHEME, uri.scheme_str().unwrap_or("http"));
-                attributes.text(key::URL_PATH, uri.path());
-                if let Some(query) = uri.query() {
-                    attributes.display(key::URL_QUERY, url::Query(query));
-                }
-                if let Some(agent) = user_agent.as_ref().and_then(|agent| agent.to_str().ok()) {
-                    attributes.text(key::USER_AGENT_ORIGINAL, agent);
-                }
+            if let Some(agent) = request.user_agent() {
+                attributes.text(key::USER_AGENT_ORIGINAL, agent);
             }
         }
     }
@@ -236,8 +216,8 @@ fn error_type(
 }
 
 /// The methods the conventions know (RFC 9110, RFC 5789); others could be anything.
-fn known_method(method: &Method) -> Option<&'static str> {
+fn known_method(method: &str) -> Option<&'static str> {
     ["GET", "POST", "PUT", "DELETE", "HEAD", "OPTIONS", "PATCH", "CONNECT", "TRACE", "QUERY"]
         .into_iter()
-        .find(|known| *known == method.as_str())
+        .find(|known| *known == method)
 }

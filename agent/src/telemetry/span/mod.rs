@@ -1,5 +1,6 @@
 //! Spans: opened when a connection or request arrives, encoded once, when it ends.
 
+mod described;
 mod http;
 mod tcp;
 #[cfg(test)]

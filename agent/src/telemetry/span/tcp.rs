@@ -36,9 +36,9 @@ impl TcpSpan {
         headers: Option<&HeaderMap>,
     ) -> Self {
         let place = telemetry.0.queue.is_some().then(|| {
-            let parent = headers.and_then(|headers| Incoming::extract(headers).parent);
-            let context = telemetry.0.sampler.span(parent.as_ref());
-            let parent = parent.map(|parent| parent.context.span_id);
+            let incoming = headers.map(Incoming::extract).unwrap_or_default();
+            let context = telemetry.0.sampler.span(&incoming);
+            let parent = incoming.parent.map(|parent| parent.context.span_id);
             Place { context, parent, continues: None, began: SystemTime::now() }
         });
         Self::new(telemetry, flow, place)

@@ -1,0 +1,436 @@
+//! The server's side of an HTTP/1 connection: one task that answers one request after the other, each
+//! by a server of its own choice.
+
+use std::{
+    fmt,
+    future::poll_fn,
+    io,
+    sync::Arc,
+    task::{Context, Poll, Waker},
+    time::Duration,
+};
+
+use bytes::{BufMut, BytesMut};
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    conn::Conn,
+    exchange::{Between, Exchange, Follow, Outcome},
+    framing::{self, Ambiguous, Framing},
+    head::{self, Lines, Malformed, RequestHead, ResponseHead},
+    known::Known,
+    upgrade,
+    waiting::Waiting,
+};
+use crate::{
+    http::{
+        Stream,
+        handler::{Answer, Ended, Handler, Route, Watch},
+        message::{AnyRequest, AnyResponse, Fields, Version},
+    },
+    limits::{Limit, Share},
+};
+
+/// How long the rest of a request is read that its server did not want, so that the client comes to
+/// read why: without a byte, and in all.
+const LINGER: Duration = Duration::from_secs(5);
+const LONGEST_LINGER: Duration = Duration::from_secs(30);
+/// Connections to servers that one client's connection keeps. Its requests may go to any number.
+const MOST_KEPT: usize = 16;
+/// A head of which more has come, without its end, is counted among what waits.
+const SMALL_HEAD: usize = 4 << 10;
+/// What every HTTP/2 connection begins with (RFC 9113 §3.4), to the end of what looks like a head.
+const H2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\n";
+
+/// Why there is no next request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+enum NoRequest {
+    #[error(transparent)]
+    Head(#[from] Malformed),
+    #[error(transparent)]
+    Framing(#[from] Ambiguous),
+    #[error("{}", Limit::Buffered)]
+    Overfull,
+}
+
+impl NoRequest {
+    /// What its sender is answered.
+    fn status(self) -> u16 {
+        match self {
+            // RFC 6585 §5.
+            Self::Head(Malformed::Long | Malformed::Many) => 431,
+            Self::Head(_) | Self::Framing(_) => 400,
+            Self::Overfull => 503,
+        }
+    }
+}
+
+/// How a connection ended.
+pub enum Served<S, R: Route> {
+    /// There are no more requests on it.
+    Done,
+    /// What has been read of it is the beginning of HTTP/2.
+    Http2(S, BytesMut),
+    /// What follows is no HTTP: bytes in both directions, of which some have come already.
+    Tunnel {
+        /// The client's end.
+        client: (S, BytesMut),
+        /// The server's end.
+        server: (R::Stream, BytesMut),
+        /// What led there.
+        route: R,
+    },
+}
+
+struct Connection<'a, S, H: Handler> {
+    client: Conn<S>,
+    handler: &'a H,
+    buffered: &'a Arc<Share>,
+    ending: &'a CancellationToken,
+    waiting: Waiting,
+    kept: Vec<Kept<H>>,
+}
+
+/// A connection that was made for requests of a key before they were known to be some.
+type First<H> = (<<H as Handler>::Route as Route>::Key, <<H as Handler>::Route as Route>::Stream);
+
+/// A server's connection on which nothing is asked for the moment.
+type Kept<H> = (<<H as Handler>::Route as Route>::Key, Server<H>);
+
+type Server<H> = Conn<<<H as Handler>::Route as Route>::Stream>;
+
+/// What follows an exchange.
+enum Next<R: Route> {
+    Request,
+    Tunnel(Conn<R::Stream>, R),
+    /// Nothing may follow, and the client is not to take what it has for everything.
+    Reset,
+    /// The end, after the client has been given the time to read what it was told last.
+    Linger,
+}
+
+/// Serves `io`, of which `read` has been read, until the client is done or `ending` is cancelled and
+/// what it has asked by then is answered. What waits for readers is counted in `buffered`.
+pub async fn serve<S, H>(
+    io: S,
+    read: BytesMut,
+    first: Option<First<H>>,
+    handler: &H,
+    buffered: &Arc<Share>,
+    ending: &CancellationToken,
+) -> Served<S, H::Route>
+where
+    S: Stream,
+    H: Handler,
+    <H::Route as Route>::Stream: Stream,
+{
+    let mut connection = Connection {
+        client: Conn::new(io, read),
+        handler,
+        buffered,
+        ending,
+        waiting: Waiting::new(ending),
+        kept: first.map(|(key, io)| (key, Conn::new(io, BytesMut::new()))).into_iter().collect(),
+    };
+    let mut is_first = true;
+    loop {
+        let head = match connection.head(is_first).await {
+            Ok(Head::Request(head, framing)) => (head, framing),
+            Ok(Head::None) => return Served::Done,
+            Ok(Head::Http2) => {
+                let (io, read) = connection.client.into_parts();
+                return Served::Http2(io, read);
+            }
+            Err(why) => {
+                handler.malformed(why.status(), &why);
+                let answer = Answer { status: why.status(), text: format!("sluice: {why}\n") };
+                connection.answer(&answer);
+                connection.linger().await;
+                return Served::Done;
+            }
+        };
+        is_first = false;
+        match connection.exchange(head).await {
+            Next::Request => connection.client.rest(),
+            Next::Linger => {
+                connection.linger().await;
+                return Served::Done;
+            }
+            Next::Tunnel(server, route) => {
+                let (client, server) = (connection.client.into_parts(), server.into_parts());
+                return Served::Tunnel { client, server, route };
+            }
+            Next::Reset => {
+                connection.client.into_parts().0.abort();
+                return Served::Done;
+            }
+        }
+    }
+}
+
+/// What came next on a connection.
+enum Head {
+    Request(RequestHead, Framing),
+    Http2,
+    None,
+}
+
+impl<S, H> Connection<'_, S, H>
+where
+    S: Stream,
+    H: Handler,
+    <H::Route as Route>::Stream: Stream,
+{
+    async fn head(&mut self, is_first: bool) -> Result<Head, NoRequest> {
+        let (mut searched, mut held) = (0, None);
+        self.waiting.begin();
+        loop {
+            let input = &mut self.client.input;
+            // An empty line before a request is not one (RFC 9112 §2.2).
+            while searched == 0 && input.starts_with(b"\r\n") {
+                let _ = input.split_to(2);
+            }
+            if let Some(end) = head::end(input, searched) {
+                if is_first && input[..end] == *H2_PREFACE {
+                    return Ok(Head::Http2);
+                }
+                let head = RequestHead::parse(input.split_to(end).freeze())?;
+                let framing = framing::of_request(&head)?;
+                return Ok(Head::Request(head, framing));
+            }
+            if searched == 0 && !input.is_empty() {
+                self.waiting.begin();
+            }
+            searched = input.len();
+            if searched > head::MOST_BYTES {
+                return Err(Malformed::Long.into());
+            }
+            if searched > SMALL_HEAD && held.is_none() {
+                held =
+                    Some(self.buffered.take(head::MOST_BYTES as u64).ok_or(NoRequest::Overfull)?);
+            }
+            if !poll_fn(|cx| self.poll_more(cx, searched > 0)).await {
+                return Ok(Head::None);
+            }
+        }
+    }
+
+    /// Ready with whether more has come of the client. Servers that leave meanwhile are let go.
+    fn poll_more(&mut self, cx: &mut Context<'_>, begun: bool) -> Poll<bool> {
+        if let Poll::Ready(read) = self.client.poll_fill(cx) {
+            return Poll::Ready(read.is_ok_and(|read| read > 0));
+        }
+        // Nothing is to be heard of them: an end is one, and bytes are nobody's.
+        self.kept.retain_mut(|(_, server)| server.poll_fill(cx).is_pending());
+        self.waiting.poll_over(cx, begun).map(|()| false)
+    }
+
+    async fn exchange(&mut self, (mut head, framing): (RequestHead, Framing)) -> Next<H::Route> {
+        upgrade::drop_h2c(&mut head);
+        let client_closes = closes(&head, head.version());
+        let mut route = match self.handler.route(&mut head).await {
+            Ok(route) => route,
+            Err(answer) => {
+                self.answer(&answer);
+                return Next::Linger;
+            }
+        };
+        let mut reused = self.take(&route.key());
+        loop {
+            let (mut server, was_used) = match reused.take() {
+                Some(server) => (server, true),
+                None => match route.connect().await {
+                    Ok(io) => (Conn::new(io, BytesMut::new()), false),
+                    Err(answer) => {
+                        self.answer(&answer);
+                        route.finish(&Ended::Unsent);
+                        // Whoever is told that nobody can be reached may look for somebody else.
+                        return Next::Linger;
+                    }
+                },
+            };
+            head.write(&mut server.output);
+            let mut exchange = Exchange::new(framing);
+            let ending = self.ending;
+            let mut watched = Watched { route: &mut route, ending, server_closes: false };
+            let mut between = Between {
+                method: head.method(),
+                client: &mut self.client,
+                server: &mut server,
+                watch: &mut watched,
+                buffered: self.buffered,
+            };
+            let outcome = poll_fn(|cx| exchange.poll(cx, &mut between)).await;
+            let server_closes = watched.server_closes;
+            let ended = match outcome {
+                Outcome::Tunnel => {
+                    // The answer is still to be written.
+                    if let Err(error) = self.write().await {
+                        route.finish(&Ended::ClientGone(Some(error)));
+                        return Next::Reset;
+                    }
+                    return Next::Tunnel(server, route);
+                }
+                Outcome::Through { unread, until_close } => {
+                    let key = route.key();
+                    route.finish(&Ended::Through);
+                    if unread || until_close || server_closes || client_closes {
+                        return Next::Linger;
+                    }
+                    if server.input.is_empty() && !exchange.has_ended() {
+                        self.keep(key, server);
+                    }
+                    return Next::Request;
+                }
+                Outcome::Failed(ended) => ended,
+            };
+            let is_unheard = exchange.is_unheard();
+            match &ended {
+                Ended::Unanswered(_) if was_used => {
+                    if framing == Framing::Length(0) && is_idempotent(head.method()) {
+                        continue;
+                    }
+                    // To the client this is what it would be without anything between: a connection
+                    // that was closed while it asked, about which it may know what to do.
+                    route.finish(&ended);
+                    return Next::Linger;
+                }
+                Ended::ClientGone(_) => {
+                    server.into_parts().0.abort();
+                    route.finish(&ended);
+                    return Next::Reset;
+                }
+                _ if is_unheard => {
+                    let answer = route.unanswered(&ended);
+                    if !matches!(ended, Ended::Unanswered(_)) {
+                        server.into_parts().0.abort();
+                    }
+                    self.answer(&answer);
+                    route.finish(&ended);
+                    return Next::Linger;
+                }
+                // As it looked to the agent.
+                Ended::ServerGone(None) => {
+                    route.finish(&ended);
+                    return Next::Linger;
+                }
+                _ => {
+                    server.into_parts().0.abort();
+                    route.finish(&ended);
+                    return Next::Reset;
+                }
+            }
+        }
+    }
+
+    fn keep(&mut self, key: <H::Route as Route>::Key, mut server: Server<H>) {
+        server.rest();
+        if self.kept.len() == MOST_KEPT {
+            // The one that was asked longest ago.
+            self.kept.remove(0);
+        }
+        self.kept.push((key, server));
+    }
+
+    /// A connection that was kept for requests of `key`, unless its server is done with it.
+    fn take(&mut self, key: &<H::Route as Route>::Key) -> Option<Server<H>> {
+        let at = self.kept.iter().position(|(kept, _)| kept == key)?;
+        let (_, mut server) = self.kept.remove(at);
+        let mut now = Context::from_waker(Waker::noop());
+        (!server.is_leaving() && server.poll_fill(&mut now).is_pending()).then_some(server)
+    }
+
+    /// Says something that no server said, as the last on this connection.
+    fn answer(&mut self, answer: &Answer) {
+        let Answer { status, text } = answer;
+        let reason = http::StatusCode::from_u16(*status).ok();
+        let reason = reason.and_then(|status| status.canonical_reason()).unwrap_or_default();
+        let head = format!(
+            "HTTP/1.1 {status} {reason}\r\ncontent-type: text/plain; charset=utf-8\r\n\
+             content-length: {}\r\nconnection: close\r\n\r\n",
+            text.len()
+        );
+        self.client.output.put_slice(head.as_bytes());
+        self.client.output.put_slice(text.as_bytes());
+    }
+
+    async fn write(&mut self) -> io::Result<()> {
+        let client = &mut self.client;
+        poll_fn(|cx| client.poll_write(cx, &[])).await?;
+        poll_fn(|cx| client.poll_flush(cx)).await
+    }
+
+    /// Ends the connection in such a way that what was said last is heard.
+    async fn linger(&mut self) {
+        // Those who were kept for requests that will not come.
+        self.kept.clear();
+        let lingering = async {
+            self.write().await?;
+            let client = &mut self.client;
+            poll_fn(|cx| client.poll_shutdown(cx)).await?;
+            // Closed with bytes that nobody read, the kernel would send a reset, which can overtake.
+            while timeout(LINGER, poll_fn(|cx| client.poll_fill(cx))).await?? > 0 {
+                client.input.clear();
+            }
+            io::Result::Ok(())
+        };
+        // Whoever does not read by then has had its time.
+        let _ = timeout(LONGEST_LINGER, lingering).await;
+    }
+}
+
+/// Notes what decides about the connections.
+struct Watched<'a, R> {
+    route: &'a mut R,
+    ending: &'a CancellationToken,
+    server_closes: bool,
+}
+
+impl<R: Watch> Follow for Watched<'_, R> {
+    fn interim(&mut self, head: &ResponseHead) {
+        self.route.interim(head);
+    }
+
+    fn response(&mut self, head: &mut ResponseHead) {
+        self.route.response(head);
+        self.server_closes = closes(head, head.version());
+        if self.ending.is_cancelled() && !self.server_closes && !matches!(head.status(), 101) {
+            head.remove_known(Known::Connection);
+            head.add("connection", b"close");
+            self.server_closes = true;
+        }
+    }
+
+    fn sent(&mut self, bytes: usize) {
+        self.route.sent(bytes);
+    }
+
+    fn received(&mut self, bytes: usize) {
+        self.route.received(bytes);
+    }
+}
+
+/// Whether a message is the last one of whoever sent it (RFC 9112 §9.3).
+fn closes(head: &impl Lines, version: Version) -> bool {
+    let says = |what: &str| {
+        let options = head.known(Known::Connection).flat_map(|value| value.split(|b| *b == b','));
+        options.map(<[u8]>::trim_ascii).any(|option| option.eq_ignore_ascii_case(what.as_bytes()))
+    };
+    says("close") || (version == Version::Http10 && !says("keep-alive"))
+}
+
+/// Those that may be sent twice (RFC 9110 §9.2.2).
+fn is_idempotent(method: &[u8]) -> bool {
+    matches!(method, b"GET" | b"HEAD" | b"OPTIONS" | b"TRACE" | b"PUT" | b"DELETE")
+}
+
+impl<S, R: Route> fmt::Debug for Served<S, R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Done => "Done",
+            Self::Http2(..) => "Http2",
+            Self::Tunnel { .. } => "Tunnel",
+        })
+    }
+}

@@ -1,0 +1,139 @@
+//! What can be asked of a message, and changed in it, whichever version of HTTP it came in.
+//!
+//! HTTP/1 has its heads as marked bytes, HTTP/2 as maps. Whoever judges requests, follows traces or
+//! describes them in spans is written once, for both.
+
+use http::{HeaderMap, HeaderName, HeaderValue, request, response};
+
+use super::target::Target;
+
+/// The version a message came in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Version {
+    /// HTTP/1.0.
+    Http10,
+    /// HTTP/1.1.
+    Http11,
+    /// HTTP/2.
+    Http2,
+}
+
+impl Version {
+    /// As `network.protocol.version` has it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Version::Http10 => "1.0",
+            Version::Http11 => "1.1",
+            Version::Http2 => "2",
+        }
+    }
+}
+
+/// The fields of a message. Names compare without regard to case (RFC 9110 §5.1); here they are
+/// written in small letters.
+pub trait Fields {
+    /// Every value of the fields called `name`, in their order.
+    fn values_of<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a [u8]>;
+
+    /// The first of them.
+    fn value_of<'a>(&'a self, name: &'a str) -> Option<&'a [u8]> {
+        self.values_of(name).next()
+    }
+
+    /// Leaves these fields out.
+    fn remove(&mut self, name: &str);
+
+    /// Adds a field behind all others. Nothing that would end its line may be in `value`.
+    fn add(&mut self, name: &'static str, value: &[u8]);
+
+    /// Makes `value` the only one of the fields called `name`.
+    fn set(&mut self, name: &'static str, value: &[u8]) {
+        self.remove(name);
+        self.add(name, value);
+    }
+}
+
+/// The head of a request.
+pub trait AnyRequest: Fields {
+    /// Such as `GET`.
+    fn method(&self) -> &[u8];
+    /// What is asked for.
+    fn target(&self) -> Target<'_>;
+    /// The version it came in.
+    fn version(&self) -> Version;
+}
+
+/// The head of a response.
+pub trait AnyResponse: Fields {
+    /// Such as 200.
+    fn status(&self) -> u16;
+}
+
+impl Fields for HeaderMap {
+    fn values_of<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a [u8]> {
+        self.get_all(name).into_iter().map(HeaderValue::as_bytes)
+    }
+
+    fn remove(&mut self, name: &str) {
+        HeaderMap::remove(self, name);
+    }
+
+    fn add(&mut self, name: &'static str, value: &[u8]) {
+        let value = HeaderValue::from_bytes(value);
+        debug_assert!(value.is_ok(), "{name}");
+        if let Ok(value) = value {
+            self.append(HeaderName::from_static(name), value);
+        }
+    }
+}
+
+/// The same of something that has a map of fields.
+macro_rules! has_fields {
+    ($message:ty) => {
+        impl Fields for $message {
+            fn values_of<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a [u8]> {
+                self.headers.values_of(name)
+            }
+
+            fn remove(&mut self, name: &str) {
+                Fields::remove(&mut self.headers, name);
+            }
+
+            fn add(&mut self, name: &'static str, value: &[u8]) {
+                self.headers.add(name, value);
+            }
+        }
+    };
+}
+
+has_fields!(request::Parts);
+has_fields!(response::Parts);
+
+impl AnyRequest for request::Parts {
+    fn method(&self) -> &[u8] {
+        self.method.as_str().as_bytes()
+    }
+
+    fn target(&self) -> Target<'_> {
+        Target {
+            scheme: self.uri.scheme_str().map(str::as_bytes),
+            authority: self.uri.authority().map(|authority| authority.as_str().as_bytes()),
+            path: self.uri.path().as_bytes(),
+            query: self.uri.query().map(str::as_bytes),
+        }
+    }
+
+    fn version(&self) -> Version {
+        match self.version {
+            http::Version::HTTP_2 => Version::Http2,
+            http::Version::HTTP_10 => Version::Http10,
+            _ => Version::Http11,
+        }
+    }
+}
+
+impl AnyResponse for response::Parts {
+    fn status(&self) -> u16 {
+        self.status.as_u16()
+    }
+}

@@ -1,0 +1,362 @@
+//! The client's side: requests of a pod of this node, each to an endpoint of its own.
+
+use std::{
+    fmt,
+    net::SocketAddr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use bytes::{Bytes, BytesMut};
+use http::{Request, Response};
+
+use super::{
+    Upstream,
+    arriving::{deliver, malformed},
+    failure_of,
+    report::Report,
+    tunnel,
+};
+use crate::{
+    http::{
+        self as web, Answer, AnyRequest, AnyResponse, Body, Ended, Fields, PoolKey, Prefixed, Watch,
+    },
+    mesh::{PodUid, Principal},
+    proxy::{
+        Hop, Io, LocalPod, Way,
+        admission::both_certified,
+        exchange::{Refusal, exchange, in_place},
+        hop::service_of,
+        inbound::{Arrival, dial},
+        outbound::Outbound,
+    },
+    telemetry::{Failure, Flow},
+};
+
+/// What was connected to before the connection was known to be HTTP.
+pub(in crate::proxy) struct First {
+    /// The endpoint, which the first request goes to.
+    pub(in crate::proxy) hop: Hop,
+    /// The connection, with the generation of the policies it was dialled under. In HTTP/2 it is
+    /// shared, and so is not this client's alone.
+    pub(in crate::proxy) server: Option<(u64, Io)>,
+}
+
+/// Answers the requests of `client`, of which `read` has been read, by sending each to an endpoint of
+/// its own.
+pub(in crate::proxy) async fn departing(
+    outbound: Outbound,
+    client: Io,
+    read: Bytes,
+    first: Option<First>,
+) {
+    let drain = outbound.proxy.drain.started().clone();
+    let buffered = outbound.pod.limits.buffered_out().clone();
+    let (hop, server) = match first {
+        Some(First { hop, server }) => (Some(hop), server),
+        None => (None, None),
+    };
+    let server = server.zip(hop.as_ref()).map(|((generation, io), hop)| {
+        let io = match &hop.way {
+            Way::SameNode(pod) => Upstream::to_pod(io, pod),
+            Way::Tunnel(_) | Way::Plain => io.into(),
+        };
+        (Key::of(hop, generation), io)
+    });
+    let handler = Departing {
+        outbound: Arc::new(outbound),
+        next: Arc::new(Mutex::new(Next { hop, bound: false })),
+        flows: Mutex::default(),
+    };
+    match web::http1(client, BytesMut::from(read), server, &handler, &buffered, &drain).await {
+        web::Served::Done => {}
+        web::Served::Http2(client, read) => {
+            let client = Prefixed::new(read.freeze(), client);
+            // Boxed, as what few connections come to: others would carry its size along.
+            let ended = Box::pin(web::serve(client, Arc::new(handler), &buffered, &drain)).await;
+            if let Err(error) = ended {
+                tracing::debug!(%error, "an outbound HTTP/2 connection ended");
+            }
+        }
+        web::Served::Tunnel { client, server, route } => {
+            let Departs { mut report, outbound, hop, .. } = route;
+            let (spans, cut) = (report.upgraded(), outbound.cut(&hop));
+            let tunnel = tunnel(client, server, spans, &buffered, cut);
+            if Box::pin(tunnel).await.is_some() {
+                outbound.proxy.limits.overfull(&outbound.pod.uid);
+            }
+        }
+    }
+}
+
+/// What is known about the requests of one connection.
+struct Departing {
+    outbound: Arc<Outbound>,
+    next: Arc<Mutex<Next>>,
+    /// What spans say about this connection, by endpoint.
+    flows: Mutex<Vec<Flows>>,
+}
+
+/// Where the next request goes, where that is not to be chosen anew.
+#[derive(Default)]
+struct Next {
+    hop: Option<Hop>,
+    /// Its server has to do with one client for as long as the connection lasts.
+    bound: bool,
+}
+
+struct Flows {
+    endpoint: SocketAddr,
+    near: Arc<Flow>,
+    /// The server's side, where it is here.
+    far: Option<Arc<Flow>>,
+}
+
+/// What two requests have in common that may share a connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Key {
+    endpoint: SocketAddr,
+    generation: u64,
+    way: KeyOfWay,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum KeyOfWay {
+    SameNode(PodUid),
+    Tunnel(Principal),
+    Plain,
+}
+
+impl Key {
+    fn of(hop: &Hop, generation: u64) -> Self {
+        let (way, generation) = match &hop.way {
+            // No CNI has a say in those.
+            Way::SameNode(pod) => (KeyOfWay::SameNode(pod.uid.clone()), 0),
+            Way::Tunnel(peer) => (KeyOfWay::Tunnel(peer.clone()), generation),
+            Way::Plain => (KeyOfWay::Plain, generation),
+        };
+        Self { endpoint: hop.address, generation, way }
+    }
+}
+
+impl Departing {
+    fn next(&self) -> MutexGuard<'_, Next> {
+        self.next.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The endpoint of the next request. An error comes with what to report it under.
+    fn choose(&self) -> Result<Hop, (Arc<Flow>, Refusal)> {
+        {
+            let mut next = self.next();
+            let hop = if next.bound { next.hop.clone() } else { next.hop.take() };
+            if let Some(hop) = hop {
+                return Ok(hop);
+            }
+        }
+        let Outbound { proxy, pod, dialled, .. } = &*self.outbound;
+        let destination = self.outbound.destination();
+        Hop::choose(proxy, pod, *dialled, &destination).map_err(|error| {
+            let flow = self.outbound.flow(None, service_of(&destination));
+            (flow, Refusal::unavailable(Failure::NoHealthyUpstream, error))
+        })
+    }
+
+    /// What the sides at both ends of `hop` that are here say about it.
+    fn flows(&self, hop: &Hop) -> (Arc<Flow>, Option<Arc<Flow>>) {
+        let mut flows = self.flows.lock().unwrap_or_else(PoisonError::into_inner);
+        let outbound = &*self.outbound;
+        let local = outbound.pod.workload();
+        if let Some(Flows { near, far, .. }) = flows.iter().find(|at| at.endpoint == hop.address)
+            && Arc::ptr_eq(&near.local, &local)
+            && near.remote.as_ref().map(Arc::as_ptr) == hop.workload.as_ref().map(Arc::as_ptr)
+            && near.service.as_ref().map(Arc::as_ptr) == hop.service.as_ref().map(Arc::as_ptr)
+            && match (&hop.way, far) {
+                (Way::SameNode(pod), Some(far)) => Arc::ptr_eq(&far.local, &pod.workload()),
+                (Way::SameNode(_), None) | (_, Some(_)) => false,
+                (_, None) => true,
+            }
+        {
+            return (near.clone(), far.clone());
+        }
+        // A newer snapshot may say something else about this endpoint.
+        flows.retain(|at| at.endpoint != hop.address);
+        let near = outbound.flow(Some(hop), hop.service.clone());
+        let far = match &hop.way {
+            Way::SameNode(pod) => Some(outbound.arrival(hop).flow(&outbound.proxy, pod)),
+            Way::Tunnel(_) | Way::Plain => None,
+        };
+        flows.push(Flows { endpoint: hop.address, near: near.clone(), far: far.clone() });
+        (near, far)
+    }
+}
+
+impl web::Handler for Departing {
+    type Route = Departs;
+
+    async fn route(&self, request: &mut (impl AnyRequest + Send)) -> Result<Departs, Answer> {
+        let proxy = &self.outbound.proxy;
+        let hop = match self.choose() {
+            Ok(hop) => hop,
+            Err((flow, refusal)) => return Err(Report::new(proxy, flow, request).refuse(refusal)),
+        };
+        let (near, far) = self.flows(&hop);
+        let mut report = Report::new(proxy, near, request);
+        let mut server = None;
+        if let (Way::SameNode(pod), Some(far)) = (&hop.way, far) {
+            let arrival = self.outbound.arrival(&hop);
+            report.and(far, request);
+            if let Err(refusal) = both_certified(proxy, pod, &arrival).await {
+                return Err(report.refuse(refusal));
+            }
+            server = Some((pod.clone(), arrival));
+        }
+        let generation = self.outbound.generation(&hop);
+        let (outbound, next) = (self.outbound.clone(), self.next.clone());
+        Ok(Departs { report, outbound, hop, server, generation, next })
+    }
+
+    fn malformed(&self, status: u16, why: &dyn fmt::Display) {
+        let flow = self.outbound.flow(None, service_of(&self.outbound.destination()));
+        malformed(&self.outbound.proxy, flow, status, why);
+    }
+}
+
+/// A request on its way to an endpoint.
+struct Departs {
+    report: Report,
+    outbound: Arc<Outbound>,
+    hop: Hop,
+    /// The pod of this node that it leads to, and what it looks like there.
+    server: Option<(Arc<LocalPod>, Arrival)>,
+    generation: u64,
+    next: Arc<Mutex<Next>>,
+}
+
+impl Watch for Departs {
+    fn response(&mut self, head: &mut impl AnyResponse) {
+        self.report.response(head);
+        if binds(head) {
+            let hop = Some(self.hop.clone());
+            *self.next.lock().unwrap_or_else(PoisonError::into_inner) = Next { hop, bound: true };
+        }
+    }
+
+    fn sent(&mut self, bytes: usize) {
+        self.report.sent(bytes);
+    }
+
+    fn received(&mut self, bytes: usize) {
+        self.report.received(bytes);
+    }
+
+    fn trailers(&mut self, trailers: &impl Fields) {
+        self.report.trailers(trailers);
+    }
+}
+
+impl web::Route for Departs {
+    type Stream = Upstream;
+    type Key = Key;
+
+    fn key(&self) -> Key {
+        Key::of(&self.hop, self.generation)
+    }
+
+    async fn connect(&mut self) -> Result<Upstream, Answer> {
+        let connected = match &self.server {
+            Some((pod, arrival)) => {
+                Box::pin(dial(pod, arrival)).await.map(|app| Upstream::to_pod(Io::Tcp(app), pod))
+            }
+            None => Box::pin(self.outbound.reach(&self.hop)).await.map(Upstream::from),
+        };
+        connected.map_err(|refusal| self.report.refuse(refusal))
+    }
+
+    fn unanswered(&mut self, ended: &Ended) -> Answer {
+        self.report.unanswered(ended, self.left())
+    }
+
+    fn finish(mut self, ended: &Ended) {
+        let failure = failure_of(ended).map(|failure| self.left().unwrap_or(failure));
+        self.report.end(failure);
+    }
+}
+
+impl Departs {
+    /// Why the pod is not there any more that it leads to.
+    fn left(&self) -> Option<Failure> {
+        let (pod, _) = self.server.as_ref()?;
+        pod.is_released().then_some(Failure::PodLeft)
+    }
+}
+
+/// Whether a login begins that is one of the connection, and not of each request (RFC 4559 §6): who
+/// asks on it again has to meet the same server.
+fn binds(head: &impl AnyResponse) -> bool {
+    let of_connection = |scheme: &[u8]| {
+        ["ntlm", "negotiate"].iter().any(|bound| scheme.eq_ignore_ascii_case(bound.as_bytes()))
+    };
+    head.status() == 401
+        && head.values_of("www-authenticate").any(|challenges| {
+            let mut schemes = challenges.split(|byte| matches!(byte, b',' | b' '));
+            schemes.any(of_connection)
+        })
+}
+
+impl web::Http2Handler for Departing {
+    async fn handle(&self, request: Request<Body>) -> Response<Body> {
+        let Outbound { proxy, pod, .. } = &*self.outbound;
+        let flow = || self.outbound.flow(None, service_of(&self.outbound.destination()));
+        in_place(proxy, pod.limits.departing(), flow, request, |request| self.answer(request)).await
+    }
+}
+
+impl Departing {
+    async fn answer(&self, request: Request<Body>) -> Response<Body> {
+        let Outbound { proxy, pod, client, .. } = &*self.outbound;
+        let hop = match self.choose() {
+            Ok(hop) => hop,
+            Err((flow, refusal)) => {
+                return exchange(proxy, &flow, request, |_| async { Err(refusal) }).await;
+            }
+        };
+        let (flow, _) = self.flows(&hop);
+        exchange(proxy, &flow, request, |request| async {
+            if let Way::SameNode(server) = &hop.way {
+                let arrival = self.outbound.arrival(&hop);
+                let flow = arrival.flow(proxy, server);
+                return tokio::select! {
+                    answered = deliver(proxy, server, &arrival, &flow, request) => Ok(answered),
+                    why = server.cut(&proxy.drain) => {
+                        Err(Refusal::unavailable(why, "the pod left before it answered"))
+                    }
+                };
+            }
+            let key = PoolKey::new(client.ip(), hop.address);
+            let key = key.of_generation(self.outbound.generation(&hop)).marked(self.outbound.mark);
+            let dial = || self.outbound.reach(&hop);
+            pod.outbound(hop.way.peer()).send(key, request, dial).await.map_err(Refusal::from)
+        })
+        .await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::response::Parts;
+
+    use super::*;
+
+    fn answer(status: u16, challenge: &str) -> Parts {
+        let answer = Response::builder().status(status).header("www-authenticate", challenge);
+        answer.body(()).unwrap().into_parts().0
+    }
+
+    #[test]
+    fn logins_of_a_connection_bind_it_to_its_server() {
+        for challenge in ["NTLM", "Negotiate", "Basic realm=\"a\", NTLM", "ntlm TlRMTVNTUAAC"] {
+            assert!(binds(&answer(401, challenge)), "{challenge}");
+        }
+        assert!(!binds(&answer(401, "Basic realm=\"a\"")));
+        assert!(!binds(&answer(200, "NTLM")));
+    }
+}

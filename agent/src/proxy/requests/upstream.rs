@@ -1,0 +1,101 @@
+//! A connection to a server that requests share.
+
+use std::{
+    future::Future,
+    io::{self, IoSlice},
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio_util::sync::WaitForCancellationFutureOwned;
+
+use crate::{
+    http::Stream,
+    proxy::{Io, LocalPod},
+};
+
+/// Breaks when the pod leaves the mesh that it leads to. Only a pod of this node is watched: what
+/// leads elsewhere ends with the tunnel.
+#[derive(Debug)]
+pub(in crate::proxy) struct Upstream {
+    io: Io,
+    gone: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
+}
+
+impl From<Io> for Upstream {
+    fn from(io: Io) -> Self {
+        Self { io, gone: None }
+    }
+}
+
+impl Upstream {
+    /// To `pod`, of this node.
+    pub(super) fn to_pod(io: Io, pod: &LocalPod) -> Self {
+        Self { io, gone: Some(Box::pin(pod.released())) }
+    }
+
+    pub(super) fn into_inner(self) -> Io {
+        self.io
+    }
+}
+
+impl Stream for Upstream {
+    fn is_leaving(&self) -> bool {
+        self.io.is_leaving()
+    }
+
+    fn window(&self) -> usize {
+        self.io.window()
+    }
+
+    fn abort(self) {
+        self.io.abort();
+    }
+}
+
+impl AsyncRead for Upstream {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let read = Pin::new(&mut self.io).poll_read(cx, buf);
+        match &mut self.gone {
+            Some(gone) if read.is_pending() => {
+                gone.as_mut().poll(cx).map(|()| Err(io::ErrorKind::ConnectionAborted.into()))
+            }
+            _ => read,
+        }
+    }
+}
+
+impl AsyncWrite for Upstream {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+}
