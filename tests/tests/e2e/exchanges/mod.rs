@@ -47,7 +47,7 @@ const DOCUMENT: &str = include_str!("../../../../docs/http.md");
 /// How many exchanges there are at once.
 const AT_ONCE: usize = 16;
 /// How long what comes late is waited for, and what is known not to come.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(6);
 const HASTE: Duration = Duration::from_secs(3);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
