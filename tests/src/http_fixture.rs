@@ -80,7 +80,23 @@ impl Shop {
     /// # Errors
     /// When an agent does not get ready.
     pub async fn open_with(protocol: Protocol, flags: &[&str]) -> anyhow::Result<Self> {
-        let mut shop = Self::without_agents()?;
+        Self::without_agents()?.with_agents_that(protocol, flags).await
+    }
+
+    /// Starts the agents where there are none yet.
+    ///
+    /// # Errors
+    /// When one does not get ready.
+    pub async fn with_agents(self) -> anyhow::Result<Self> {
+        self.with_agents_that(Protocol::Grpc, &[]).await
+    }
+
+    async fn with_agents_that(
+        mut self,
+        protocol: Protocol,
+        flags: &[&str],
+    ) -> anyhow::Result<Self> {
+        let shop = &self;
         let options = || AgentOptions {
             otlp: Some((&shop.receiver, protocol)),
             flags: flags.iter().map(ToString::to_string).collect(),
@@ -91,8 +107,8 @@ impl Shop {
         let a = Agent::start(&shop.a, &shop.mesh, options());
         let b = Agent::start(&shop.b, &shop.mesh, options());
         let (a, b) = tokio::try_join!(a, b)?;
-        shop._agents = vec![a, b];
-        Ok(shop)
+        self._agents = vec![a, b];
+        Ok(self)
     }
 
     /// The same pods, but nothing captures what they send.

@@ -29,6 +29,58 @@ pub enum Sniff {
     Undecided,
 }
 
+/// Methods that are registered (RFC 9110 §16.1.1) or widely used, and the preface's.
+const METHODS: [&str; 44] = [
+    "ACL",
+    "BASELINE-CONTROL",
+    "BIND",
+    "CHECKIN",
+    "CHECKOUT",
+    "CONNECT",
+    "COPY",
+    "DELETE",
+    "GET",
+    "HEAD",
+    "LABEL",
+    "LINK",
+    "LOCK",
+    "M-SEARCH",
+    "MERGE",
+    "MKACTIVITY",
+    "MKCALENDAR",
+    "MKCOL",
+    "MKREDIRECTREF",
+    "MKWORKSPACE",
+    "MOVE",
+    "NOTIFY",
+    "OPTIONS",
+    "ORDERPATCH",
+    "PATCH",
+    "POST",
+    "PRI",
+    "PROPFIND",
+    "PROPPATCH",
+    "PURGE",
+    "PUT",
+    "QUERY",
+    "REBIND",
+    "REPORT",
+    "SEARCH",
+    "SUBSCRIBE",
+    "TRACE",
+    "UNBIND",
+    "UNCHECKOUT",
+    "UNLINK",
+    "UNLOCK",
+    "UNSUBSCRIBE",
+    "UPDATE",
+    "VERSION-CONTROL",
+];
+
+/// What Icecast's sources send: a request in its looks, whose body begins with the answer and has no
+/// length.
+const NO_REQUEST: &[u8] = b"SOURCE ";
+
 /// Judges the first bytes of a client.
 ///
 /// HTTP/1 is recognised by its whole request line, version included, so that a text
@@ -40,17 +92,42 @@ pub fn sniff(bytes: &[u8]) -> Sniff {
     if H2_PREFACE.starts_with(bytes) {
         return Sniff::Undecided;
     }
-    let line = match bytes.iter().position(|byte| *byte == b'\n') {
-        Some(end) => &bytes[..end],
-        None if bytes.len() < LONGEST_REQUEST_LINE && may_become_request_line(bytes) => {
-            return Sniff::Undecided;
-        }
-        None => return Sniff::Is(Protocol::Opaque),
-    };
-    let line = line.strip_suffix(b"\r").unwrap_or(line);
+    let bounded = bytes.len() < LONGEST_REQUEST_LINE;
+    let (line, whole) = first_line(bytes);
+    if !whole {
+        let open = bounded && (line.is_empty() || may_become_request_line(line));
+        return if open { Sniff::Undecided } else { Sniff::Is(Protocol::Opaque) };
+    }
     let is_http = may_become_request_line(line)
-        && [&b" HTTP/1.1"[..], b" HTTP/1.0"].iter().any(|version| line.ends_with(version));
+        && [&b" HTTP/1.1"[..], b" HTTP/1.0"].iter().any(|version| line.ends_with(version))
+        && !line.starts_with(NO_REQUEST);
     Sniff::Is(if is_http { Protocol::Http1 } else { Protocol::Opaque })
+}
+
+/// Whether first bytes that are undecided hardly are anything but the start of a request: a method
+/// that servers know, or part of one, or whatever method and a blank behind it.
+pub fn is_likely_http(bytes: &[u8]) -> bool {
+    let (line, _) = first_line(bytes);
+    let known = METHODS.iter().any(|method| method.as_bytes().starts_with(line));
+    !line.is_empty() && (known || line.contains(&b' '))
+}
+
+/// Whether the first line of a client says that it is a request of HTTP, be it one as it should be
+/// or not.
+pub fn claims_http(bytes: &[u8]) -> bool {
+    let (line, _) = first_line(bytes);
+    line.windows(6).any(|window| window == b" HTTP/") && !line.starts_with(NO_REQUEST)
+}
+
+/// The first line without its end, as far as it has come, and whether it is all of it. Empty lines
+/// before a request are no part of it (RFC 9112 §2.2).
+fn first_line(bytes: &[u8]) -> (&[u8], bool) {
+    let begins = bytes.iter().position(|byte| !matches!(byte, b'\r' | b'\n'));
+    let bytes = &bytes[begins.unwrap_or(bytes.len())..];
+    match bytes.iter().position(|byte| *byte == b'\n') {
+        Some(end) => (bytes[..end].strip_suffix(b"\r").unwrap_or(&bytes[..end]), true),
+        None => (bytes, false),
+    }
 }
 
 /// Whether `line` starts as `METHOD SP target` does.
@@ -75,6 +152,7 @@ mod tests {
     fn a_request_line_is_http_1_and_a_preface_is_http_2() {
         assert_eq!(sniff(b"GET / HTTP/1.1\r\nhost: a\r\n"), Sniff::Is(Protocol::Http1));
         assert_eq!(sniff(b"M-SEARCH * HTTP/1.0\n"), Sniff::Is(Protocol::Http1));
+        assert_eq!(sniff(b"\r\n\r\nGET / HTTP/1.1\r\n"), Sniff::Is(Protocol::Http1));
         assert_eq!(sniff(H2_PREFACE), Sniff::Is(Protocol::Http2));
     }
 
@@ -90,6 +168,11 @@ mod tests {
             b" GET / HTTP/1.1\r\n",
             b"SSH-2.0-OpenSSH_9.2\r\n",
             b"PRI * HTTP/2.0\r\n\r\nSN",
+            b"SOURCE /radio HTTP/1.0\r\n",
+            b"SOURCE /radio ICE/1.0\r\n",
+            b"ICY 200 OK\r\n",
+            b"DESCRIBE rtsp://media/film RTSP/1.0\r\n",
+            b"REGISTER sip:example SIP/2.0\r\n",
         ] {
             assert_eq!(sniff(bytes), Sniff::Is(Protocol::Opaque), "{bytes:?}");
         }
@@ -99,6 +182,24 @@ mod tests {
     fn a_line_that_never_ends_is_opaque() {
         let line = [b"GET /".as_slice(), &[b'a'; LONGEST_REQUEST_LINE]].concat();
         assert_eq!(sniff(&line), Sniff::Is(Protocol::Opaque));
+    }
+
+    #[test]
+    fn the_start_of_a_request_is_told_from_other_words() {
+        for start in ["G", "GE", "GET", "GET ", "GET /a", "VERSION-C", "PR", "ANY ", "\r\nP"] {
+            assert!(is_likely_http(start.as_bytes()), "{start}");
+        }
+        for start in ["", "\r\n", "HELLO", "GETS", "PING"] {
+            assert!(!is_likely_http(start.as_bytes()), "{start}");
+        }
+        for line in ["GET / HTTP/1.1\r\n", "get / HTTP/1.1\r\n", "GET / HTTP/9\r\n", "GET / HTTP/"]
+        {
+            assert!(claims_http(line.as_bytes()), "{line}");
+        }
+        for line in ["OPTIONS * RTSP/1.0\r\n", "SOURCE /a HTTP/1.0\r\n", "GET /\r\nA: HTTP/1.1\r\n"]
+        {
+            assert!(!claims_http(line.as_bytes()), "{line}");
+        }
     }
 
     proptest! {

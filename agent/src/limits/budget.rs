@@ -18,9 +18,6 @@ pub struct Budget {
 /// the kubelet takes by default, guaranteed parts can exceed the total by less than a half.
 const GUARANTEED: u64 = 500;
 
-/// A window is at most one in so many of what its holder may still take.
-const WINDOWS: u64 = 64;
-
 /// What one holder has of a budget.
 #[derive(Debug)]
 pub struct Share {
@@ -87,13 +84,6 @@ impl Share {
         self.budget.guaranteed
     }
 
-    /// How large a window may be that is given now: the less the holder may still take, the smaller,
-    /// within `least` and `most`.
-    pub fn window(&self, least: u32, most: u32) -> u32 {
-        let room = self.free().saturating_sub(self.held());
-        u32::try_from(room / WINDOWS).unwrap_or(most).clamp(least, most)
-    }
-
     fn count(self: &Arc<Self>, amount: u64) -> Permit {
         self.budget.used.fetch_add(amount, Relaxed);
         self.held.fetch_add(amount, Relaxed);
@@ -139,18 +129,6 @@ mod tests {
         taken.extend(greedy.iter().map(take_all));
         let last = budget.share();
         assert!(take_all(&last).len() >= 2, "{} of 1000 are used", budget.used());
-    }
-
-    #[test]
-    fn windows_shrink_with_what_is_left() {
-        let budget = Budget::new(128 << 20);
-        let share = budget.share();
-        assert_eq!(share.window(1 << 16, 1 << 20), 1 << 20);
-        let half = share.take(48 << 20);
-        assert_eq!(share.window(1 << 16, 1 << 20), 1 << 19);
-        let rest = share.take(16 << 20);
-        assert!(half.is_some() && rest.is_some());
-        assert_eq!(share.window(1 << 16, 1 << 20), 1 << 16);
     }
 
     proptest! {

@@ -6,7 +6,7 @@ use std::{
     sync::Arc,
 };
 
-use super::{Principal, Service, ServicePort, TrustDomain, Workload};
+use super::{AppProtocol, Principal, Service, ServicePort, TrustDomain, Workload};
 
 /// Everything the data path may know about the mesh. Built once by a source, then only read.
 #[derive(Debug, Default)]
@@ -27,6 +27,8 @@ pub struct Snapshot {
     service_by_external: HashMap<SocketAddr, Reached>,
     service_by_node_port: HashMap<u16, Reached>,
     service_by_endpoint: HashMap<SocketAddr, Reached>,
+    /// Endpoints of which one Service says something else than another.
+    disputed: HashSet<SocketAddr>,
 }
 
 /// A Service and the port of it that an address leads to.
@@ -119,6 +121,14 @@ impl Snapshot {
     pub fn serving(&self, address: SocketAddr) -> Option<&Reached> {
         self.service_by_endpoint.get(&address)
     }
+
+    /// What `address`, a pod address and target port, speaks, as far as its Services agree.
+    pub fn spoken_at(&self, address: SocketAddr) -> AppProtocol {
+        match self.serving(address) {
+            Some((_, port)) if !self.disputed.contains(&address) => port.protocol,
+            _ => AppProtocol::Unknown,
+        }
+    }
 }
 
 /// Gathers workloads and services, then indexes them once.
@@ -165,7 +175,10 @@ impl SnapshotBuilder {
                 }
                 for endpoint in &port.endpoints {
                     let address = endpoint.address;
-                    snapshot.service_by_endpoint.entry(address).or_insert_with(reached);
+                    let first = snapshot.service_by_endpoint.entry(address).or_insert_with(reached);
+                    if first.1.protocol != port.protocol {
+                        snapshot.disputed.insert(address);
+                    }
                 }
             }
         }

@@ -48,7 +48,7 @@ use crate::{
     },
     limits::{LimitOptions, Limits},
     mesh::{RootNamespace, SnapshotStore, TrustDomain},
-    proxy::{Admissions, Drain, LocalPods, Proxy, SameNode},
+    proxy::{Admissions, Contradictions, Drain, LocalPods, Proxy, SameNode},
     signals::Signals,
     telemetry::{Telemetry, TelemetryOptions},
 };
@@ -145,6 +145,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         node_sockets: Arc::new(node_sockets),
         unknown_clients: Notify::new(),
         admissions: Admissions::default(),
+        contradictions: Contradictions::default(),
         same_node: options.same_node,
         limits: Arc::new(Limits::new(options.limits.within(descriptors))),
     });

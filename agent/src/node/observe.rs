@@ -146,6 +146,14 @@ impl Observed {
         // One after the other: both have connections refused.
         readings.extend(self.limits());
         readings.extend(self.admissions());
+        let contradictions = self.proxy.contradictions.counts();
+        readings.extend(contradictions.map(|(reason, count)| Reading {
+            name: "sluice_connections_not_http_total",
+            help: "Connections carried as opaque although something said that they are HTTP",
+            kind: Kind::Counter,
+            labels: vec![("reason", reason.to_owned())],
+            value: count as f64,
+        }));
         let (issued, failed) = self.proxy.identity.requests();
         for (outcome, count) in [("issued", issued), ("failed", failed)] {
             readings.push(Reading {

@@ -21,7 +21,7 @@ use std::{
 
 use tokio::{sync::watch, task::spawn_blocking};
 
-use super::{LocalPod, Proxy, exchange::Refusal, inbound::Arrival};
+use super::{LocalPod, Proxy, inbound::Arrival, refusal::Refusal};
 use crate::{
     capture::{NodeSockets, Stranger},
     identity::IdentityError,

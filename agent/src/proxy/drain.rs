@@ -26,16 +26,23 @@ pub struct Drain {
 impl Drain {
     /// Runs a connection to its end, or until the drain deadline.
     pub fn connection(&self, connection: impl Future<Output = ()> + Send + 'static) {
+        tokio::spawn(self.held(connection));
+    }
+
+    /// The same of what is run by somebody else: the drain waits for it.
+    pub(super) fn held<F: Future<Output = ()>>(
+        &self,
+        connection: F,
+    ) -> TrackedFuture<impl Future<Output = ()> + use<F>> {
         // A child: waiting on the one token of all connections takes its lock at every poll.
         let abort = self.abort.child_token();
-        self.connections.spawn(async move {
+        self.connections.track_future(async move {
             tokio::select! {
-                // A connection that watches for the cut itself gets to record how it ended.
                 biased;
                 () = connection => {}
                 () = abort.cancelled() => {}
             }
-        });
+        })
     }
 
     /// Says that new connections go to another agent's listeners. Those of this agent close once
@@ -60,9 +67,15 @@ impl Drain {
         &self.started
     }
 
-    /// Cancelled when what is still open is cut.
-    pub(super) fn cut(&self) -> &CancellationToken {
-        &self.abort
+    /// Waits until what is still open is cut.
+    pub(super) async fn cut(&self) {
+        // A child, as above.
+        self.abort.child_token().cancelled_owned().await;
+    }
+
+    /// Whether what was still open is being cut, or was.
+    pub(super) fn has_cut(&self) -> bool {
+        self.abort.is_cancelled()
     }
 
     /// Connections open now.

@@ -4,7 +4,7 @@ use std::{net::SocketAddr, sync::Arc};
 
 use super::{LocalPod, Proxy};
 use crate::mesh::{
-    AppProtocol, Destination, Endpoint, MutualTlsMode, Principal, Service, Workload,
+    AppProtocol, Destination, Endpoint, MutualTlsMode, Principal, Service, Snapshot, Workload,
 };
 
 /// One chosen endpoint.
@@ -107,11 +107,17 @@ impl Proxy {
     }
 }
 
-/// What the Service behind `destination` declares its port to speak.
-pub(super) fn declared(destination: &Destination) -> AppProtocol {
+/// What the Service behind `destination`, which `address` is, declares its port to speak. Of a pod
+/// that was dialled by its own address, what all its Services say.
+pub(super) fn declared(
+    snapshot: &Snapshot,
+    address: SocketAddr,
+    destination: &Destination,
+) -> AppProtocol {
     match destination {
-        Destination::Service(_, port) | Destination::Workload(_, Some((_, port))) => port.protocol,
-        Destination::Workload(_, None) | Destination::Unknown => AppProtocol::Unknown,
+        Destination::Service(_, port) => port.protocol,
+        Destination::Workload(..) => snapshot.spoken_at(address),
+        Destination::Unknown => AppProtocol::Unknown,
     }
 }
 

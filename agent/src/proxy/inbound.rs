@@ -9,16 +9,17 @@ use tokio::net::TcpStream;
 use super::{
     CONNECT_TIMEOUT, Io, LocalPod, Proxy,
     admission::{Admitted, Denied, Party, Standing, admit, both_certified, certified},
-    detect::{Detected, detect},
-    exchange::Refusal,
+    cut::Cut,
+    detect::{Contrary, Detection, Found},
     io,
     loops::is_somewhere,
-    relay::{Early, Outcome, relay},
-    requests::arriving,
+    refusal::Refusal,
+    relay::{Early, relay},
+    requests::{Upstream, arriving},
 };
 use crate::{
     capture::Accepted,
-    http::{PoolKey, Protocol, Stream},
+    http::{Protocol, Stream, h2::PoolKey},
     identity,
     limits::Limit,
     mesh::{AppProtocol, HBONE_PORT, Principal, Workload},
@@ -40,6 +41,8 @@ pub(super) struct Arrival {
     pub(super) source: Option<Arc<Workload>>,
     /// Handed over by a pod of this node, in this process.
     pub(super) same_node: bool,
+    /// What may put an end to it.
+    pub(super) cut: Cut,
 }
 
 /// Carries one connection that capture took on its way into a pod of this node.
@@ -54,7 +57,12 @@ pub(super) async fn connection(proxy: Arc<Proxy>, pod: Arc<LocalPod>, accepted: 
         Ok(permit) => permit,
         Err(limit) => {
             io::reset(&stream);
-            return over(&proxy, &pod, limit, &Arrival::unknown(peer, original_destination));
+            return over(
+                &proxy,
+                &pod,
+                limit,
+                &Arrival::unknown(&proxy, &pod, peer, original_destination),
+            );
         }
     };
     if original_destination.port() == HBONE_PORT {
@@ -65,12 +73,9 @@ pub(super) async fn connection(proxy: Arc<Proxy>, pod: Arc<LocalPod>, accepted: 
         proxy.unknown_clients.notify_one();
     }
     let arrival = Arrival {
-        client: peer,
-        app: original_destination,
-        principal: None,
         // A plaintext peer's address proves nothing about a workload of the mesh.
         source: source.filter(|workload| !workload.meshed),
-        same_node: false,
+        ..Arrival::unknown(&proxy, &pod, peer, original_destination)
     };
     carry(proxy, pod, arrival, Door::Plain(stream)).await;
 }
@@ -81,7 +86,7 @@ fn over(proxy: &Proxy, pod: &LocalPod, limit: Limit, arrival: &Arrival) {
         tracing::warn!(client = %arrival.client, app = %arrival.app, pod = %pod.uid,
             reason = limit.as_str(), "inbound connections are refused: {limit}");
         let span = proxy.telemetry.connection(&arrival.flow(proxy, pod), None);
-        span.finish(0, 0, Some(limit.into()));
+        span.finish(Some(limit.into()));
     }
 }
 
@@ -100,9 +105,9 @@ async fn hbone(
     };
     let refused = |failure: Failure, why: &dyn fmt::Display| {
         tracing::info!(%peer, pod = %pod.uid, error = %why, "HBONE connection refused");
-        let arrival = Arrival::unknown(peer, local);
+        let arrival = Arrival::unknown(&proxy, &pod, peer, local);
         let span = proxy.telemetry.connection(&arrival.flow(&proxy, &pod), None);
-        span.refuse(0, 0, failure, &why.to_string());
+        span.refuse(failure, &why.to_string());
     };
     let tls = match tls {
         Ok(tls) => tls,
@@ -115,17 +120,21 @@ async fn hbone(
         Ok(handshaking) => handshaking,
         Err(limit) => {
             io::reset(&stream);
-            return over(&proxy, &pod, limit, &Arrival::unknown(peer, local));
+            return over(&proxy, &pod, limit, &Arrival::unknown(&proxy, &pod, peer, local));
         }
     };
     let (_tunnel, tunnels) = pod.limits.tunnel();
-    let drain = proxy.drain.started().clone();
+    // A child: it is polled with the connection, and the one of all has one lock.
+    let drain = proxy.drain.started().child_token();
     let connect = {
         let (proxy, pod) = (proxy.clone(), pod.clone());
         move |connect: Connect| {
             let (proxy, pod) = (proxy.clone(), pod.clone());
-            // A task of its own, which the end of the tunnel does not end.
-            async move { pod.while_captured(connected(proxy, pod.clone(), connect, peer)).await }
+            // A task of its own, which the end of the tunnel does not end: the drain waits for its
+            // span too.
+            let drain = proxy.drain.clone();
+            let connected = connected(proxy, pod.clone(), connect, peer);
+            drain.held(async move { pod.while_captured(connected).await })
         }
     };
     let peer_of = identity::peer_principal;
@@ -148,17 +157,15 @@ async fn connected(proxy: Arc<Proxy>, pod: Arc<LocalPod>, connect: Connect, peer
         Ok(permit) => permit,
         Err(limit) => {
             connect.reject(StatusCode::SERVICE_UNAVAILABLE);
-            return over(&proxy, &pod, limit, &Arrival::unknown(peer, app));
+            return over(&proxy, &pod, limit, &Arrival::unknown(&proxy, &pod, peer, app));
         }
     };
     let principal = connect.peer.clone();
     let source = proxy.snapshots.load().workload(peer.ip()).cloned();
     let arrival = Arrival {
-        client: peer,
-        app,
         source: source.filter(|workload| workload.principal == principal),
         principal: Some(principal),
-        same_node: false,
+        ..Arrival::unknown(&proxy, &pod, peer, app)
     };
     carry(proxy, pod, arrival, Door::Tunnel(connect)).await;
 }
@@ -211,7 +218,7 @@ async fn carry(proxy: Arc<Proxy>, pod: Arc<LocalPod>, arrival: Arrival, door: Do
             );
             let span = proxy.telemetry.connection(&arrival.flow(&proxy, &pod), door.headers());
             door.refuse(StatusCode::FORBIDDEN);
-            span.refuse(0, 0, denied.failure(), &why);
+            span.refuse(denied.failure(), &why);
         }
     }
 }
@@ -227,9 +234,10 @@ async fn probe(proxy: &Proxy, pod: &LocalPod, arrival: &Arrival, door: Door) {
     };
     match door.open() {
         Ok(client) => {
-            let (buffered, cut) = (pod.limits.buffered_in(), pod.cut(&proxy.drain));
-            let carried = relay(client, Io::Tcp(app), Early::default(), buffered, cut).await;
-            if carried.failure == Some(Failure::BufferLimit) {
+            let (buffered, app) = (pod.limits.buffered_in(), Io::Tcp(app));
+            let never = std::future::pending();
+            let failure = relay(client, app, Early::default(), buffered, &mut [], never).await;
+            if failure == Some(Failure::BufferLimit) {
                 proxy.limits.overfull(&pod.uid);
             }
         }
@@ -244,93 +252,191 @@ async fn traffic(
     pod: Arc<LocalPod>,
     arrival: Arrival,
     door: Door,
-    mut standing: Standing,
+    standing: Standing,
 ) {
-    let protocol = proxy.snapshots.load().serving(arrival.app).map(|(_, port)| port.protocol);
-    if matches!(protocol, Some(AppProtocol::Http | AppProtocol::Http2)) {
+    let protocol = proxy.snapshots.load().spoken_at(arrival.app);
+    let admitted = Admission { proxy, pod, arrival, standing };
+    if matches!(protocol, AppProtocol::Http | AppProtocol::Http2) {
         if let Ok(client) = door.open() {
-            requests(proxy, pod, arrival, (client, Bytes::new()), None, standing).await;
+            admitted.http(client).await;
         }
         return;
     }
     // The application is reached before the client is let in: a client whose server cannot be
     // reached is refused, and a server that speaks first is not kept waiting.
-    let (mut app, mut span) = match open(&proxy, &pod, &arrival, door.headers()).await {
+    let (app, span) = match admitted.open(door.headers()).await {
         Ok(opened) => opened,
         Err((refusal, span)) => {
+            door.refuse(refusal.status);
+            return span.finish(Some(refusal.failure));
+        }
+    };
+    let Ok(client) = door.open() else {
+        io::reset(&app);
+        return span.finish(Some(Failure::ResetLocal));
+    };
+    match protocol {
+        AppProtocol::Opaque => admitted.opaque(client, app, Early::default(), span).await,
+        _ => admitted.listen(client, app, span, Detection::undeclared()).await,
+    }
+}
+
+/// A connection that was let in.
+struct Admission {
+    proxy: Arc<Proxy>,
+    pod: Arc<LocalPod>,
+    arrival: Arrival,
+    standing: Standing,
+}
+
+impl Admission {
+    async fn open(
+        &self,
+        parent: Option<&HeaderMap>,
+    ) -> Result<(TcpStream, TcpSpan), (Refusal, TcpSpan)> {
+        let Self { proxy, pod, arrival, .. } = self;
+        let opened = open(proxy, pod, arrival, parent).await;
+        if let Err((refusal, _)) = &opened {
             tracing::info!(
                 client = %arrival.client, app = %arrival.app, error = %refusal.message,
                 "inbound connection failed"
             );
-            door.refuse(refusal.status);
-            return span.finish(0, 0, Some(refusal.failure));
         }
-    };
-    let Ok(mut client) = door.open() else {
-        io::reset(&app);
-        return span.finish(0, 0, Some(Failure::ResetLocal));
-    };
-    let early = if protocol == Some(AppProtocol::Opaque) {
-        Early::default()
-    } else {
-        let detected = tokio::select! {
-            detected = detect(&mut client, &mut app) => detected,
-            denied = standing.revoked(&proxy, &pod, &arrival) => {
-                io::reset(&app);
+        opened
+    }
+
+    /// Where HTTP is declared, requests find their way by themselves. What turns out to be something
+    /// else is carried all the same, and counted.
+    async fn http(mut self, mut client: Io) {
+        let mut detection = Detection::declared();
+        let drain = self.proxy.drain.started().child_token();
+        let heard = tokio::select! {
+            heard = detection.client(&mut client) => heard,
+            () = drain.cancelled() => Some(Found::Declared),
+            denied = self.standing.revoked(&self.proxy, &self.pod, &self.arrival) => {
                 client.abort();
-                let why = cut(&arrival, &denied);
-                return span.refuse(0, 0, denied.failure(), &why);
+                return drop(cut(&self.arrival, &denied));
             }
         };
-        match detected {
-            Ok(Detected { protocol: Protocol::Opaque, early }) => early,
-            Ok(Detected { protocol, early }) => {
+        match heard {
+            Some(Found::Http(_) | Found::Declared) => {
+                self.requests(client, detection.request(), None).await;
+            }
+            Some(Found::Opaque(why)) => match self.open(None).await {
+                Ok((app, span)) => {
+                    self.contradicted(why);
+                    self.opaque(client, app, detection.early(), span).await;
+                }
+                Err((refusal, span)) => {
+                    client.abort();
+                    span.finish(Some(refusal.failure));
+                }
+            },
+            // Without a server, a request is still answered with the reason.
+            None => match open(&self.proxy, &self.pod, &self.arrival, None).await {
+                Ok((app, span)) => self.listen(client, app, span, detection).await,
+                Err((_, span)) => {
+                    span.discard();
+                    self.requests(client, Bytes::new(), None).await;
+                }
+            },
+        }
+    }
+
+    /// Carries what a connection turns out to be once one of its ends speaks.
+    async fn listen(
+        mut self,
+        mut client: Io,
+        mut app: TcpStream,
+        span: TcpSpan,
+        mut detection: Detection,
+    ) {
+        let found = tokio::select! {
+            found = detection.both(&mut client, &mut app) => found,
+            why = self.arrival.cut.happens() => {
+                io::reset(&app);
+                client.abort();
+                return span.finish(Some(why));
+            }
+            denied = self.standing.revoked(&self.proxy, &self.pod, &self.arrival) => {
+                io::reset(&app);
+                client.abort();
+                let why = cut(&self.arrival, &denied);
+                return span.refuse(denied.failure(), &why);
+            }
+        };
+        match found {
+            Found::Opaque(why) => {
+                self.contradicted(why);
+                self.opaque(client, app, detection.early(), span).await;
+            }
+            Found::Http(protocol) => {
                 // What the connection carries is recorded request by request from here on.
                 span.discard();
                 let app = match protocol {
                     Protocol::Http2 => {
-                        let key = PoolKey::new(arrival.client.ip(), arrival.app);
-                        if let Err(error) = pod.inbound.adopt(key, app).await {
-                            tracing::debug!(app = %arrival.app, %error, "the application does not speak HTTP/2");
+                        let key = PoolKey::new(self.arrival.client.ip(), self.arrival.app);
+                        let app = Upstream::to_pod(Io::Tcp(app), &self.pod);
+                        if let Err(error) = self.pod.inbound.adopt(key, app).await {
+                            tracing::debug!(app = %self.arrival.app, %error, "the application was gone before it was asked");
                             return client.abort();
                         }
                         None
                     }
                     Protocol::Http1 | Protocol::Opaque => Some(Io::Tcp(app)),
                 };
-                let client = (client, early.from_client);
-                return requests(proxy, pod, arrival, client, app, standing).await;
+                self.requests(client, detection.request(), app).await;
             }
-            Err(side) => {
-                io::reset(&app);
-                client.abort();
-                return span.finish(0, 0, Some(side.failure()));
-            }
-        }
-    };
-    span.opaque();
-    let mut denied = None;
-    let end = async {
-        tokio::select! {
-            why = pod.cut(&proxy.drain) => why,
-            why = standing.revoked(&proxy, &pod, &arrival) => {
-                let failure = why.failure();
-                denied = Some(why);
-                failure
+            Found::Declared => {
+                span.discard();
+                drop(app);
+                self.requests(client, detection.request(), None).await;
             }
         }
-    };
-    let Outcome { sent, received, failure } =
-        relay(client, Io::Tcp(app), early, pod.limits.buffered_in(), end).await;
-    if failure == Some(Failure::BufferLimit) {
-        proxy.limits.overfull(&pod.uid);
     }
-    match denied {
-        Some(denied) => {
-            let why = cut(&arrival, &denied);
-            span.refuse(sent, received, denied.failure(), &why);
+
+    /// Counts a connection that is opaque although something says that it is HTTP.
+    fn contradicted(&self, why: Option<Contrary>) {
+        let Some(why) = why else { return };
+        self.proxy.contradictions.count(why);
+        tracing::debug!(client = %self.arrival.client, app = %self.arrival.app,
+            reason = why.as_str(), "carried as opaque");
+    }
+
+    async fn opaque(self, client: Io, app: TcpStream, early: Early, mut span: TcpSpan) {
+        let Self { proxy, pod, arrival, mut standing } = self;
+        span.opaque();
+        let mut denied = None;
+        let revoked = async {
+            let why = standing.revoked(&proxy, &pod, &arrival).await;
+            denied.insert(why).failure()
+        };
+        let (app, buffered) = (Io::Tcp(app), pod.limits.buffered_in());
+        let spans = std::slice::from_mut(&mut span);
+        let failure = relay(client, app, early, buffered, spans, revoked).await;
+        if failure == Some(Failure::BufferLimit) {
+            proxy.limits.overfull(&pod.uid);
         }
-        None => span.finish(sent, received, failure),
+        match denied {
+            Some(denied) => span.refuse(denied.failure(), &cut(&arrival, &denied)),
+            None => span.finish(failure),
+        }
+    }
+
+    /// Answers the requests of one client for as long as policy allows it. `read` has been read of it,
+    /// and `app` was connected to for its first request.
+    async fn requests(self, client: Io, read: Bytes, app: Option<Io>) {
+        let Self { proxy, pod, arrival, mut standing } = self;
+        let arrival = Arc::new(arrival);
+        let requests = arriving(proxy.clone(), pod.clone(), arrival.clone(), client, read, app);
+        tokio::select! {
+            () = Box::pin(requests) => {}
+            // Requests under way end with it, and their spans say so.
+            denied = standing.revoked(&proxy, &pod, &arrival) => {
+                arrival.cut.because(denied.failure());
+                drop(cut(&arrival, &denied));
+            }
+        }
     }
 }
 
@@ -350,7 +456,8 @@ pub(super) async fn open(
     arrival: &Arrival,
     parent: Option<&HeaderMap>,
 ) -> Result<(TcpStream, TcpSpan), (Refusal, TcpSpan)> {
-    let mut span = proxy.telemetry.connection(&arrival.flow(proxy, pod), parent);
+    let span = proxy.telemetry.connection(&arrival.flow(proxy, pod), parent);
+    let mut span = span.cut_by(arrival.cut.cause());
     if let Err(refusal) = both_certified(proxy, pod, arrival).await {
         return Err((refusal, span));
     }
@@ -380,27 +487,16 @@ pub(super) async fn dial(pod: &LocalPod, arrival: &Arrival) -> Result<TcpStream,
     }
 }
 
-/// Answers the requests of one client for as long as policy allows it.
-async fn requests(
-    proxy: Arc<Proxy>,
-    pod: Arc<LocalPod>,
-    arrival: Arrival,
-    (client, read): (Io, Bytes),
-    app: Option<Io>,
-    mut standing: Standing,
-) {
-    let arrival = Arc::new(arrival);
-    tokio::select! {
-        () = Box::pin(arriving(proxy.clone(), pod.clone(), arrival.clone(), client, read, app)) => {}
-        // Requests under way end with it, and their spans say so.
-        denied = standing.revoked(&proxy, &pod, &arrival) => drop(cut(&arrival, &denied)),
-    }
-}
-
 impl Arrival {
     /// Of whoever is at `client`, when nothing else about it was looked at.
-    fn unknown(client: SocketAddr, app: SocketAddr) -> Self {
-        Self { client, app, principal: None, source: None, same_node: false }
+    fn unknown(
+        proxy: &Arc<Proxy>,
+        pod: &Arc<LocalPod>,
+        client: SocketAddr,
+        app: SocketAddr,
+    ) -> Self {
+        let cut = Cut::of(proxy, pod);
+        Self { client, app, principal: None, source: None, same_node: false, cut }
     }
 
     /// What spans and metrics of the server's side say about this connection.

@@ -13,10 +13,14 @@ use tokio::{
     net::TcpStream,
 };
 
-use crate::{http::Stream, tunnel::HboneStream};
+use crate::{
+    http::Stream,
+    tunnel::{HboneStream, SEND_BUFFER},
+};
 
-/// The most taken from a TCP socket at once.
-const LARGEST_READ: usize = 64 << 10;
+/// The most taken from a TCP socket at once: what a tunnel takes at once, and nothing over that would
+/// make a frame of its own.
+const LARGEST_READ: usize = SEND_BUFFER;
 /// The first read; each one that fills its buffer makes the next four times as large, so that
 /// an interactive connection stays small.
 const FIRST_READ: usize = 4 << 10;

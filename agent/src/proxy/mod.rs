@@ -6,16 +6,19 @@
 //! [`crate::mesh::Snapshot`] a decision.
 
 mod admission;
+mod cut;
 mod detect;
+mod direction;
 mod drain;
-mod exchange;
 mod generation;
 mod hop;
 mod inbound;
 mod io;
+mod last_words;
 mod loops;
 mod outbound;
 mod pods;
+mod refusal;
 mod relay;
 mod requests;
 mod same_node;
@@ -23,6 +26,7 @@ mod same_node;
 use std::{future::poll_fn, pin::pin, sync::Arc, time::Duration};
 
 pub use admission::Admissions;
+pub use detect::Contradictions;
 pub use drain::Drain;
 pub use hop::{Hop, NoEndpoint, Way};
 pub use io::Io;
@@ -59,6 +63,8 @@ pub struct Proxy {
     pub unknown_clients: Notify,
     /// What policy decided.
     pub admissions: Admissions,
+    /// What turned out to be something else than HTTP.
+    pub contradictions: Contradictions,
     /// How pods of this node reach each other.
     pub same_node: SameNode,
     /// What there is for all pods to share.

@@ -4,24 +4,25 @@ use std::{net::SocketAddr, sync::Arc, time::Instant};
 
 use bytes::Bytes;
 use http::HeaderMap;
-use tokio::net::TcpStream;
+use tokio::{io::AsyncWriteExt, net::TcpStream};
 
 use super::{
     CONNECT_TIMEOUT, Hop, Io, LocalPod, Proxy, Way,
     admission::{Party, certified},
-    detect::{Side, detect},
-    exchange::Refusal,
+    cut::Cut,
+    detect::{Contrary, Detection, Found},
     generation::generation,
     hop::{declared, service_of},
     inbound::{self, Arrival},
     io,
     loops::leads_out,
-    relay::{Early, Outcome, relay},
-    requests::{First, departing},
+    refusal::Refusal,
+    relay::{Early, relay},
+    requests::{First, Upstream, departing},
 };
 use crate::{
     capture::Accepted,
-    http::{PoolKey, Protocol, Stream},
+    http::{Protocol, Stream, h2::PoolKey},
     identity::IdentityError,
     limits::Limit,
     mesh::{AppProtocol, Destination, HBONE_PORT, Principal, Service},
@@ -36,7 +37,8 @@ pub(super) async fn connection(proxy: Arc<Proxy>, pod: Arc<LocalPod>, accepted: 
         tracing::warn!(%client, %dialled, pod = %pod.uid, "refused: it would lead back to the pod");
         return io::reset(&stream);
     }
-    let outbound = Outbound { proxy, pod, client, dialled, mark };
+    let cut = Cut::of(&proxy, &pod);
+    let outbound = Outbound { proxy, pod, client, dialled, mark, cut };
     let destination = outbound.destination();
     let _permit = match outbound.pod.limits.departing() {
         Ok(permit) => permit,
@@ -45,10 +47,8 @@ pub(super) async fn connection(proxy: Arc<Proxy>, pod: Arc<LocalPod>, accepted: 
     if !outbound.let_out(&stream, &destination).await {
         return;
     }
-    match declared(&destination) {
-        AppProtocol::Http | AppProtocol::Http2 => {
-            Box::pin(departing(outbound, Io::Tcp(stream), Bytes::new(), None)).await;
-        }
+    match outbound.declared(&destination) {
+        AppProtocol::Http | AppProtocol::Http2 => outbound.http(stream, &destination).await,
         AppProtocol::Opaque => {
             if let Some(opened) = outbound.open_or_reset(&stream, &destination).await {
                 opened.relay(stream, Early::default(), &outbound).await;
@@ -68,12 +68,19 @@ pub(super) struct Outbound {
     pub(super) dialled: SocketAddr,
     /// What the application had marked its socket with.
     pub(super) mark: u32,
+    /// What may put an end to it.
+    pub(super) cut: Cut,
 }
 
 impl Outbound {
     /// What the dialled address means by the newest snapshot.
     pub(super) fn destination(&self) -> Destination {
         self.proxy.snapshots.load().destination(self.dialled)
+    }
+
+    /// What is declared of the port that was dialled.
+    fn declared(&self, destination: &Destination) -> AppProtocol {
+        declared(&self.proxy.snapshots.load(), self.dialled, destination)
     }
 
     /// Refuses a connection that is one too many.
@@ -84,7 +91,7 @@ impl Outbound {
                 reason = limit.as_str(), "outbound connections are refused: {limit}");
             let flow = self.flow(None, service_of(destination));
             let span = self.proxy.telemetry.connection(&flow, None);
-            span.finish(0, 0, Some(limit.into()));
+            span.finish(Some(limit.into()));
         }
     }
 
@@ -100,49 +107,104 @@ impl Outbound {
         io::reset(client);
         let flow = self.flow(None, service_of(destination));
         let span = self.proxy.telemetry.connection(&flow, None);
-        span.refuse(0, 0, Failure::CertificateMissing, &why);
+        span.refuse(Failure::CertificateMissing, &why);
         false
+    }
+
+    /// Answers requests, of which `read` has been read, and to the first of which there may be a
+    /// connection.
+    async fn requests(self, client: TcpStream, read: Bytes, first: Option<First>) {
+        Box::pin(departing(self, Io::Tcp(client), read, first)).await;
+    }
+
+    /// Where HTTP is declared, requests find their way by themselves. What turns out to be something
+    /// else is carried all the same, and counted.
+    async fn http(self, mut client: TcpStream, destination: &Destination) {
+        let mut detection = Detection::declared();
+        let drain = self.proxy.drain.started().child_token();
+        let heard = tokio::select! {
+            heard = detection.client(&mut client) => heard,
+            () = drain.cancelled() => Some(Found::Declared),
+        };
+        match heard {
+            Some(Found::Http(_) | Found::Declared) => {
+                self.requests(client, detection.request(), None).await;
+            }
+            Some(Found::Opaque(why)) => {
+                if let Some(opened) = self.open_or_reset(&client, destination).await {
+                    self.contradicted(why);
+                    opened.relay(client, detection.early(), &self).await;
+                }
+            }
+            // Without a server, a request is still answered with the reason.
+            None => match self.open(destination).await {
+                Ok(opened) => self.listen(client, opened, detection).await,
+                Err(Unopened { spans, .. }) => {
+                    spans.into_iter().for_each(TcpSpan::discard);
+                    self.requests(client, Bytes::new(), None).await;
+                }
+            },
+        }
     }
 
     /// Opens the way first and lets whoever speaks first decide, so that a server that speaks
     /// first is not kept waiting.
-    async fn undeclared(self, mut client: TcpStream, destination: &Destination) {
-        let Some(mut opened) = self.open_or_reset(&client, destination).await else { return };
-        let detected = tokio::select! {
-            detected = detect(&mut client, &mut opened.server) => detected.map_err(Side::failure),
-            why = self.cut(&opened.hop) => Err(why),
-        };
-        let detected = match detected {
-            Ok(detected) => detected,
-            Err(why) => {
+    async fn undeclared(self, client: TcpStream, destination: &Destination) {
+        let Some(opened) = self.open_or_reset(&client, destination).await else { return };
+        self.listen(client, opened, Detection::undeclared()).await;
+    }
+
+    /// Carries what a connection turns out to be once one of its ends speaks.
+    async fn listen(self, mut client: TcpStream, mut opened: Opened, mut detection: Detection) {
+        let cut = self.cut(&opened.hop);
+        let found = tokio::select! {
+            found = detection.both(&mut client, &mut opened.server) => found,
+            why = cut.happens() => {
                 io::reset(&client);
                 return opened.abort(why);
             }
         };
-        if detected.protocol == Protocol::Opaque {
-            return opened.relay(client, detected.early, &self).await;
-        }
-        match opened.adopt(&self, detected.protocol).await {
-            Ok(first) => {
-                let read = detected.early.from_client;
-                Box::pin(departing(self, Io::Tcp(client), read, Some(first))).await;
+        match found {
+            Found::Opaque(why) => {
+                self.contradicted(why);
+                opened.relay(client, detection.early(), &self).await;
             }
-            Err(error) => {
-                tracing::debug!(dialled = %self.dialled, %error, "the server does not speak HTTP/2");
-                io::reset(&client);
+            Found::Http(protocol) => match opened.adopt(&self, protocol).await {
+                Ok(first) => self.requests(client, detection.request(), Some(first)).await,
+                Err(error) => {
+                    tracing::debug!(dialled = %self.dialled, %error, "the server was gone before it was asked");
+                    io::reset(&client);
+                }
+            },
+            Found::Declared => {
+                opened.forget().await;
+                self.requests(client, detection.request(), None).await;
             }
         }
     }
 
-    /// Waits until what is still open on the way to `hop` must end, and says why.
-    pub(super) async fn cut(&self, hop: &Hop) -> Failure {
-        let here = self.pod.cut(&self.proxy.drain);
+    /// Counts a connection that is opaque although something says that it is HTTP.
+    fn contradicted(&self, why: Option<Contrary>) {
+        let Some(why) = why else { return };
+        self.proxy.contradictions.count(why);
+        tracing::debug!(client = %self.client, dialled = %self.dialled, reason = why.as_str(),
+            "carried as opaque");
+    }
+
+    /// Waits until the server of `hop` leaves, where it is a pod of this node. Whatever else cuts the
+    /// connection drops what waits here.
+    pub(super) async fn server_left(&self, hop: &Hop) -> Failure {
         match &hop.way {
-            Way::SameNode(server) => tokio::select! {
-                why = here => why,
-                why = server.cut(&self.proxy.drain) => why,
-            },
-            Way::Tunnel(_) | Way::Plain => here.await,
+            Way::SameNode(server) => server.left().await,
+            Way::Tunnel(_) | Way::Plain => std::future::pending().await,
+        }
+    }
+
+    /// What may put an end to what is carried to `hop`.
+    pub(super) fn cut(&self, hop: &Hop) -> Cut {
+        match &hop.way {
+            Way::SameNode(server) => self.cut.with(server),
+            Way::Tunnel(_) | Way::Plain => self.cut.clone(),
         }
     }
 
@@ -158,7 +220,7 @@ impl Outbound {
                 );
                 io::reset(client);
                 for span in spans {
-                    span.finish(0, 0, Some(refusal.failure));
+                    span.finish(Some(refusal.failure));
                 }
                 None
             }
@@ -178,7 +240,8 @@ impl Outbound {
         // Before it is dialled: policies may change until its protocol is known.
         let generation = self.generation(&hop);
         let flow = self.flow(Some(&hop), hop.service.clone());
-        let mut span = self.proxy.telemetry.connection(&flow, None);
+        let span = self.proxy.telemetry.connection(&flow, None);
+        let mut span = span.cut_by(self.cut(&hop).cause());
         let mut headers = HeaderMap::new();
         span.inject(&mut headers);
         let began = Instant::now();
@@ -293,6 +356,7 @@ impl Outbound {
             principal: Some(local.principal.clone()),
             source: Some(local),
             same_node: true,
+            cut: self.cut(hop),
         }
     }
 }
@@ -325,21 +389,22 @@ impl Opened {
     async fn relay(self, client: TcpStream, early: Early, by: &Outbound) {
         let Self { server, hop, mut spans, .. } = self;
         spans.iter_mut().for_each(TcpSpan::opaque);
-        let Outcome { sent, received, failure } =
-            relay(Io::Tcp(client), server, early, by.pod.limits.buffered_out(), by.cut(&hop)).await;
+        let (client, buffered) = (Io::Tcp(client), by.pod.limits.buffered_out());
+        let left = by.server_left(&hop);
+        let failure = relay(client, server, early, buffered, &mut spans, left).await;
         if failure == Some(Failure::BufferLimit) {
             by.proxy.limits.overfull(&by.pod.uid);
         }
         for span in spans {
-            span.finish(sent, received, failure);
+            span.finish(failure);
         }
     }
 
     /// The connection is for requests, which are recorded one by one from here on.
     ///
     /// # Errors
-    /// When the server does not speak HTTP/2 after all.
-    async fn adopt(self, by: &Outbound, protocol: Protocol) -> Result<First, hyper::Error> {
+    /// When the server is gone already.
+    async fn adopt(self, by: &Outbound, protocol: Protocol) -> Result<First, h2::Error> {
         let Self { server, hop, generation, spans } = self;
         spans.into_iter().for_each(TcpSpan::discard);
         if protocol != Protocol::Http2 {
@@ -348,19 +413,26 @@ impl Opened {
         let key = PoolKey::new(by.client.ip(), hop.address);
         match &hop.way {
             // No CNI has a say in those.
-            Way::SameNode(pod) => pod.inbound.adopt(key, server).await?,
+            Way::SameNode(pod) => pod.inbound.adopt(key, Upstream::to_pod(server, pod)).await?,
             way => {
                 let key = key.of_generation(generation).marked(by.mark);
-                by.pod.outbound(way.peer()).adopt(key, server).await?;
+                by.pod.outbound(way.peer()).adopt(key, Upstream::from(server)).await?;
             }
         }
         Ok(First { hop, server: None })
     }
 
+    /// Closes what nothing was said on, neither by the client nor by the server.
+    async fn forget(mut self) {
+        self.spans.into_iter().for_each(TcpSpan::discard);
+        // Fails on one that is closed already.
+        let _ = self.server.shutdown().await;
+    }
+
     fn abort(self, failure: Failure) {
         self.server.abort();
         for span in self.spans {
-            span.finish(0, 0, Some(failure));
+            span.finish(Some(failure));
         }
     }
 }

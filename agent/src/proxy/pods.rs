@@ -10,10 +10,9 @@ use std::{
 use arc_swap::ArcSwap;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
-use super::Drain;
 use crate::{
     capture::PodDialer,
-    http::Pool,
+    http::h2::Pool,
     limits::PodLimits,
     mesh::{PodUid, Principal, Workload},
     telemetry::Failure,
@@ -28,10 +27,10 @@ pub struct LocalPod {
     pub dialer: PodDialer,
     /// HBONE connections with this pod as their client.
     pub tunnels: HbonePool,
-    /// HTTP connections to this pod's own application.
+    /// HTTP/2 connections to this pod's own application.
     pub inbound: Pool,
     /// A lock of this pod's own: a concurrent map is 17 KB.
-    outbound: Mutex<HashMap<Option<Principal>, Arc<Pool>>>,
+    outbound: Mutex<HashMap<Option<Principal>, Pool>>,
     workload: ArcSwap<Workload>,
     released: CancellationToken,
     /// What it holds of the agent's budgets.
@@ -78,36 +77,34 @@ impl LocalPod {
         self.released.child_token().cancelled_owned()
     }
 
-    pub(super) fn is_released(&self) -> bool {
-        self.released.is_cancelled()
-    }
-
     /// Runs a connection to its end, or until the pod is released.
     pub(super) async fn while_captured(&self, connection: impl Future<Output = ()>) {
         // A child, as in the drain.
         let released = self.released.child_token();
         tokio::select! {
-            // A connection that watches for the cut itself gets to record how it ended.
             biased;
             () = connection => {}
             () = released.cancelled() => {}
         }
     }
 
-    /// Waits until what is still open must end, and says why.
-    pub(super) async fn cut(&self, drain: &Drain) -> Failure {
-        tokio::select! {
-            () = drain.cut().cancelled() => Failure::DrainTimeout,
-            () = self.released.cancelled() => Failure::PodLeft,
-        }
+    /// Waits until the pod leaves.
+    pub(super) async fn left(&self) -> Failure {
+        self.released().await;
+        Failure::PodLeft
     }
 
-    /// HTTP connections to servers that have proved to be `peer`, or in plaintext to servers
+    /// Whether what is still open is being cut, or was.
+    pub(super) fn has_left(&self) -> bool {
+        self.released.is_cancelled()
+    }
+
+    /// HTTP/2 connections to servers that have proved to be `peer`, or in plaintext to servers
     /// outside the mesh, or without mutual TLS. Kept apart: a server that joins the mesh, or an address that becomes
     /// somebody else's, must not be asked on a connection from before.
-    pub fn outbound(&self, peer: Option<&Principal>) -> Arc<Pool> {
+    pub fn outbound(&self, peer: Option<&Principal>) -> Pool {
         let mut outbound = self.outbound.lock().unwrap_or_else(PoisonError::into_inner);
-        let new = || Arc::new(Pool::new(self.limits.buffered_out()));
+        let new = || Pool::new(self.limits.buffered_out());
         outbound.entry(peer.cloned()).or_insert_with(new).clone()
     }
 

@@ -154,8 +154,8 @@ impl Failure {
     /// connection is ztunnel's `DENY`; Envoy has no flag for RBAC.
     pub(super) fn response_flags(self) -> &'static str {
         match self {
-            Failure::ConnectFailure | Failure::TlsFailure => "UF",
-            Failure::Timeout => "UT",
+            // A server that does not accept in time is one that cannot be reached: `UT` is a request's.
+            Failure::ConnectFailure | Failure::TlsFailure | Failure::Timeout => "UF",
             Failure::ResetRemote => "UC",
             Failure::ResetLocal => "DC",
             Failure::AuthzDenied | Failure::MutualTlsRequired | Failure::CertificateMissing => {

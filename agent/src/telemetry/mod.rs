@@ -18,7 +18,7 @@ mod sampling;
 mod semconv;
 mod span;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 mod wire;
 
 use std::sync::Arc;
@@ -30,7 +30,7 @@ pub use flow::{Failure, Flow, Reporter, SecurityPolicy};
 pub use metrics::{Kind, Metrics, Reading, Rendering, openmetrics};
 pub use options::{Protocol, Receiver, TelemetryOptions};
 pub use queue::Batching;
-pub use span::{HttpSpan, TcpSpan};
+pub use span::{Cause, HttpSpan, TcpSpan};
 
 use crate::http::AnyRequest;
 use metrics::Health;

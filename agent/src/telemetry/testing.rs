@@ -16,12 +16,12 @@ use super::{
 };
 use crate::mesh::{AppProtocol, Owner, PodUid, Principal, Service, ServicePort, Workload};
 
-pub(super) fn principal(name: &str) -> Principal {
+pub(crate) fn principal(name: &str) -> Principal {
     Principal::new(Default::default(), "shop", name).unwrap()
 }
 
 /// A pod of the deployment `name` in the namespace `shop`.
-pub(super) fn workload(name: &str) -> Workload {
+pub(crate) fn workload(name: &str) -> Workload {
     Workload {
         uid: PodUid::new(&format!("uid-{name}")).unwrap(),
         name: format!("{name}-7d4b9").into(),
@@ -47,7 +47,7 @@ pub(super) fn workload(name: &str) -> Workload {
 }
 
 /// The frontend calls the Service `order`, port 8080; as `reporter` sees it.
-pub(super) fn flow(reporter: Reporter) -> Flow {
+pub(crate) fn flow(reporter: Reporter) -> Flow {
     let (frontend, order) = (Arc::new(workload("frontend")), Arc::new(workload("order")));
     let port = ServicePort::new(8080, String::new(), AppProtocol::Http, Vec::new());
     let service = Service {
@@ -77,7 +77,7 @@ pub(super) fn flow(reporter: Reporter) -> Flow {
 }
 
 /// Attributes by key, each value as text.
-pub(super) fn attributes(attributes: &[KeyValue]) -> BTreeMap<String, String> {
+pub(crate) fn attributes(attributes: &[KeyValue]) -> BTreeMap<String, String> {
     let text = |value: &Value| match value {
         Value::StringValue(text) => text.clone(),
         Value::BoolValue(value) => value.to_string(),
@@ -97,7 +97,7 @@ pub(super) fn attributes(attributes: &[KeyValue]) -> BTreeMap<String, String> {
 }
 
 /// Telemetry that records the share `sampling` of traces and exports nothing.
-pub(super) fn recording(sampling: f64) -> Telemetry {
+pub(crate) fn recording(sampling: f64) -> Telemetry {
     let health = Arc::new(Health::default());
     let queue = Arc::new(Queue::new(Batching::default(), Vec::new(), health.clone()));
     Telemetry(Arc::new(Shared {
@@ -108,7 +108,7 @@ pub(super) fn recording(sampling: f64) -> Telemetry {
 }
 
 /// The spans recorded since this was last called, as another implementation reads them.
-pub(super) fn recorded(telemetry: &Telemetry) -> Vec<Span> {
+pub(crate) fn recorded(telemetry: &Telemetry) -> Vec<Span> {
     let queue = telemetry.0.queue.as_ref().unwrap();
     let mut spans = Vec::new();
     for chunk in queue.drain() {

@@ -16,6 +16,7 @@ use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use super::{
     HboneStream, Made, PoolOptions, TunnelError,
+    ahead::ReadAhead,
     error::within,
     limits::{CONNECTION_WINDOW, FRAME, HEADER_BYTES, PROVOKED_RESETS, SEND_BUFFER, TLS_TIMEOUT},
     usage::{GONE, InUse, Usage, peer_is_gone},
@@ -80,7 +81,7 @@ impl Connection {
         stream.set_nodelay(true).map_err(|error| TunnelError::Dial { source: error.into() })?;
         let connector = TlsConnector::from(made.tls.clone());
         let name = ServerName::IpAddress(address.ip().into());
-        let connect = in_turn(connector.connect(name, stream));
+        let connect = in_turn(connector.connect(name, ReadAhead::new(stream)));
         let stream = within("the TLS handshake", TLS_TIMEOUT, connect)
             .await?
             .map_err(|error| TunnelError::tls(&error))?;
@@ -215,7 +216,7 @@ impl<C: FnMut(&Arc<Connection>) -> bool> Closer<C> {
 
 /// Drives one connection to its end.
 async fn drive<C: FnMut(&Arc<Connection>) -> bool>(
-    mut connection: h2::client::Connection<TlsStream<TcpStream>, Bytes>,
+    mut connection: h2::client::Connection<TlsStream<ReadAhead>, Bytes>,
     mut closer: Closer<C>,
     end: watch::Sender<Option<TunnelError>>,
 ) {

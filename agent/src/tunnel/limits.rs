@@ -43,11 +43,12 @@ pub(super) const FEW: usize = 16;
 pub(super) const FEW_CONNECTIONS: usize = 32;
 /// All streams' windows together.
 pub(super) const CONNECTION_WINDOW: u32 = 12 << 20;
-/// The largest DATA frame the peer may send.
-pub(super) const FRAME: u32 = 32 << 10;
+/// The largest DATA frame the peer may send. With its header of 9 bytes (RFC 9113 §4.1) it fills two
+/// records of TLS (RFC 8446 §5.1: 16 KiB each): 32 KiB would take a third for nine bytes.
+pub(super) const FRAME: u32 = (2 << 14) - 9;
 /// Bytes of one stream that may wait here for the socket. Not for the peer's reader: h2 takes no
-/// more than its window has room for.
-pub(super) const SEND_BUFFER: usize = 64 << 10;
+/// more than its window has room for. Whoever writes as much at once fills two frames.
+pub const SEND_BUFFER: usize = 2 * FRAME as usize;
 
 /// Decoded header bytes of one CONNECT.
 pub(super) const HEADER_BYTES: u32 = 64 << 10;

@@ -4,6 +4,7 @@
 //! [`HboneStream`]s, each to one address beyond the peer, and who the peer is. Knows no
 //! eBPF, no snapshot and no policy.
 
+mod ahead;
 mod connection;
 mod error;
 mod limits;
@@ -18,6 +19,7 @@ mod tests;
 
 pub use connection::ConnectRequest;
 pub use error::TunnelError;
+pub use limits::SEND_BUFFER;
 pub use pool::{HbonePool, Made, PoolKey, PoolOptions};
 pub use server::{Connect, serve};
 pub use stream::HboneStream;

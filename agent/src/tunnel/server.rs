@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     HboneStream, TunnelError,
+    ahead::ReadAhead,
     error::within,
     limits::{
         CONNECTION_WINDOW, CONNECTS_IN_WORK, FRAME, HEADER_BYTES, LINGER, PREFACE_TIMEOUT,
@@ -108,11 +109,11 @@ where
 async fn accept_tls(
     stream: TcpStream,
     tls: Arc<rustls::ServerConfig>,
-) -> Result<TlsStream<TcpStream>, TunnelError> {
+) -> Result<TlsStream<ReadAhead>, TunnelError> {
     // Frames are written whole; waiting for more of them only adds latency.
     stream.set_nodelay(true).map_err(TunnelError::broken)?;
     // Signatures keep a processor busy for longer than all else that is done for a connection.
-    let accept = in_turn(TlsAcceptor::from(tls).accept(stream).into_fallible());
+    let accept = in_turn(TlsAcceptor::from(tls).accept(ReadAhead::new(stream)).into_fallible());
     match within("the TLS handshake", TLS_TIMEOUT, accept).await? {
         Ok(stream) => Ok(stream),
         Err((error, mut stream)) => {
@@ -131,7 +132,7 @@ async fn accept_tls(
 }
 
 async fn answer<F, Fut>(
-    mut connection: h2::server::Connection<TlsStream<TcpStream>, Bytes>,
+    mut connection: h2::server::Connection<TlsStream<ReadAhead>, Bytes>,
     window: Window,
     peer: Principal,
     drain: CancellationToken,

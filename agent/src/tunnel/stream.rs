@@ -9,7 +9,10 @@ use std::{
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use h2::{Reason, RecvStream, SendStream, client::SendRequest};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    sync::oneshot,
+};
 
 use super::{limits::SEND_BUFFER, usage::InUse};
 
@@ -23,6 +26,8 @@ pub struct HboneStream {
     /// Received, but more than the last reader's buffer held.
     unread: Bytes,
     ended: bool,
+    /// Ends once the last frame has been sent.
+    last: Option<oneshot::Receiver<()>>,
     /// The most that can be under way to this end.
     window: u32,
     /// The connection under it, at the end that opened the stream.
@@ -39,7 +44,8 @@ impl HboneStream {
         in_use: Arc<InUse>,
     ) -> Self {
         let unread = Bytes::new();
-        Self { send, recv, unread, ended: false, window, opened_on, _in_use: in_use }
+        let (ended, last) = (false, None);
+        Self { send, recv, unread, ended, last, window, opened_on, _in_use: in_use }
     }
 
     /// How much may arrive, and be held by this process, while nobody reads.
@@ -101,7 +107,29 @@ impl HboneStream {
         Poll::Ready(Ok(sent))
     }
 
-    /// Resets the stream, so that the peer sees a broken connection and not an end.
+    /// Waits until all that was written is on its way. A reset overtakes what is not; h2 discards
+    /// that. Nothing is to be written after it.
+    pub async fn sent(&mut self) {
+        if !self.ended && self.last.is_none() {
+            // Fails on a stream that was reset, of which nothing is left to be sent.
+            let _ = self.send_last(false);
+        }
+        if let Some(last) = &mut self.last {
+            // Never sent: it is dropped.
+            let _ = last.await;
+        }
+    }
+
+    /// Sends a frame without data behind all others and keeps what tells when it has gone: h2 says of
+    /// no frame when that is, but drops what was in it. A buffer of its own, though empty.
+    fn send_last(&mut self, end: bool) -> io::Result<()> {
+        let (sent, last) = oneshot::channel();
+        self.last = Some(last);
+        self.send.send_data(Bytes::from_owner(Last(sent)), end).map_err(reset)
+    }
+
+    /// Resets the stream, so that the peer sees a broken connection and not an end. What was
+    /// written and is not [sent](Self::sent) is discarded.
     pub fn abort(mut self) {
         // RFC 9113 §8.5: how a proxy tells of a TCP connection that was reset.
         self.send.send_reset(Reason::CONNECT_ERROR);
@@ -132,6 +160,15 @@ impl HboneStream {
             Poll::Ready(Err(error)) => reset(error),
             Poll::Pending => io::ErrorKind::ConnectionReset.into(),
         }
+    }
+}
+
+/// What a frame without data carries, to be dropped when it has been sent.
+struct Last(#[expect(dead_code, reason = "to be dropped")] oneshot::Sender<()>);
+
+impl AsRef<[u8]> for Last {
+    fn as_ref(&self) -> &[u8] {
+        &[]
     }
 }
 
@@ -218,7 +255,7 @@ impl AsyncWrite for HboneStream {
     /// Ends this direction; the other goes on.
     fn poll_shutdown(mut self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if !self.ended {
-            self.send.send_data(Bytes::new(), true).map_err(reset)?;
+            self.send_last(true)?;
             self.ended = true;
         }
         Poll::Ready(Ok(()))

@@ -49,8 +49,14 @@ fn ways(shop: &Shop, server: &Pod) -> [(SocketAddr, u16); 3] {
 }
 
 /// Answers HTTP/2 with the path in the body and in a trailer, but no request before `all` are
-/// there.
-fn serve_http2(pod: &Pod, port: u16, all: Arc<Barrier>) -> anyhow::Result<JoinSet<()>> {
+/// there, and not more of a connection at once than `most`.
+fn serve_http2(
+    pod: &Pod,
+    port: u16,
+    most: usize,
+    all: Arc<Barrier>,
+) -> anyhow::Result<JoinSet<()>> {
+    let most = u32::try_from(most)?;
     let listener = pod.listen(port)?;
     let answer = move |request: Request<Incoming>| {
         let all = all.clone();
@@ -74,7 +80,8 @@ fn serve_http2(pod: &Pod, port: u16, all: Arc<Barrier>) -> anyhow::Result<JoinSe
         let mut connections = JoinSet::new();
         while let Ok((stream, _)) = listener.accept().await {
             let service = hyper::service::service_fn(answer.clone());
-            let server = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+            let mut server = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+            server.max_concurrent_streams(most);
             connections.spawn(server.serve_connection(TokioIo::new(stream), service));
         }
     });
@@ -86,7 +93,7 @@ async fn a_hundred_requests_are_open_at_once_on_one_http2_connection() -> anyhow
     let shop = Shop::open().await?;
     for server in shop.servers() {
         for (to, target) in ways(&shop, server) {
-            let _app = serve_http2(server, target, Arc::new(Barrier::new(STREAMS)))?;
+            let _app = serve_http2(server, target, STREAMS, Arc::new(Barrier::new(STREAMS)))?;
             let stream = shop.dial(to).await?.into_stream();
             let handshake = http2::handshake(TokioExecutor::new(), TokioIo::new(stream));
             let (client, connection) = timeout(PATIENCE, handshake).await??;
@@ -117,6 +124,37 @@ async fn a_hundred_requests_are_open_at_once_on_one_http2_connection() -> anyhow
             tokio::select! {
                 done = timeout(PATIENCE, all) => done.with_context(|| to.to_string())??,
                 ended = connection => anyhow::bail!("the connection to {to} ended: {ended:?}"),
+            }
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn clients_that_ask_more_than_a_server_takes_of_one_connection_are_all_answered()
+-> anyhow::Result<()> {
+    const CLIENTS: usize = 3;
+    const EACH: usize = 2;
+    let shop = Shop::open().await?;
+    for server in shop.servers() {
+        for (to, target) in ways(&shop, server) {
+            let all = Arc::new(Barrier::new(CLIENTS * EACH));
+            let _app = serve_http2(server, target, EACH, all)?;
+            let (mut connections, mut answers) = (JoinSet::new(), JoinSet::new());
+            for _ in 0..CLIENTS {
+                let stream = TokioIo::new(shop.dial(to).await?.into_stream());
+                let handshake = http2::handshake(TokioExecutor::new(), stream);
+                let (client, connection) = timeout(PATIENCE, handshake).await??;
+                connections.spawn(connection);
+                for _ in 0..EACH {
+                    let mut client = client.clone();
+                    let request = Request::builder().uri("http://shop/").version(Version::HTTP_2);
+                    let request = request.body(Full::<Bytes>::default())?;
+                    answers.spawn(async move { client.send_request(request).await });
+                }
+            }
+            while let Some(answer) = timeout(PATIENCE, answers.join_next()).await? {
+                anyhow::ensure!(answer??.status() == 200, "{to}");
             }
         }
     }
@@ -175,6 +213,18 @@ async fn unary_calls_are_answered_with_a_message_or_with_a_status() -> anyhow::R
             assert_eq!(status.code(), Code::NotFound, "{to}");
             assert_eq!(status.message(), "service not registered", "{to}");
         }
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_call_that_nobody_is_there_for_fails_as_grpc_has_it() -> anyhow::Result<()> {
+    let shop = Shop::open().await?;
+    for server in shop.servers() {
+        let mut client = client(&shop, shop.service(server.name(), GRPC)).await?;
+        let status = client.check(asking("order", 1)).await.unwrap_err();
+        assert_eq!(status.code(), Code::Unavailable, "{status}");
+        assert_eq!(status.message(), "sluice: connect_failure");
     }
     Ok(())
 }

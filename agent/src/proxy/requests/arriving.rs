@@ -2,22 +2,22 @@
 
 use std::{fmt, sync::Arc};
 
-use bytes::{Bytes, BytesMut};
-use http::{Request, Response};
-
-use super::{Unreadable, Upstream, failure_of, report::Report, tunnel};
+use super::{Unreadable, Upstream, failure_of, over, report::Report, tunnel};
 use crate::{
     http::{
-        self as web, Answer, AnyRequest, AnyResponse, Body, Ended, Fields, PoolKey, Prefixed, Watch,
+        self as web, Answer, AnyRequest, AnyResponse, Ended, Fields, Prefixed, Version, Watch,
+        h2::{Pool, PoolKey},
     },
+    limits::Arrived,
     proxy::{
         Io, LocalPod, Proxy,
         admission::both_certified,
-        exchange::{Refusal, exchange, in_place},
+        cut::Cut,
         inbound::{Arrival, dial},
     },
     telemetry::{Failure, Flow},
 };
+use bytes::{Bytes, BytesMut};
 
 /// Answers the requests of one client by sending them to the application.
 pub(in crate::proxy) async fn arriving(
@@ -38,15 +38,15 @@ pub(in crate::proxy) async fn arriving(
         web::Served::Http2(client, read) => {
             let client = Prefixed::new(read.freeze(), client);
             // Boxed, as what few connections come to: others would carry its size along.
-            let ended = Box::pin(web::serve(client, Arc::new(handler), &buffered, &drain)).await;
+            let ended = Box::pin(web::h2::serve(client, &handler, &buffered, &drain)).await;
             if let Err(error) = ended {
                 tracing::debug!(%error, "an inbound HTTP/2 connection ended");
             }
         }
         web::Served::Tunnel { client, server, mut route } => {
             let spans = route.report.upgraded();
-            let cut = handler.pod.cut(&handler.proxy.drain);
-            let tunnel = tunnel(client, server, spans, &buffered, cut);
+            // Whatever cuts it drops what waits here.
+            let tunnel = tunnel(client, server, spans, &buffered, std::future::pending());
             if Box::pin(tunnel).await.is_some() {
                 handler.proxy.limits.overfull(&handler.pod.uid);
             }
@@ -67,44 +67,37 @@ impl web::Handler for Arriving {
 
     async fn route(&self, request: &mut (impl AnyRequest + Send)) -> Result<ToApp, Answer> {
         let Self { proxy, pod, arrival, flow } = self;
-        let report = Report::new(proxy, flow.clone(), request);
-        Ok(ToApp { report, pod: pod.clone(), arrival: arrival.clone() })
+        let mut place = None;
+        if request.version() == Version::Http2 {
+            match pod.limits.arriving(arrival.client.ip()) {
+                Ok(arrived) => place = Some(arrived),
+                Err(limit) => {
+                    return Err(over(proxy, &arrival.cut, limit, || flow.clone(), request));
+                }
+            }
+        }
+        let mut report = Report::new(proxy, arrival.cut.clone(), flow.clone(), request);
+        if let Err(refusal) = both_certified(proxy, pod, arrival).await {
+            return Err(report.refuse(refusal));
+        }
+        Ok(ToApp { report, pod: pod.clone(), arrival: arrival.clone(), _place: place })
     }
 
     fn malformed(&self, status: u16, why: &dyn fmt::Display) {
-        malformed(&self.proxy, self.flow.clone(), status, why);
+        malformed(&self.proxy, &self.arrival.cut, self.flow.clone(), status, why);
     }
-}
-
-impl web::Http2Handler for Arriving {
-    async fn handle(&self, request: Request<Body>) -> Response<Body> {
-        let Self { proxy, pod, arrival, flow } = self;
-        let deliver = |request| deliver(proxy, pod, arrival, flow, request);
-        let place = pod.limits.arriving(arrival.client.ip());
-        in_place(proxy, place, || flow.clone(), request, deliver).await
-    }
-}
-
-/// Sends one request to the application, under a span of the server's side.
-pub(super) async fn deliver(
-    proxy: &Proxy,
-    pod: &LocalPod,
-    arrival: &Arrival,
-    flow: &Arc<Flow>,
-    request: Request<Body>,
-) -> Response<Body> {
-    exchange(proxy, flow, request, |request| async {
-        both_certified(proxy, pod, arrival).await?;
-        let key = PoolKey::new(arrival.client.ip(), arrival.app);
-        pod.inbound.send(key, request, || dial(pod, arrival)).await.map_err(Refusal::from)
-    })
-    .await
 }
 
 /// Notes that a client sent what is no request.
-pub(super) fn malformed(proxy: &Arc<Proxy>, flow: Arc<Flow>, status: u16, why: &dyn fmt::Display) {
+pub(super) fn malformed(
+    proxy: &Arc<Proxy>,
+    cut: &Cut,
+    flow: Arc<Flow>,
+    status: u16,
+    why: &dyn fmt::Display,
+) {
     tracing::debug!(client = %flow.client, server = %flow.server, error = %why, "no request");
-    let mut report = Report::new(proxy, flow, &mut Unreadable);
+    let mut report = Report::new(proxy, cut.clone(), flow, &mut Unreadable);
     report.answered(status, Failure::MalformedRequest);
 }
 
@@ -113,6 +106,7 @@ struct ToApp {
     report: Report,
     pod: Arc<LocalPod>,
     arrival: Arc<Arrival>,
+    _place: Option<Arrived>,
 }
 
 impl Watch for ToApp {
@@ -141,16 +135,23 @@ impl web::Route for ToApp {
 
     async fn connect(&mut self) -> Result<Upstream, Answer> {
         match Box::pin(dial(&self.pod, &self.arrival)).await {
-            Ok(app) => Ok(Io::Tcp(app).into()),
+            Ok(app) => Ok(Upstream::to_pod(Io::Tcp(app), &self.pod)),
             Err(refusal) => Err(self.report.refuse(refusal)),
         }
     }
 
     fn unanswered(&mut self, ended: &Ended) -> Answer {
-        self.report.unanswered(ended, None)
+        self.report.unanswered(ended)
     }
 
     fn finish(mut self, ended: &Ended) {
         self.report.end(failure_of(ended));
+    }
+}
+
+impl web::h2::Shared for ToApp {
+    fn connections(&self) -> (Pool, PoolKey) {
+        let key = PoolKey::new(self.arrival.client.ip(), self.arrival.app);
+        (self.pod.inbound.clone(), key)
     }
 }

@@ -6,31 +6,25 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use bytes::{Bytes, BytesMut};
-use http::{Request, Response};
-
-use super::{
-    Upstream,
-    arriving::{deliver, malformed},
-    failure_of,
-    report::Report,
-    tunnel,
-};
+use super::{Upstream, arriving::malformed, failure_of, over, report::Report, tunnel};
 use crate::{
     http::{
-        self as web, Answer, AnyRequest, AnyResponse, Body, Ended, Fields, PoolKey, Prefixed, Watch,
+        self as web, Answer, AnyRequest, AnyResponse, Ended, Fields, Prefixed, Version, Watch,
+        h2::{Pool, PoolKey},
     },
+    limits::Permit,
     mesh::{PodUid, Principal},
     proxy::{
         Hop, Io, LocalPod, Way,
         admission::both_certified,
-        exchange::{Refusal, exchange, in_place},
         hop::service_of,
         inbound::{Arrival, dial},
         outbound::Outbound,
+        refusal::Refusal,
     },
     telemetry::{Failure, Flow},
 };
+use bytes::{Bytes, BytesMut};
 
 /// What was connected to before the connection was known to be HTTP.
 pub(in crate::proxy) struct First {
@@ -72,15 +66,15 @@ pub(in crate::proxy) async fn departing(
         web::Served::Http2(client, read) => {
             let client = Prefixed::new(read.freeze(), client);
             // Boxed, as what few connections come to: others would carry its size along.
-            let ended = Box::pin(web::serve(client, Arc::new(handler), &buffered, &drain)).await;
+            let ended = Box::pin(web::h2::serve(client, &handler, &buffered, &drain)).await;
             if let Err(error) = ended {
                 tracing::debug!(%error, "an outbound HTTP/2 connection ended");
             }
         }
         web::Served::Tunnel { client, server, route } => {
             let Departs { mut report, outbound, hop, .. } = route;
-            let (spans, cut) = (report.upgraded(), outbound.cut(&hop));
-            let tunnel = tunnel(client, server, spans, &buffered, cut);
+            let (spans, left) = (report.upgraded(), outbound.server_left(&hop));
+            let tunnel = tunnel(client, server, spans, &buffered, left);
             if Box::pin(tunnel).await.is_some() {
                 outbound.proxy.limits.overfull(&outbound.pod.uid);
             }
@@ -193,13 +187,26 @@ impl web::Handler for Departing {
     type Route = Departs;
 
     async fn route(&self, request: &mut (impl AnyRequest + Send)) -> Result<Departs, Answer> {
-        let proxy = &self.outbound.proxy;
+        let Outbound { proxy, pod, cut, .. } = &*self.outbound;
+        let mut place = None;
+        if request.version() == Version::Http2 {
+            match pod.limits.departing() {
+                Ok(permit) => place = Some(permit),
+                Err(limit) => {
+                    let flow =
+                        || self.outbound.flow(None, service_of(&self.outbound.destination()));
+                    return Err(over(proxy, cut, limit, flow, request));
+                }
+            }
+        }
         let hop = match self.choose() {
             Ok(hop) => hop,
-            Err((flow, refusal)) => return Err(Report::new(proxy, flow, request).refuse(refusal)),
+            Err((flow, refusal)) => {
+                return Err(Report::new(proxy, cut.clone(), flow, request).refuse(refusal));
+            }
         };
         let (near, far) = self.flows(&hop);
-        let mut report = Report::new(proxy, near, request);
+        let mut report = Report::new(proxy, self.outbound.cut(&hop), near, request);
         let mut server = None;
         if let (Way::SameNode(pod), Some(far)) = (&hop.way, far) {
             let arrival = self.outbound.arrival(&hop);
@@ -211,12 +218,12 @@ impl web::Handler for Departing {
         }
         let generation = self.outbound.generation(&hop);
         let (outbound, next) = (self.outbound.clone(), self.next.clone());
-        Ok(Departs { report, outbound, hop, server, generation, next })
+        Ok(Departs { report, outbound, hop, server, generation, next, _place: place })
     }
 
     fn malformed(&self, status: u16, why: &dyn fmt::Display) {
         let flow = self.outbound.flow(None, service_of(&self.outbound.destination()));
-        malformed(&self.outbound.proxy, flow, status, why);
+        malformed(&self.outbound.proxy, &self.outbound.cut, flow, status, why);
     }
 }
 
@@ -229,6 +236,7 @@ struct Departs {
     server: Option<(Arc<LocalPod>, Arrival)>,
     generation: u64,
     next: Arc<Mutex<Next>>,
+    _place: Option<Permit>,
 }
 
 impl Watch for Departs {
@@ -272,20 +280,25 @@ impl web::Route for Departs {
     }
 
     fn unanswered(&mut self, ended: &Ended) -> Answer {
-        self.report.unanswered(ended, self.left())
+        self.report.unanswered(ended)
     }
 
     fn finish(mut self, ended: &Ended) {
-        let failure = failure_of(ended).map(|failure| self.left().unwrap_or(failure));
-        self.report.end(failure);
+        self.report.end(failure_of(ended));
     }
 }
 
-impl Departs {
-    /// Why the pod is not there any more that it leads to.
-    fn left(&self) -> Option<Failure> {
-        let (pod, _) = self.server.as_ref()?;
-        pod.is_released().then_some(Failure::PodLeft)
+impl web::h2::Shared for Departs {
+    fn connections(&self) -> (Pool, PoolKey) {
+        let Outbound { pod, client, mark, .. } = &*self.outbound;
+        let key = PoolKey::new(client.ip(), self.hop.address);
+        match &self.server {
+            Some((server, _)) => (server.inbound.clone(), key),
+            None => {
+                let key = key.of_generation(self.generation).marked(*mark);
+                (pod.outbound(self.hop.way.peer()), key)
+            }
+        }
     }
 }
 
@@ -302,47 +315,9 @@ fn binds(head: &impl AnyResponse) -> bool {
         })
 }
 
-impl web::Http2Handler for Departing {
-    async fn handle(&self, request: Request<Body>) -> Response<Body> {
-        let Outbound { proxy, pod, .. } = &*self.outbound;
-        let flow = || self.outbound.flow(None, service_of(&self.outbound.destination()));
-        in_place(proxy, pod.limits.departing(), flow, request, |request| self.answer(request)).await
-    }
-}
-
-impl Departing {
-    async fn answer(&self, request: Request<Body>) -> Response<Body> {
-        let Outbound { proxy, pod, client, .. } = &*self.outbound;
-        let hop = match self.choose() {
-            Ok(hop) => hop,
-            Err((flow, refusal)) => {
-                return exchange(proxy, &flow, request, |_| async { Err(refusal) }).await;
-            }
-        };
-        let (flow, _) = self.flows(&hop);
-        exchange(proxy, &flow, request, |request| async {
-            if let Way::SameNode(server) = &hop.way {
-                let arrival = self.outbound.arrival(&hop);
-                let flow = arrival.flow(proxy, server);
-                return tokio::select! {
-                    answered = deliver(proxy, server, &arrival, &flow, request) => Ok(answered),
-                    why = server.cut(&proxy.drain) => {
-                        Err(Refusal::unavailable(why, "the pod left before it answered"))
-                    }
-                };
-            }
-            let key = PoolKey::new(client.ip(), hop.address);
-            let key = key.of_generation(self.outbound.generation(&hop)).marked(self.outbound.mark);
-            let dial = || self.outbound.reach(&hop);
-            pod.outbound(hop.way.peer()).send(key, request, dial).await.map_err(Refusal::from)
-        })
-        .await
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use http::response::Parts;
+    use http::{Response, response::Parts};
 
     use super::*;
 

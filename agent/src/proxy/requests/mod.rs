@@ -12,20 +12,24 @@ mod upstream;
 
 pub(super) use arriving::arriving;
 pub(super) use departing::{First, departing};
-use upstream::Upstream;
+pub(super) use upstream::Upstream;
 
 use std::{future::Future, sync::Arc};
 
 use bytes::BytesMut;
 
+use report::Report;
+
 use super::{
-    Io,
-    relay::{Early, Outcome, relay},
+    Io, Proxy,
+    cut::Cut,
+    refusal::Refusal,
+    relay::{Early, relay},
 };
 use crate::{
     http::{Answer, AnyRequest, Ended, Fields, Target, Version},
     limits::{Limit, Share},
-    telemetry::{Failure, TcpSpan},
+    telemetry::{Failure, Flow, TcpSpan},
 };
 
 /// Why an exchange did not end as its two ends wanted.
@@ -47,20 +51,38 @@ fn answer(status: u16, failure: Failure) -> Answer {
     Answer { status, text: format!("sluice: {}\n", failure.as_str()) }
 }
 
+/// Refuses a request that is one too many: each of HTTP/2 has a place of its own among connections,
+/// since one connection carries as many as its client likes.
+fn over(
+    proxy: &Arc<Proxy>,
+    cut: &Cut,
+    limit: Limit,
+    flow: impl FnOnce() -> Arc<Flow>,
+    request: &mut impl AnyRequest,
+) -> Answer {
+    if !proxy.limits.refused(limit) {
+        return answer(503, limit.into());
+    }
+    let flow = flow();
+    tracing::warn!(client = %flow.client, server = %flow.server, pod = %flow.local.uid,
+        reason = limit.as_str(), "requests are refused: {limit}");
+    Report::new(proxy, cut.clone(), flow, request).refuse(Refusal::unavailable(limit.into(), limit))
+}
+
 /// Moves bytes between two ends that have agreed on something else than HTTP, until both are done or
-/// `cut` says why they must be; what was read with the last heads comes first.
+/// `left` says that one is not there any more; what was read with the last heads comes first.
 async fn tunnel(
     (client, from_client): (Io, BytesMut),
     (server, from_server): (Upstream, BytesMut),
-    spans: Vec<TcpSpan>,
+    mut spans: Vec<TcpSpan>,
     buffered: &Arc<Share>,
-    cut: impl Future<Output = Failure>,
+    left: impl Future<Output = Failure>,
 ) -> Option<Limit> {
-    let early = Early { from_client: from_client.freeze(), from_server: from_server.freeze() };
-    let Outcome { sent, received, failure } =
-        relay(client, server.into_inner(), early, buffered, cut).await;
+    let (from_client, from_server) = (from_client.freeze(), from_server.freeze());
+    let early = Early { from_client, from_server, broke: None };
+    let failure = relay(client, server.into_inner(), early, buffered, &mut spans, left).await;
     for span in spans {
-        span.finish(sent, received, failure);
+        span.finish(failure);
     }
     (failure == Some(Failure::BufferLimit)).then_some(Limit::Buffered)
 }

@@ -5,14 +5,15 @@ use std::sync::Arc;
 use super::{answer, failure_of};
 use crate::{
     http::{Answer, AnyRequest, AnyResponse, Ended, Fields},
-    proxy::{Proxy, exchange::Refusal},
-    telemetry::{Failure, Flow, HttpSpan, TcpSpan},
+    proxy::{Proxy, cut::Cut, refusal::Refusal},
+    telemetry::{Cause, Failure, Flow, HttpSpan, TcpSpan},
 };
 
 /// Follows one request to its end. Dropped before, its client has given up on it, or something here
 /// has cut it.
 pub(super) struct Report {
     proxy: Arc<Proxy>,
+    cut: Cut,
     /// The client's side first. On one node the server's is here too.
     near: Option<Side>,
     far: Option<Side>,
@@ -27,10 +28,16 @@ struct Side {
 
 impl Report {
     /// Begins with the side of `flow`, whose span becomes the parent of whatever sees `request` next.
-    pub(super) fn new(proxy: &Arc<Proxy>, flow: Arc<Flow>, request: &mut impl AnyRequest) -> Self {
+    /// `cut` may put an end to it.
+    pub(super) fn new(
+        proxy: &Arc<Proxy>,
+        cut: Cut,
+        flow: Arc<Flow>,
+        request: &mut impl AnyRequest,
+    ) -> Self {
         let span = proxy.telemetry.http_request(&flow, request);
         let near = Some(Side { span, flow });
-        Self { proxy: proxy.clone(), near, far: None, sent: 0, received: 0 }
+        Self { proxy: proxy.clone(), cut, near, far: None, sent: 0, received: 0 }
     }
 
     /// Begins the server's side too.
@@ -67,15 +74,16 @@ impl Report {
         answer(status.as_u16(), failure)
     }
 
-    /// The same where no answer came, for the reason that `ended` has, if there is no better one.
-    pub(super) fn unanswered(&mut self, ended: &Ended, why: Option<Failure>) -> Answer {
+    /// The same where no answer came, for the reason that `ended` has.
+    pub(super) fn unanswered(&mut self, ended: &Ended) -> Answer {
         tracing::debug!(error = %ended, "a request got no answer");
         let status = match ended {
             Ended::ClientMalformed(_) => 400,
             Ended::Overfull => 503,
             _ => 502,
         };
-        let failure = why.or(failure_of(ended)).unwrap_or(Failure::ResetRemote);
+        let failure =
+            failure_of(ended).map_or(Failure::ResetRemote, |failure| self.because(failure));
         self.answered(status, failure);
         answer(status, failure)
     }
@@ -101,7 +109,16 @@ impl Report {
         }
     }
 
+    /// Neither end has broken off where it was cut here.
+    fn because(&self, failure: Failure) -> Failure {
+        match failure {
+            Failure::ResetLocal | Failure::ResetRemote => self.cut.why().unwrap_or(failure),
+            failure => failure,
+        }
+    }
+
     fn finish(&self, Side { span, flow }: Side, failure: Option<Failure>) {
+        let failure = failure.map(|failure| self.because(failure));
         if failure == Some(Failure::BufferLimit) {
             self.proxy.limits.overfull(&flow.local.uid);
         }
@@ -110,10 +127,10 @@ impl Report {
 
     /// Ends with an agreement on something else, and begins what is told about that.
     pub(super) fn upgraded(&mut self) -> Vec<TcpSpan> {
-        let telemetry = &self.proxy.telemetry;
+        let (telemetry, cause) = (&self.proxy.telemetry, self.cut.cause());
         let sides = self.near.iter().chain(&self.far);
-        let spans =
-            sides.map(|side| telemetry.upgraded_connection(&side.flow, &side.span)).collect();
+        let upgraded = |side: &Side| telemetry.upgraded_connection(&side.flow, &side.span);
+        let spans = sides.map(|side| upgraded(side).cut_by(cause.clone())).collect();
         self.end(None);
         spans
     }

@@ -31,7 +31,7 @@ impl From<Io> for Upstream {
 
 impl Upstream {
     /// To `pod`, of this node.
-    pub(super) fn to_pod(io: Io, pod: &LocalPod) -> Self {
+    pub(in crate::proxy) fn to_pod(io: Io, pod: &LocalPod) -> Self {
         Self { io, gone: Some(Box::pin(pod.released())) }
     }
 

@@ -209,7 +209,7 @@ fn start(options: TelemetryOptions) -> (Telemetry, Exporter) {
 fn record(telemetry: &Telemetry, spans: usize) {
     let flow = Arc::new(flow(Reporter::Source));
     for _ in 0..spans {
-        telemetry.connection(&flow, None).finish(0, 0, None);
+        telemetry.connection(&flow, None).finish(None);
     }
 }
 

@@ -15,6 +15,7 @@ mod tests;
 mod text;
 
 use std::{
+    cell::Cell,
     collections::HashSet,
     sync::{
         Arc,
@@ -80,6 +81,24 @@ impl<O: Ending, V: Default> All<O, V> {
     }
 }
 
+/// Where the bytes of a connection are counted as they are moved: how it will end, and with it what
+/// `response_flags` says of it, is not known yet.
+#[derive(Debug)]
+pub(super) struct OpenConnection(Arc<Series<Close, Connections>>);
+
+impl OpenConnection {
+    /// `sent` from client to server, `received` from server to client. Istio names them the
+    /// other way round: bytes sent are those of the response.
+    pub(super) fn moved(&self, sent: u64, received: u64) {
+        let Connections { sent_bytes, received_bytes, .. } = &self.0.values;
+        for (counter, bytes) in [(sent_bytes, received), (received_bytes, sent)] {
+            if bytes > 0 {
+                counter.fetch_add(bytes, Relaxed);
+            }
+        }
+    }
+}
+
 impl Metrics {
     pub(super) fn new(cluster: String, health: Arc<Health>, queue: Option<Arc<Queue>>) -> Self {
         let parties = Parties::default();
@@ -107,30 +126,24 @@ impl Metrics {
         response_bytes: u64,
         traced: Option<TraceId>,
     ) {
-        self.count(&self.requests, flow, outcome, |values| {
-            values.add(lasted, request_bytes, response_bytes, traced);
+        self.count(&self.requests, flow, outcome, |series| {
+            series.values.add(lasted, request_bytes, response_bytes, traced);
         });
     }
 
-    pub(super) fn connection_opened(&self, flow: &Flow) {
-        self.count(&self.connections, flow, Close::of(None), |values| {
-            values.opened.fetch_add(1, Relaxed);
+    /// Returns where the bytes are counted while the connection is open.
+    pub(super) fn connection_opened(&self, flow: &Flow) -> OpenConnection {
+        let opened = Cell::new(None);
+        self.count(&self.connections, flow, Close::of(None), |series| {
+            series.values.opened.fetch_add(1, Relaxed);
+            opened.set(Some(series.clone()));
         });
+        OpenConnection(opened.take().unwrap_or_else(|| self.connections.overflow.clone()))
     }
 
-    /// `sent` from client to server, `received` from server to client. Istio names them the
-    /// other way round: bytes sent are those of the response.
-    pub(super) fn connection_closed(
-        &self,
-        flow: &Flow,
-        sent: u64,
-        received: u64,
-        failure: Option<Failure>,
-    ) {
-        self.count(&self.connections, flow, Close::of(failure), |values| {
-            values.closed.fetch_add(1, Relaxed);
-            values.sent_bytes.fetch_add(received, Relaxed);
-            values.received_bytes.fetch_add(sent, Relaxed);
+    pub(super) fn connection_closed(&self, flow: &Flow, failure: Option<Failure>) {
+        self.count(&self.connections, flow, Close::of(failure), |series| {
+            series.values.closed.fetch_add(1, Relaxed);
         });
     }
 
@@ -140,27 +153,27 @@ impl Metrics {
         all: &All<O, V>,
         flow: &Flow,
         outcome: O,
-        add: impl Fn(&V),
+        add: impl Fn(&Arc<Series<O, V>>),
     ) {
         let make = || Labels::of(flow, &self.parties, &self.cluster);
         self.flows.with_labels(flow, self.most_series, make, |labels| {
             let series = all.series.pin();
             if let Some((found, ())) = series.get_key_value(&Sought { labels, outcome: &outcome }) {
-                return add(&found.values);
+                return add(found);
             }
             if !self.admit(labels) {
                 self.overflows.fetch_add(1, Relaxed);
-                return add(&all.overflow.values);
+                return add(&all.overflow);
             }
             let labels = labels.clone();
             let new = Arc::new(Series { labels, outcome, values: V::default() });
             // Before it can be found, so that it cannot be gone before this has counted.
-            add(&new.values);
+            add(&new);
             if series.try_insert(new.clone(), ()).is_err() {
                 // Another thread was quicker.
                 self.release(&new.labels);
                 if let Some((found, ())) = series.get_key_value(&new) {
-                    add(&found.values);
+                    add(found);
                 }
             }
         });

@@ -111,7 +111,9 @@ fn requests_fall_into_buckets_by_duration_and_size() {
 fn bytes_sent_are_those_of_the_response_as_istio_has_it() {
     let telemetry = telemetry();
     let flow = Arc::new(flow(Reporter::Source));
-    telemetry.connection(&flow, None).finish(10, 2000, None);
+    let mut span = telemetry.connection(&flow, None);
+    span.moved(10, 2000);
+    span.finish(None);
     let text = scraped(telemetry.metrics());
     let labels = ["request_protocol=\"tcp\"", "response_flags=\"-\""];
     assert_eq!(value(&text, "istio_tcp_sent_bytes_total", &labels), 2000.0);
@@ -134,8 +136,43 @@ fn an_opaque_connection_is_open_before_it_is_closed() {
         )
     };
     assert_eq!(opened(&telemetry), (1.0, 0.0));
-    span.finish(0, 0, None);
+    span.finish(None);
     assert_eq!(opened(&telemetry), (1.0, 1.0));
+}
+
+#[test]
+fn the_bytes_of_a_connection_count_while_it_is_open_and_once() {
+    let telemetry = telemetry();
+    let mut span = telemetry.connection(&Arc::new(flow(Reporter::Source)), None);
+    let bytes = |telemetry: &Telemetry| {
+        let text = scraped(telemetry.metrics());
+        let all = |name: &str| -> f64 {
+            let samples = text.lines().filter(|line| line.starts_with(name));
+            samples.map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap()).sum()
+        };
+        (all("istio_tcp_received_bytes_total{"), all("istio_tcp_sent_bytes_total{"))
+    };
+    // Read before anybody knew that it is opaque.
+    span.moved(3, 0);
+    span.opaque();
+    assert_eq!(bytes(&telemetry), (3.0, 0.0));
+    span.moved(7, 100);
+    span.moved(0, 0);
+    assert_eq!(bytes(&telemetry), (10.0, 100.0));
+    span.moved(0, 1);
+    span.finish(Some(Failure::ResetRemote));
+    assert_eq!(bytes(&telemetry), (10.0, 101.0));
+}
+
+#[test]
+fn a_connection_that_is_dropped_is_closed_too() {
+    let telemetry = telemetry();
+    let mut span = telemetry.connection(&Arc::new(flow(Reporter::Source)), None);
+    span.opaque();
+    drop(span);
+    let text = scraped(telemetry.metrics());
+    let flags = ["response_flags=\"DC\""];
+    assert_eq!(value(&text, "istio_tcp_connections_closed_total", &flags), 1.0);
 }
 
 #[test]
@@ -176,7 +213,7 @@ fn series_go_with_their_workloads_and_no_sooner() {
     });
     respond(&telemetry, &gone, 200);
     respond(&telemetry, &stays, 200);
-    telemetry.connection(&gone, None).finish(0, 0, None);
+    telemetry.connection(&gone, None).finish(None);
     // Sources build every workload anew, so that only names tell that one has stayed.
     let snapshot = || SnapshotBuilder {
         workloads: vec![Arc::new(workload("worker"))],

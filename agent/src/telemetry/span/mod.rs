@@ -13,7 +13,10 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-pub use self::{http::HttpSpan, tcp::TcpSpan};
+pub use self::{
+    http::HttpSpan,
+    tcp::{Cause, TcpSpan},
+};
 use super::{
     context::{SpanContext, SpanId},
     flow::{Failure, Flow, Reporter},

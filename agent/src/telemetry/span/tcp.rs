@@ -13,18 +13,29 @@ use crate::telemetry::{
     Telemetry,
     context::{self, Incoming, SpanContext},
     flow::{Failure, Flow, Reporter},
+    metrics::OpenConnection,
     semconv as key,
 };
 
-/// Follows one connection until [`finish`](Self::finish) or [`discard`](Self::discard).
-#[must_use = "a connection that is not finished is in no metric"]
+/// Knows whether the agent itself has put an end to something.
+pub trait Cause: Send + Sync {
+    /// Why, if it has.
+    fn why(&self) -> Option<Failure>;
+}
+
+/// Follows one connection until [`finish`](Self::finish) or [`discard`](Self::discard), or until it is
+/// dropped with whatever carries the connection: then it was cut, or its client went away.
 pub struct TcpSpan {
     telemetry: Telemetry,
     flow: Arc<Flow>,
     began: Instant,
     connected: Option<Duration>,
-    /// It is in the metrics as opened.
-    counted: bool,
+    sent: u64,
+    received: u64,
+    /// Where the bytes count; it is in the metrics as opened then.
+    open: Option<OpenConnection>,
+    ended: bool,
+    cause: Option<Arc<dyn Cause>>,
     /// `None` where nothing is recorded at all.
     place: Option<Place>,
 }
@@ -67,9 +78,21 @@ impl TcpSpan {
             flow: flow.clone(),
             began: Instant::now(),
             connected: None,
-            counted: false,
+            sent: 0,
+            received: 0,
+            open: None,
+            ended: false,
+            cause: None,
             place,
         }
+    }
+
+    /// Has `cause` say why the connection was cut where the span is dropped before it is finished, or
+    /// is finished as if an end had broken off: what is cut is often several connections, one of which
+    /// sees the other break.
+    pub fn cut_by(mut self, cause: Arc<dyn Cause>) -> Self {
+        self.cause = Some(cause);
+        self
     }
 
     /// The next hop took `took` to connect.
@@ -80,9 +103,20 @@ impl TcpSpan {
     /// The connection will not be looked into: metrics show it as open from now on. Without
     /// this, they show it only once it is finished.
     pub fn opaque(&mut self) {
-        if !self.counted {
-            self.counted = true;
-            self.telemetry.0.metrics.connection_opened(&self.flow);
+        if self.open.is_none() {
+            let open = self.telemetry.0.metrics.connection_opened(&self.flow);
+            open.moved(self.sent, self.received);
+            self.open = Some(open);
+        }
+    }
+
+    /// So many bytes more went from client to server and from server to client: metrics show them at
+    /// once.
+    pub fn moved(&mut self, sent: u64, received: u64) {
+        self.sent += sent;
+        self.received += received;
+        if let Some(open) = &self.open {
+            open.moved(sent, received);
         }
     }
 
@@ -95,41 +129,49 @@ impl TcpSpan {
 
     /// The connection turned out to be HTTP, whose requests speak for themselves: neither span
     /// nor metrics.
-    pub fn discard(self) {}
-
-    /// The connection ended, after `sent` bytes from client to server and `received` bytes from
-    /// server to client.
-    pub fn finish(self, sent: u64, received: u64, failure: Option<Failure>) {
-        self.end(sent, received, failure, "");
+    pub fn discard(mut self) {
+        self.ended = true;
     }
 
-    /// The connection was refused, or cut after `sent` and `received` bytes, for a reason in
-    /// words.
-    pub fn refuse(self, sent: u64, received: u64, failure: Failure, why: &str) {
-        self.end(sent, received, Some(failure), why);
+    /// The connection ended.
+    pub fn finish(mut self, failure: Option<Failure>) {
+        let broke = matches!(failure, Some(Failure::ResetLocal | Failure::ResetRemote));
+        let cut = if broke { self.cut() } else { None };
+        self.end(cut.or(failure), "");
     }
 
-    fn end(mut self, sent: u64, received: u64, failure: Option<Failure>, why: &str) {
+    /// The connection was refused or cut, for a reason in words.
+    pub fn refuse(mut self, failure: Failure, why: &str) {
+        self.end(Some(failure), why);
+    }
+
+    fn cut(&self) -> Option<Failure> {
+        self.cause.as_ref().and_then(|cause| cause.why())
+    }
+
+    fn end(&mut self, failure: Option<Failure>, why: &str) {
+        self.ended = true;
         self.opaque();
-        self.telemetry.0.metrics.connection_closed(&self.flow, sent, received, failure);
-        let Self { telemetry, flow, began, connected, place, .. } = self;
+        self.telemetry.0.metrics.connection_closed(&self.flow, failure);
+        let place = self.place.take();
+        let Self { telemetry, flow, began, connected, sent, received, .. } = &*self;
         let Some(place) = place.filter(|place| place.context.sampled()) else { return };
         let Some(queue) = &telemetry.0.queue else { return };
         let lasted = began.elapsed();
         let error = failure.filter(|failure| is_error(*failure, flow.reporter)).map(|_| why);
         queue.record(&flow.local, |out| {
-            let name = format_args!("TCP {}", Server(&flow));
+            let name = format_args!("TCP {}", Server(flow));
             place.encode(out, flow.reporter, name, lasted, error, |attributes| {
                 attributes.text(key::NETWORK_TRANSPORT, "tcp");
                 attributes.text(key::NETWORK_TYPE, network_type(flow.peer));
-                attributes.display(key::SERVER_ADDRESS, Server(&flow));
+                attributes.display(key::SERVER_ADDRESS, Server(flow));
                 attributes.int(key::SERVER_PORT, flow.server.port().into());
-                connection_attributes(attributes, &flow);
+                connection_attributes(attributes, flow);
                 if flow.reporter == Reporter::Destination {
                     attributes.int(key::CLIENT_PORT, flow.client.port().into());
                 }
-                attributes.int(key::MESH_SENT_BYTES, sent);
-                attributes.int(key::MESH_RECEIVED_BYTES, received);
+                attributes.int(key::MESH_SENT_BYTES, *sent);
+                attributes.int(key::MESH_RECEIVED_BYTES, *received);
                 attributes.double(key::MESH_DURATION, lasted.as_secs_f64());
                 if let Some(took) = connected {
                     attributes.double(key::MESH_CONNECT_DURATION, took.as_secs_f64());
@@ -140,6 +182,14 @@ impl TcpSpan {
                 }
             });
         });
+    }
+}
+
+impl Drop for TcpSpan {
+    fn drop(&mut self) {
+        if !self.ended {
+            self.end(Some(self.cut().unwrap_or(Failure::ResetLocal)), "");
+        }
     }
 }
 

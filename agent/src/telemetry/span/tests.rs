@@ -6,7 +6,7 @@ use http::{HeaderMap, Method, Request, Response, StatusCode, Version, request};
 use opentelemetry_proto::tonic::trace::v1::{Span, span::SpanKind, status::StatusCode as Status};
 
 use crate::telemetry::{
-    Failure, Flow, Reporter, Telemetry,
+    Cause, Failure, Flow, Reporter, Telemetry,
     context::tests::headers,
     testing::{attributes, flow, recorded, recording},
 };
@@ -271,8 +271,9 @@ fn both_sides_of_an_opaque_connection_are_joined_through_the_connect() {
     client.inject(&mut connect);
     let server = telemetry.connection(&Arc::new(flow(Reporter::Destination)), Some(&connect));
     client.connected(Duration::from_millis(250));
-    client.finish(10, 20, None);
-    server.finish(10, 20, Some(Failure::ResetLocal));
+    client.moved(10, 20);
+    client.finish(None);
+    server.finish(Some(Failure::ResetLocal));
 
     let spans = recorded(&telemetry);
     let of = |kind| spans.iter().find(|span| span.kind() == kind).unwrap();
@@ -314,7 +315,7 @@ fn both_sides_of_an_opaque_connection_are_joined_through_the_connect() {
 fn a_refused_connection_says_why_in_words() {
     let telemetry = recording(1.0);
     let server = telemetry.connection(&Arc::new(flow(Reporter::Destination)), None);
-    server.refuse(0, 0, Failure::MutualTlsRequired, "plaintext is refused");
+    server.refuse(Failure::MutualTlsRequired, "plaintext is refused");
     let span = one(&telemetry);
     assert!(is_error(&span));
     assert_eq!(span.status.as_ref().unwrap().message, "plaintext is refused");
@@ -331,7 +332,7 @@ fn a_connection_to_no_service_is_named_by_its_address() {
         server: "[::ffff:192.0.2.7]:443".parse().unwrap(),
         ..flow(Reporter::Source)
     };
-    telemetry.connection(&Arc::new(outside), None).finish(0, 0, None);
+    telemetry.connection(&Arc::new(outside), None).finish(None);
     let span = one(&telemetry);
     assert_eq!(span.name, "TCP 192.0.2.7");
     assert!(!attributes(&span.attributes).contains_key("mesh.destination.principal"));
@@ -347,7 +348,7 @@ fn what_follows_an_upgrade_is_linked_to_the_request() {
     let connection = telemetry.upgraded_connection(&flow, &http);
     http.finish(0, 0, None);
     let request = one(&telemetry);
-    connection.finish(1, 2, None);
+    connection.finish(None);
     let connection = one(&telemetry);
     assert_eq!(connection.trace_id, request.trace_id);
     assert_eq!(connection.parent_span_id, request.span_id);
@@ -355,6 +356,52 @@ fn what_follows_an_upgrade_is_linked_to_the_request() {
     assert_eq!(connection.links[0].span_id, request.span_id);
     assert_eq!(connection.links[0].trace_id, request.trace_id);
     assert_eq!(connection.flags & 0x300, 0x100, "the parent is in this process");
+}
+
+/// Whatever ended it.
+struct Because(Option<Failure>);
+
+impl Cause for Because {
+    fn why(&self) -> Option<Failure> {
+        self.0
+    }
+}
+
+#[test]
+fn a_connection_that_is_dropped_says_why_it_was_cut() {
+    let telemetry = recording(1.0);
+    for (cause, expected) in [
+        (Some(Because(Some(Failure::DrainTimeout))), "drain_timeout"),
+        (Some(Because(None)), "reset_local"),
+        (None, "reset_local"),
+    ] {
+        let mut span = telemetry.connection(&Arc::new(flow(Reporter::Source)), None);
+        if let Some(cause) = cause {
+            span = span.cut_by(Arc::new(cause));
+        }
+        span.moved(1, 2);
+        drop(span);
+        let span = one(&telemetry);
+        let read = attributes(&span.attributes);
+        assert_eq!(read["mesh.connection.close_reason"], expected);
+        assert_eq!(read["mesh.connection.received_bytes"], "2");
+    }
+}
+
+#[test]
+fn an_end_that_broke_because_it_was_cut_is_not_to_blame() {
+    let telemetry = recording(1.0);
+    for (failure, expected) in [
+        (Some(Failure::ResetLocal), "pod_left"),
+        (Some(Failure::ResetRemote), "pod_left"),
+        (Some(Failure::BufferLimit), "buffer_limit"),
+        (None, "closed"),
+    ] {
+        let span = telemetry.connection(&Arc::new(flow(Reporter::Source)), None);
+        span.cut_by(Arc::new(Because(Some(Failure::PodLeft)))).finish(failure);
+        let read = attributes(&one(&telemetry).attributes);
+        assert_eq!(read["mesh.connection.close_reason"], expected);
+    }
 }
 
 #[test]

@@ -47,6 +47,44 @@ async fn an_aborted_or_dropped_stream_is_a_reset_at_the_other_end() {
 }
 
 #[tokio::test]
+async fn a_reset_that_waits_until_all_is_sent_overtakes_nothing() {
+    let mut bench = Bench::new().await;
+    for ended in [false, true] {
+        let (mut client, mut server) = bench.stream().await;
+        // More than the window and what waits here take at once.
+        let (length, mut heard) = (3 * LARGEST_WINDOW as usize, Vec::new());
+        let leaving = async {
+            client.write_all(&vec![7; length]).await.unwrap();
+            if ended {
+                client.shutdown().await.unwrap();
+            }
+            client.sent().await;
+            client.abort();
+        };
+        let ((), end) = tokio::join!(leaving, server.read_to_end(&mut heard));
+        assert_eq!(heard.len(), length);
+        assert!(ended || end.unwrap_err().kind() == io::ErrorKind::ConnectionReset);
+        // After an end in order, the reset is there soon.
+        let error = loop {
+            if let Err(error) = server.write(&[0; 1024]).await {
+                break error;
+            }
+        };
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionReset, "{error}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_sent_is_not_waited_for_on_a_stream_that_was_reset() {
+    let mut bench = Bench::new().await;
+    let (mut client, server) = bench.stream().await;
+    fill(&mut client).await;
+    server.abort();
+    client.sent().await;
+    is_reset(&mut client).await;
+}
+
+#[tokio::test]
 async fn a_reader_that_has_less_room_than_arrived_loses_nothing() {
     let mut bench = Bench::new().await;
     let (mut client, mut server) = bench.stream().await;
@@ -83,6 +121,67 @@ async fn streams_of_a_connection_that_breaks_are_reset() {
     // The other connection is another matter.
     server.abort();
     is_reset(&mut client).await;
+}
+
+/// Passes on what one connection's client sends to `server`, and what it gets, and returns the length of
+/// each TLS record that the client sent.
+async fn records(listener: TcpListener, server: SocketAddr) -> Vec<usize> {
+    let (client, _) = listener.accept().await.unwrap();
+    let server = TcpStream::connect(server).await.unwrap();
+    let (mut from_client, mut to_client) = client.into_split();
+    let (mut from_server, mut to_server) = server.into_split();
+    let answers = async { tokio::io::copy(&mut from_server, &mut to_client).await };
+    let records = async {
+        let mut lengths = Vec::new();
+        // Type, version and length (RFC 8446 §5.1).
+        let mut head = [0; 5];
+        while from_client.read_exact(&mut head).await.is_ok() {
+            let mut record = vec![0; usize::from(u16::from_be_bytes([head[3], head[4]]))];
+            from_client.read_exact(&mut record).await.unwrap();
+            to_server.write_all(&head).await.unwrap();
+            to_server.write_all(&record).await.unwrap();
+            lengths.push(record.len());
+        }
+        lengths
+    };
+    tokio::select! {
+        lengths = records => lengths,
+        _ = answers => panic!("the server ended first"),
+    }
+}
+
+#[tokio::test]
+async fn frames_of_much_data_fill_their_records() {
+    let mut bench = Bench::new().await;
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let (through, server) = (listener.local_addr().unwrap(), bench.server.address);
+    let records = tokio::spawn(records(listener, server));
+    let dial = || TcpStream::connect(through);
+    let made = made(bench.mesh.client().await);
+    let opened = bench.pool.open(key(server), connect_request(), dial, made);
+    let (client, at_server) = tokio::join!(opened, bench.server.accept());
+    let (mut client, mut at_server) = (client.unwrap(), at_server);
+    let mut data = Bytes::from(vec![7; 16 << 20]);
+    let sending = async {
+        while !data.is_empty() {
+            // As much as is read from a socket at once.
+            let mut part = data.split_to(SEND_BUFFER.min(data.len()));
+            while !part.is_empty() {
+                poll_fn(|cx| client.poll_write_bytes(cx, &mut part)).await.unwrap();
+            }
+        }
+        client.shutdown().await.unwrap();
+    };
+    let mut heard = Vec::new();
+    let ((), heard_all) = tokio::join!(sending, at_server.read_to_end(&mut heard));
+    assert_eq!(heard_all.unwrap(), 16 << 20);
+    at_server.shutdown().await.unwrap();
+    ends(&mut client).await;
+    drop((client, bench.pool));
+    let records = records.await.unwrap();
+    // But for the edges of windows.
+    let short = records.iter().filter(|length| **length < 1000).count();
+    assert!(short < records.len() / 5, "{short} of {} records are short", records.len());
 }
 
 /// Endless bytes of which each place tells itself from its neighbours.

@@ -1,0 +1,81 @@
+//! Why the agent itself puts an end to what it carries.
+//!
+//! Whatever carries a connection or a request is dropped half way when it is cut, and has to say why in its
+//! span. It asks here, when it is dropped: [`Cause::why`]. What a drain or a pod's leaving cuts is known by
+//! itself; whoever cuts for a reason of its own says so first, with [`Cut::because`].
+
+use std::{
+    future::pending,
+    sync::{Arc, OnceLock},
+};
+
+use super::{LocalPod, Proxy};
+use crate::telemetry::{Cause, Failure};
+
+/// What may end one connection, and all that it carries, before its ends want. Clones are of one
+/// connection.
+#[derive(Clone)]
+pub(super) struct Cut {
+    connection: Arc<Connection>,
+    /// The server's, where it is on this node too.
+    server: Option<Arc<LocalPod>>,
+}
+
+struct Connection {
+    proxy: Arc<Proxy>,
+    pod: Arc<LocalPod>,
+    because: OnceLock<Failure>,
+}
+
+impl Cut {
+    /// Of a connection that `pod` has, as client or as server.
+    pub(super) fn of(proxy: &Arc<Proxy>, pod: &Arc<LocalPod>) -> Self {
+        let (proxy, pod, because) = (proxy.clone(), pod.clone(), OnceLock::new());
+        Self { connection: Arc::new(Connection { proxy, pod, because }), server: None }
+    }
+
+    /// Of what the connection carries to `server`, a pod of this node.
+    pub(super) fn with(&self, server: &Arc<LocalPod>) -> Self {
+        Self { connection: self.connection.clone(), server: Some(server.clone()) }
+    }
+
+    /// Says that it is about to be cut, for a reason that cannot be seen here. The first counts.
+    pub(super) fn because(&self, why: Failure) {
+        let _ = self.connection.because.set(why);
+    }
+
+    /// Waits until it is cut by what is known here. For whoever has more to do then than to be dropped.
+    pub(super) async fn happens(&self) -> Failure {
+        let Connection { proxy, pod, .. } = &*self.connection;
+        let server_left = async {
+            match &self.server {
+                Some(server) => server.left().await,
+                None => pending().await,
+            }
+        };
+        tokio::select! {
+            why = pod.left() => why,
+            why = server_left => why,
+            () = proxy.drain.cut() => Failure::DrainTimeout,
+        }
+    }
+
+    /// For a span.
+    pub(super) fn cause(&self) -> Arc<dyn Cause> {
+        Arc::new(self.clone())
+    }
+}
+
+impl Cause for Cut {
+    /// Why it was cut, or is being cut; `None` where one of its ends broke off.
+    fn why(&self) -> Option<Failure> {
+        let Connection { proxy, pod, because } = &*self.connection;
+        if let Some(why) = because.get() {
+            return Some(*why);
+        }
+        if pod.has_left() || self.server.as_ref().is_some_and(|server| server.has_left()) {
+            return Some(Failure::PodLeft);
+        }
+        proxy.drain.has_cut().then_some(Failure::DrainTimeout)
+    }
+}
