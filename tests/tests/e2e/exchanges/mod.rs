@@ -5,9 +5,8 @@
 //! sent and when, and nothing of what is to be heard: the direct connection shows that. Where the mesh
 //! does something else on purpose, the row says what, with a reason of `docs/http.md`.
 //! `EXCHANGES=targets cargo xtask test --e2e --debug exchanges` plays the rows alone that have
-//! `targets` in their names, and shows what was heard.
+//! `targets` in their names.
 
-mod known;
 mod play;
 mod table;
 mod text;
@@ -19,13 +18,11 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     env,
     fmt::Write as _,
-    time::Duration,
 };
 
 use anyhow::{Context, ensure};
 use futures_util::{StreamExt, stream};
 
-use known::Known;
 use play::{Transcript, play};
 use table::Row;
 use ways::{Ground, Way};
@@ -46,9 +43,6 @@ const ROWS: [(&str, &str); 10] = [
 const DOCUMENT: &str = include_str!("../../../../docs/http.md");
 /// How many exchanges there are at once.
 const AT_ONCE: usize = 16;
-/// How long what comes late is waited for, and what is known not to come.
-const PATIENCE: Duration = Duration::from_secs(6);
-const HASTE: Duration = Duration::from_secs(3);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn both_ends_hear_through_the_mesh_what_they_hear_without_it() -> anyhow::Result<()> {
@@ -57,15 +51,14 @@ async fn both_ends_hear_through_the_mesh_what_they_hear_without_it() -> anyhow::
     rows.retain(|row| chosen.as_ref().is_none_or(|chosen| row.name.contains(chosen)));
     ensure!(!rows.is_empty(), "no row has {chosen:?} in its name");
     let ground = &Ground::lay(rows.len()).await?;
-    let known = &known::read()?;
-    let direct = heard(ground, &rows, Way::Direct, known).await?;
+    let direct = heard(ground, &rows, Way::Direct).await?;
     for (row, direct) in rows.iter().zip(&direct) {
         let stopped = direct.stopped.as_deref();
         assert_eq!(stopped, None, "{} directly: {}", row.name, shown(direct));
     }
     let mut wrong = rows.iter().map(|_| Vec::new()).collect::<Vec<_>>();
     for way in Way::MESH {
-        let through = heard(ground, &rows, way, known).await?;
+        let through = heard(ground, &rows, way).await?;
         for (((row, direct), mesh), wrong) in rows.iter().zip(&direct).zip(through).zip(&mut wrong)
         {
             if let Err(why) = as_it_should_be(row, direct, &mesh) {
@@ -73,30 +66,15 @@ async fn both_ends_hear_through_the_mesh_what_they_hear_without_it() -> anyhow::
             }
         }
     }
-    let mut failures = String::new();
-    let mut list = String::new();
-    let (mut differs, nothing) = (false, Known::default());
+    let (mut failures, mut list) = (String::new(), String::new());
     for ((row, direct), wrong) in rows.iter().zip(&direct).zip(wrong) {
-        let ways: Vec<_> = wrong.iter().map(|(way, ..)| way.name()).collect();
-        let is_known = known.get(&*row.name).unwrap_or(&nothing).allows(&ways);
-        differs |= !is_known;
         if !wrong.is_empty() {
+            let ways: Vec<_> = wrong.iter().map(|(way, ..)| way.name()).collect();
             writeln!(list, "{}: {}", row.name, ways.join(", "))?;
-        } else if !is_known {
-            writeln!(
-                failures,
-                "\n== {} is as it should be, which known.txt does not know",
-                row.name
-            )?;
-        }
-        if chosen.is_some() || (!wrong.is_empty() && !is_known) {
             failures += &told(row, direct, &wrong);
         }
     }
-    if chosen.is_some() {
-        println!("{failures}");
-    }
-    assert!(!differs, "{failures}\n== all that fail:\n{list}");
+    assert!(failures.is_empty(), "{failures}\n== all that fail:\n{list}");
     Ok(())
 }
 
@@ -117,32 +95,17 @@ fn told(row: &Row, direct: &Transcript, wrong: &[(Way, String, Transcript)]) -> 
 }
 
 /// What both ends of all rows heard on a way.
-async fn heard(
-    ground: &Ground,
-    rows: &[Row],
-    way: Way,
-    known: &BTreeMap<&str, Known>,
-) -> anyhow::Result<Vec<Transcript>> {
-    let play = |(number, row): (usize, _)| async move {
-        (number, one(ground, row, number, way, known).await)
-    };
+async fn heard(ground: &Ground, rows: &[Row], way: Way) -> anyhow::Result<Vec<Transcript>> {
+    let play = |(number, row)| async move { (number, one(ground, row, number, way).await) };
     let played = stream::iter(rows.iter().enumerate().map(play)).buffer_unordered(AT_ONCE);
     let played: BTreeMap<_, _> = played.collect().await;
     played.into_values().collect()
 }
 
-async fn one(
-    ground: &Ground,
-    row: &Row,
-    number: usize,
-    way: Way,
-    known: &BTreeMap<&str, Known>,
-) -> anyhow::Result<Transcript> {
+async fn one(ground: &Ground, row: &Row, number: usize, way: Way) -> anyhow::Result<Transcript> {
     let (from, to, server, port) = ground.ends(way, number);
     let listener = server.listen(port)?;
-    let fails = known.get(&*row.name).is_some_and(|known| known.ways.contains(&way.name()));
-    let patience = if fails { HASTE } else { PATIENCE };
-    let played = play(row, from, to, listener, patience).await;
+    let played = play(row, from, to, listener).await;
     played.with_context(|| format!("{}, {}", row.name, way.name()))
 }
 
@@ -194,16 +157,5 @@ fn every_difference_is_documented_and_every_documented_one_has_a_row() -> anyhow
     let documented: BTreeSet<_> =
         lines.filter_map(|line| line.split_once(".**")).map(|(name, _)| name).collect();
     assert_eq!(reasons, documented);
-    Ok(())
-}
-
-#[test]
-fn what_is_known_to_fail_is_in_the_table() -> anyhow::Result<()> {
-    let rows = table::read(&ROWS)?;
-    for (name, known) in known::read()? {
-        assert!(rows.iter().any(|row| row.name == name), "no row {name}");
-        let is_way = |name: &&str| Way::MESH.iter().any(|way| way.name() == *name);
-        assert!(known.ways.iter().all(is_way), "{name}: {:?}", known.ways);
-    }
     Ok(())
 }

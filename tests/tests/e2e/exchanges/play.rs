@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::Context;
-use sluice_tests::{Pod, within};
+use sluice_tests::{PATIENCE, Pod, within};
 use tokio::{
     net::TcpListener,
     sync::watch,
@@ -30,12 +30,12 @@ const LAST: usize = 4;
 
 /// What each end heard, and how far the row came.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Transcript {
+pub(super) struct Transcript {
     /// By `client 1`, `server 1` and so on, in the order in which they were connected. How the other
     /// end ended is a part of it where the row asks for it, and where it did not go on.
-    pub ends: BTreeMap<String, Vec<u8>>,
+    pub(super) ends: BTreeMap<String, Vec<u8>>,
     /// Why the row did not go on.
-    pub stopped: Option<String>,
+    pub(super) stopped: Option<String>,
 }
 
 /// Why a row does not go on.
@@ -47,7 +47,6 @@ struct Stage<'a> {
     row: &'a Row,
     from: &'a Pod,
     to: SocketAddr,
-    patience: Duration,
     clients: BTreeMap<usize, End>,
     servers: Arc<Mutex<Vec<End>>>,
     /// The server's connection on which each client was heard last, from 0.
@@ -87,14 +86,12 @@ fn all_of(said: &[u8], news: &[u8]) -> Option<usize> {
     all.then_some(news.len())
 }
 
-/// Plays `row` between clients in `from` that dial `to`, and a server at `listener`, and waits for
-/// nothing longer than `patience`.
-pub async fn play(
+/// Plays `row` between clients in `from` that dial `to`, and a server at `listener`.
+pub(super) async fn play(
     row: &Row,
     from: &Pod,
     to: SocketAddr,
     listener: TcpListener,
-    patience: Duration,
 ) -> anyhow::Result<Transcript> {
     let (changes, changed) = watch::channel(0);
     let changes = Arc::new(changes);
@@ -105,7 +102,6 @@ pub async fn play(
         row,
         from,
         to,
-        patience,
         clients: BTreeMap::new(),
         servers,
         asked: BTreeMap::new(),
@@ -161,7 +157,7 @@ impl Stage<'_> {
         if let Who::Client(number) = *who
             && !self.clients.contains_key(&number)
         {
-            let connect = within(self.patience, "a connection", self.from.connect(self.to)).await?;
+            let connect = within(PATIENCE, "a connection", self.from.connect(self.to)).await?;
             let connected = connect.with_context(|| format!("could not connect to {}", self.to))?;
             let wire = Wire::new(connected, &self.changes, Server::Plain)?;
             self.clients.insert(number, End::new(wire));
@@ -222,7 +218,7 @@ impl Stage<'_> {
             }
         };
         let was_over = self.is_over(client);
-        let deadline = Instant::now() + self.patience;
+        let deadline = Instant::now() + PATIENCE;
         loop {
             // Looked at first: what comes until the rest is looked at counts.
             let is_over = self.is_over(client);
@@ -268,7 +264,7 @@ impl Stage<'_> {
             let told = stage.is_told_otherwise(client);
             told.then_some(Err(Stopped("the client hears something else")))
         };
-        self.within(self.patience, ended).await.unwrap_or(Err(Stopped("no end is heard")))
+        self.within(PATIENCE, ended).await.unwrap_or(Err(Stopped("no end is heard")))
     }
 
     fn end(&mut self, who: Who, does: &Does) -> Result<(), Stopped> {
@@ -304,7 +300,7 @@ impl Stage<'_> {
             let all_over = clients && servers && stage.row.differs.is_none();
             (all_over || stage.row.differs.as_ref().is_some_and(fits)).then_some(())
         };
-        let time = if self.row.differs.is_some() { self.patience } else { AFTERMATH };
+        let time = if self.row.differs.is_some() { PATIENCE } else { AFTERMATH };
         self.within(time, is_over).await;
     }
 

@@ -8,24 +8,24 @@ use super::text::{Pattern, Speech, filled};
 
 /// An exchange.
 #[derive(Clone, Debug)]
-pub struct Row {
+pub(super) struct Row {
     /// `group/name`, where a file is a group.
-    pub name: String,
+    pub(super) name: String,
     /// What happens, in this order.
-    pub steps: Vec<Step>,
+    pub(super) steps: Vec<Step>,
     /// How the server behaves by itself.
-    pub server: Server,
+    pub(super) server: Server,
     /// Where the mesh does something else on purpose.
-    pub differs: Option<Differs>,
+    pub(super) differs: Option<Differs>,
     /// How what servers hear is compared.
-    pub servers: Servers,
+    pub(super) servers: Servers,
     /// What servers hear of the trace's context is compared too.
-    pub traced: bool,
+    pub(super) traced: bool,
 }
 
 /// What the server does that no step says.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Server {
+pub(super) enum Server {
     /// Nothing.
     #[default]
     Plain,
@@ -41,7 +41,7 @@ pub enum Server {
 
 /// How what servers hear is compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Servers {
+pub(super) enum Servers {
     /// Connection by connection.
     Apart,
     /// As if all of it had come on one.
@@ -52,21 +52,21 @@ pub enum Servers {
 
 /// A client by its number, or the server's connection on which that client was heard last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Who {
+pub(super) enum Who {
     Client(usize),
     Server(usize),
 }
 
 /// Something that one end does.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Step {
-    pub who: Who,
-    pub does: Does,
+pub(super) struct Step {
+    pub(super) who: Who,
+    pub(super) does: Does,
 }
 
 /// What it does.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Does {
+pub(super) enum Does {
     /// Sends, and goes on once the other end has heard the last of it where `heard` says so.
     Say { what: Speech, heard: bool },
     /// Waits for this to come.
@@ -85,21 +85,21 @@ pub enum Does {
 
 /// What is heard through the mesh in place of what is heard without it.
 #[derive(Clone, Debug)]
-pub struct Differs {
+pub(super) struct Differs {
     /// Why, by its name in `docs/http.md`.
-    pub reason: String,
+    pub(super) reason: String,
     /// By connection; those that are not here hear the same.
-    pub instead: BTreeMap<String, Vec<Pattern>>,
+    pub(super) instead: BTreeMap<String, Vec<Pattern>>,
 }
 
 impl Differs {
     /// Whether `end` hears something else.
-    pub fn is_for(&self, end: &str) -> bool {
+    pub(super) fn is_for(&self, end: &str) -> bool {
         self.instead.contains_key(end)
     }
 
     /// Whether this was heard in place of what is heard without the mesh.
-    pub fn fits(&self, ends: &BTreeMap<String, Vec<u8>>) -> bool {
+    pub(super) fn fits(&self, ends: &BTreeMap<String, Vec<u8>>) -> bool {
         self.instead.iter().all(|(end, patterns)| {
             let heard = ends.get(end).map_or(&[][..], Vec::as_slice);
             patterns.iter().all(|pattern| pattern.fits(heard))
@@ -108,7 +108,7 @@ impl Differs {
 }
 
 /// Reads the files of a table, each a group's name and its text.
-pub fn read(files: &[(&str, &str)]) -> anyhow::Result<Vec<Row>> {
+pub(super) fn read(files: &[(&str, &str)]) -> anyhow::Result<Vec<Row>> {
     let mut rows = Vec::<Row>::new();
     for (group, text) in files {
         for row in Reader::default().group(group, text)? {

@@ -8,24 +8,24 @@ use anyhow::{Context, bail, ensure};
 
 /// What is sent: pieces with a pause between each two.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Speech(pub Vec<Vec<u8>>);
+pub(super) struct Speech(pub Vec<Vec<u8>>);
 
 impl Speech {
     /// Of text in which nothing is left to be put in for names.
-    pub fn parse(text: &str) -> anyhow::Result<Self> {
+    pub(super) fn parse(text: &str) -> anyhow::Result<Self> {
         let pieces = text.split('⏸').map(bytes).collect::<anyhow::Result<_>>()?;
         Ok(Self(pieces))
     }
 
     /// All of it, without its pauses.
-    pub fn bytes(&self) -> Vec<u8> {
+    pub(super) fn bytes(&self) -> Vec<u8> {
         self.0.concat()
     }
 }
 
 /// What is to be heard.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Pattern {
+pub(super) enum Pattern {
     /// These, with anything between each two.
     Pieces(Vec<Vec<u8>>),
     /// Anything but this.
@@ -34,18 +34,18 @@ pub enum Pattern {
 
 impl Pattern {
     /// Of text in which nothing is left to be put in for names.
-    pub fn parse(text: &str) -> anyhow::Result<Self> {
+    pub(super) fn parse(text: &str) -> anyhow::Result<Self> {
         let pieces = text.split('…').map(bytes).collect::<anyhow::Result<_>>()?;
         Ok(Self::Pieces(pieces))
     }
 
     /// Of what is never to be heard.
-    pub fn without(text: &str) -> anyhow::Result<Self> {
+    pub(super) fn without(text: &str) -> anyhow::Result<Self> {
         Ok(Self::Without(bytes(text)?))
     }
 
     /// Whether these are such bytes.
-    pub fn fits(&self, bytes: &[u8]) -> bool {
+    pub(super) fn fits(&self, bytes: &[u8]) -> bool {
         let pieces = match self {
             Self::Pieces(pieces) => pieces,
             Self::Without(piece) => return find(bytes, piece).is_none(),
@@ -63,7 +63,7 @@ impl Pattern {
 }
 
 /// Where `piece` first is in `bytes`.
-pub fn find(bytes: &[u8], piece: &[u8]) -> Option<usize> {
+pub(super) fn find(bytes: &[u8], piece: &[u8]) -> Option<usize> {
     if piece.is_empty() {
         return Some(0);
     }
@@ -71,7 +71,7 @@ pub fn find(bytes: &[u8], piece: &[u8]) -> Option<usize> {
 }
 
 /// How many times `piece` is in `bytes`.
-pub fn count(bytes: &[u8], piece: &[u8]) -> usize {
+pub(super) fn count(bytes: &[u8], piece: &[u8]) -> usize {
     let (mut rest, mut count) = (bytes, 0);
     while let Some(at) = find(rest, piece).filter(|_| !piece.is_empty()) {
         rest = &rest[at + 1..];
@@ -125,7 +125,7 @@ fn escaped(text: &str) -> anyhow::Result<(u8, usize)> {
 }
 
 /// Puts in what names and numbers in braces stand for.
-pub fn filled<'a>(
+pub(super) fn filled<'a>(
     text: &str,
     meaning: impl Fn(&str) -> Option<&'a str> + Copy,
 ) -> anyhow::Result<String> {
@@ -156,7 +156,7 @@ pub fn filled<'a>(
 const SHOWN: usize = 300;
 
 /// Bytes as somebody reads them.
-pub fn shown(bytes: &[u8]) -> String {
+pub(super) fn shown(bytes: &[u8]) -> String {
     if bytes.len() <= 2 * SHOWN {
         return escape(bytes);
     }
