@@ -137,7 +137,13 @@ where
     loop {
         let head = match connection.head(is_first).await {
             Ok(Head::Request(head, framing)) => (head, framing),
-            Ok(Head::None) => return Served::Done,
+            Ok(Head::None) => {
+                // A client that ended what it sends may yet hear: a tunnel's stream that is not ended
+                // takes back what is on its way.
+                let client = &mut connection.client;
+                let _ = poll_fn(|cx| client.poll_shutdown(cx)).await;
+                return Served::Done;
+            }
             Ok(Head::Http2) => {
                 let (io, read) = connection.client.into_parts();
                 return Served::Http2(io, read);

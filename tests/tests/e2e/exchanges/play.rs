@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::Context;
-use sluice_tests::{Pod, within};
+use sluice_tests::{PATIENCE, Pod, within};
 use tokio::{
     net::TcpListener,
     sync::watch,
@@ -17,16 +17,12 @@ use tokio::{
 };
 
 use super::{
-    table::{Does, Row, Server, Servers, Step, Who},
+    table::{Differs, Does, Row, Server, Servers, Step, Who},
     text::{Speech, count, find},
     trace,
     wire::{Changes, Ending, Heard, Wire},
 };
 
-/// How long anything is waited for.
-const PATIENCE: Duration = Duration::from_secs(10);
-/// How long it is still waited for once an end heard something else, or its last.
-const DISAPPOINTED: Duration = Duration::from_secs(2);
 /// How long connections are given to end once a row cannot go on.
 const AFTERMATH: Duration = Duration::from_secs(1);
 /// As much of the end of what was said must have come for all of it to have.
@@ -34,12 +30,12 @@ const LAST: usize = 4;
 
 /// What each end heard, and how far the row came.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Transcript {
+pub(super) struct Transcript {
     /// By `client 1`, `server 1` and so on, in the order in which they were connected. How the other
     /// end ended is a part of it where the row asks for it, and where it did not go on.
-    pub ends: BTreeMap<String, Vec<u8>>,
+    pub(super) ends: BTreeMap<String, Vec<u8>>,
     /// Why the row did not go on.
-    pub stopped: Option<String>,
+    pub(super) stopped: Option<String>,
 }
 
 /// Why a row does not go on.
@@ -64,7 +60,7 @@ struct Stage<'a> {
 /// One end of a connection.
 struct End {
     wire: Wire,
-    /// How much of what it heard was waited for.
+    /// How much of what it heard was waited for, without what the mesh adds.
     heard: usize,
     /// What it said since the other end was known to have heard everything.
     said: Vec<u8>,
@@ -75,24 +71,23 @@ impl End {
         Self { wire, heard: 0, said: Vec::new() }
     }
 
-    /// What came since it was waited for last, without what the mesh adds.
-    fn news(&self) -> Vec<u8> {
-        self.wire.heard(|heard| trace::without_context(&heard.bytes[self.heard..]))
-    }
-
-    fn all_heard(&mut self) {
-        self.heard = self.wire.heard(|heard| heard.bytes.len());
+    /// Goes on from where `ending` says that the last of what was waited for is in what came since.
+    fn hears(&mut self, ending: impl Fn(&[u8]) -> Option<usize>) -> Option<()> {
+        let heard = self.wire.heard(|heard| trace::without_context(&heard.bytes));
+        self.heard += ending(heard.get(self.heard..)?)?;
+        Some(())
     }
 }
 
-/// Whether `news` is all of `said`: its end, as many times as it is there.
-fn is_all(news: &[u8], said: &[u8]) -> bool {
+/// The end of `news`, if they are all of `said`: its last bytes, as many times as they are there.
+fn all_of(said: &[u8], news: &[u8]) -> Option<usize> {
     let last = &said[said.len().saturating_sub(LAST)..];
-    news.ends_with(last) && count(news, last) >= count(said, last)
+    let all = news.ends_with(last) && count(news, last) >= count(said, last);
+    all.then_some(news.len())
 }
 
 /// Plays `row` between clients in `from` that dial `to`, and a server at `listener`.
-pub async fn play(
+pub(super) async fn play(
     row: &Row,
     from: &Pod,
     to: SocketAddr,
@@ -186,7 +181,7 @@ impl Stage<'_> {
         if !heard {
             return Ok(());
         }
-        let all = |end: &mut End| is_all(&end.news(), &said).then(|| end.all_heard());
+        let all = |end: &mut End| end.hears(|news| all_of(&said, news));
         match who {
             Who::Client(client) => self.heard_by(Who::Server(client), all).await?,
             Who::Server(client) => self.heard_by(Who::Client(client), all).await?,
@@ -196,12 +191,14 @@ impl Stage<'_> {
     }
 
     async fn hear(&mut self, who: Who, what: &[u8]) -> Result<(), Stopped> {
-        let contains = |end: &mut End| {
-            let at = end.wire.heard(|heard| find(&heard.bytes[end.heard..], what))?;
-            end.heard += at + what.len();
-            Some(())
+        let contains = |end: &mut End| end.hears(|news| find(news, what).map(|at| at + what.len()));
+        self.heard_by(who, contains).await?;
+        let speaker = match who {
+            Who::Client(client) => Who::Server(client),
+            Who::Server(client) => Who::Client(client),
         };
-        self.heard_by(who, contains).await
+        self.with(speaker, |end| end.said.clear());
+        Ok(())
     }
 
     /// Waits until `who`, whichever connection a server may have for it, has heard what `look` finds.
@@ -220,12 +217,11 @@ impl Stage<'_> {
                 Some(())
             }
         };
-        let (mut before, was_over) = self.client(client);
+        let was_over = self.is_over(client);
         let deadline = Instant::now() + PATIENCE;
-        let mut last = deadline;
         loop {
-            // Taken first: what comes until it is looked at counts.
-            let (now, is_over) = self.client(client);
+            // Looked at first: what comes until the rest is looked at counts.
+            let is_over = self.is_over(client);
             if look(self).is_some() {
                 return Ok(());
             }
@@ -237,26 +233,38 @@ impl Stage<'_> {
             if nobody_is_left {
                 return Err(Stopped("the connection ended"));
             }
-            if now > before || (is_over && !was_over && last == deadline) {
-                (before, last) = (now, Instant::now() + DISAPPOINTED);
+            if self.is_told_otherwise(client) {
+                return Err(Stopped("the client hears something else"));
             }
-            if timeout_at(last.min(deadline), self.changed.changed()).await.is_err() {
+            if timeout_at(deadline, self.changed.changed()).await.is_err() {
                 return Err(Stopped("it is not heard"));
             }
         }
     }
 
-    /// How much a client has heard, and whether that is all.
-    fn client(&self, number: usize) -> (usize, bool) {
-        let client = self.clients.get(&number).map(|end| &end.wire);
-        client.map_or((0, false), |wire| (wire.heard(|heard| heard.bytes.len()), wire.is_over()))
+    fn is_over(&self, client: usize) -> bool {
+        self.clients.get(&client).is_some_and(|end| end.wire.is_over())
+    }
+
+    /// Whether a client has heard what it was to hear in place of what the row waits for.
+    fn is_told_otherwise(&self, client: usize) -> bool {
+        let Some(differs) = &self.row.differs else { return false };
+        let stopped = Some(String::new());
+        differs.is_for(&format!("client {client}")) && differs.fits(&self.transcript(stopped).ends)
     }
 
     async fn hear_end(&mut self, who: Who, how: bool) -> Result<(), Stopped> {
+        let (Who::Client(client) | Who::Server(client)) = who;
         let name = self.name(who).ok_or(NOBODY)?;
         self.asked_ends.insert(name, how);
-        let ended = |stage: &mut Self| stage.with(who, |end| end.wire.ending()).flatten().map(drop);
-        self.within(PATIENCE, ended).await.ok_or(Stopped("no end is heard"))
+        let ended = |stage: &mut Self| {
+            if stage.with(who, |end| end.wire.ending()).flatten().is_some() {
+                return Some(Ok(()));
+            }
+            let told = stage.is_told_otherwise(client);
+            told.then_some(Err(Stopped("the client hears something else")))
+        };
+        self.within(PATIENCE, ended).await.unwrap_or(Err(Stopped("no end is heard")))
     }
 
     fn end(&mut self, who: Who, does: &Does) -> Result<(), Stopped> {
@@ -284,12 +292,16 @@ impl Stage<'_> {
 
     /// Gives connections the time to end, after one of them did.
     async fn aftermath(&mut self) {
-        let all_over = |stage: &mut Self| {
+        let is_over = |stage: &mut Self| {
             let clients = stage.clients.values().all(|end| end.wire.is_over());
             let servers = locked(&stage.servers).iter().all(|end| end.wire.is_over());
-            (clients && servers).then_some(())
+            let fits =
+                |differs: &Differs| differs.fits(&stage.transcript(Some(String::new())).ends);
+            let all_over = clients && servers && stage.row.differs.is_none();
+            (all_over || stage.row.differs.as_ref().is_some_and(fits)).then_some(())
         };
-        self.within(AFTERMATH, all_over).await;
+        let time = if self.row.differs.is_some() { PATIENCE } else { AFTERMATH };
+        self.within(time, is_over).await;
     }
 
     /// Does something with an end, if it is there.

@@ -8,24 +8,24 @@ use super::text::{Pattern, Speech, filled};
 
 /// An exchange.
 #[derive(Clone, Debug)]
-pub struct Row {
+pub(super) struct Row {
     /// `group/name`, where a file is a group.
-    pub name: String,
+    pub(super) name: String,
     /// What happens, in this order.
-    pub steps: Vec<Step>,
+    pub(super) steps: Vec<Step>,
     /// How the server behaves by itself.
-    pub server: Server,
+    pub(super) server: Server,
     /// Where the mesh does something else on purpose.
-    pub differs: Option<Differs>,
+    pub(super) differs: Option<Differs>,
     /// How what servers hear is compared.
-    pub servers: Servers,
+    pub(super) servers: Servers,
     /// What servers hear of the trace's context is compared too.
-    pub traced: bool,
+    pub(super) traced: bool,
 }
 
 /// What the server does that no step says.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Server {
+pub(super) enum Server {
     /// Nothing.
     #[default]
     Plain,
@@ -41,7 +41,7 @@ pub enum Server {
 
 /// How what servers hear is compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Servers {
+pub(super) enum Servers {
     /// Connection by connection.
     Apart,
     /// As if all of it had come on one.
@@ -52,21 +52,21 @@ pub enum Servers {
 
 /// A client by its number, or the server's connection on which that client was heard last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Who {
+pub(super) enum Who {
     Client(usize),
     Server(usize),
 }
 
 /// Something that one end does.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Step {
-    pub who: Who,
-    pub does: Does,
+pub(super) struct Step {
+    pub(super) who: Who,
+    pub(super) does: Does,
 }
 
 /// What it does.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Does {
+pub(super) enum Does {
     /// Sends, and goes on once the other end has heard the last of it where `heard` says so.
     Say { what: Speech, heard: bool },
     /// Waits for this to come.
@@ -85,15 +85,30 @@ pub enum Does {
 
 /// What is heard through the mesh in place of what is heard without it.
 #[derive(Clone, Debug)]
-pub struct Differs {
+pub(super) struct Differs {
     /// Why, by its name in `docs/http.md`.
-    pub reason: String,
+    pub(super) reason: String,
     /// By connection; those that are not here hear the same.
-    pub instead: BTreeMap<String, Pattern>,
+    pub(super) instead: BTreeMap<String, Vec<Pattern>>,
+}
+
+impl Differs {
+    /// Whether `end` hears something else.
+    pub(super) fn is_for(&self, end: &str) -> bool {
+        self.instead.contains_key(end)
+    }
+
+    /// Whether this was heard in place of what is heard without the mesh.
+    pub(super) fn fits(&self, ends: &BTreeMap<String, Vec<u8>>) -> bool {
+        self.instead.iter().all(|(end, patterns)| {
+            let heard = ends.get(end).map_or(&[][..], Vec::as_slice);
+            patterns.iter().all(|pattern| pattern.fits(heard))
+        })
+    }
 }
 
 /// Reads the files of a table, each a group's name and its text.
-pub fn read(files: &[(&str, &str)]) -> anyhow::Result<Vec<Row>> {
+pub(super) fn read(files: &[(&str, &str)]) -> anyhow::Result<Vec<Row>> {
     let mut rows = Vec::<Row>::new();
     for (group, text) in files {
         for row in Reader::default().group(group, text)? {
@@ -194,14 +209,20 @@ impl<'a> Reader<'a> {
                 row.differs = Some(Differs { reason, instead: BTreeMap::new() });
                 return Ok(());
             };
-            let (end, heard) = difference.split_once(" hears ").context("! END hears TEXT")?;
+            let (end, pattern) = match difference.split_once(" never hears ") {
+                Some((end, piece)) => (end, Pattern::without(piece)?),
+                None => {
+                    let parts = difference.split_once(" hears ").context("! END hears TEXT")?;
+                    let heard = if parts.1 == "nothing" { "" } else { parts.1 };
+                    (parts.0, Pattern::parse(heard)?)
+                }
+            };
             let end = match end {
                 "client" => "client 1",
                 "server" => "server 1",
                 other => other,
             };
-            let heard = if heard == "nothing" { "" } else { heard };
-            differs.instead.insert(end.to_owned(), Pattern::parse(heard)?);
+            differs.instead.entry(end.to_owned()).or_default().push(pattern);
             return Ok(());
         }
         row.steps.push(step(line)?);
@@ -309,13 +330,16 @@ mod tests {
 
     #[test]
     fn a_difference_has_a_reason_and_says_who_hears_what() {
-        let text =
-            "row a\n  > a\n  ! Two lengths\n  ! client hears 400…\n  ! server hears nothing\n";
+        let text = "row a\n  > a\n  ! Two lengths\n  ! client hears 400…\n  \
+                    ! client 1 never hears 1\n  ! server hears nothing\n";
         let differs = rows(text).pop().unwrap().differs.unwrap();
         assert_eq!(differs.reason, "Two lengths");
-        assert!(
-            differs.instead["client 1"].fits(b"400 No") && differs.instead["server 1"].fits(b"")
-        );
+        let fits = |end: &str, heard: &[u8]| {
+            differs.instead[end].iter().map(|pattern| pattern.fits(heard)).collect::<Vec<_>>()
+        };
+        assert_eq!(fits("client 1", b"400 No"), [true, true]);
+        assert_eq!(fits("client 1", b"400 1"), [true, false]);
+        assert_eq!(fits("server 1", b""), [true]);
     }
 
     #[test]

@@ -8,35 +8,49 @@ use anyhow::{Context, bail, ensure};
 
 /// What is sent: pieces with a pause between each two.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Speech(pub Vec<Vec<u8>>);
+pub(super) struct Speech(pub Vec<Vec<u8>>);
 
 impl Speech {
     /// Of text in which nothing is left to be put in for names.
-    pub fn parse(text: &str) -> anyhow::Result<Self> {
+    pub(super) fn parse(text: &str) -> anyhow::Result<Self> {
         let pieces = text.split('⏸').map(bytes).collect::<anyhow::Result<_>>()?;
         Ok(Self(pieces))
     }
 
     /// All of it, without its pauses.
-    pub fn bytes(&self) -> Vec<u8> {
+    pub(super) fn bytes(&self) -> Vec<u8> {
         self.0.concat()
     }
 }
 
-/// What is to be heard: these, with anything between each two.
+/// What is to be heard.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Pattern(Vec<Vec<u8>>);
+pub(super) enum Pattern {
+    /// These, with anything between each two.
+    Pieces(Vec<Vec<u8>>),
+    /// Anything but this.
+    Without(Vec<u8>),
+}
 
 impl Pattern {
     /// Of text in which nothing is left to be put in for names.
-    pub fn parse(text: &str) -> anyhow::Result<Self> {
+    pub(super) fn parse(text: &str) -> anyhow::Result<Self> {
         let pieces = text.split('…').map(bytes).collect::<anyhow::Result<_>>()?;
-        Ok(Self(pieces))
+        Ok(Self::Pieces(pieces))
+    }
+
+    /// Of what is never to be heard.
+    pub(super) fn without(text: &str) -> anyhow::Result<Self> {
+        Ok(Self::Without(bytes(text)?))
     }
 
     /// Whether these are such bytes.
-    pub fn fits(&self, bytes: &[u8]) -> bool {
-        let [first, others @ ..] = &self.0[..] else { return false };
+    pub(super) fn fits(&self, bytes: &[u8]) -> bool {
+        let pieces = match self {
+            Self::Pieces(pieces) => pieces,
+            Self::Without(piece) => return find(bytes, piece).is_none(),
+        };
+        let [first, others @ ..] = &pieces[..] else { return false };
         let Some(rest) = bytes.strip_prefix(&first[..]) else { return false };
         let [between @ .., last] = others else { return rest.is_empty() };
         let mut rest = rest;
@@ -49,7 +63,7 @@ impl Pattern {
 }
 
 /// Where `piece` first is in `bytes`.
-pub fn find(bytes: &[u8], piece: &[u8]) -> Option<usize> {
+pub(super) fn find(bytes: &[u8], piece: &[u8]) -> Option<usize> {
     if piece.is_empty() {
         return Some(0);
     }
@@ -57,7 +71,7 @@ pub fn find(bytes: &[u8], piece: &[u8]) -> Option<usize> {
 }
 
 /// How many times `piece` is in `bytes`.
-pub fn count(bytes: &[u8], piece: &[u8]) -> usize {
+pub(super) fn count(bytes: &[u8], piece: &[u8]) -> usize {
     let (mut rest, mut count) = (bytes, 0);
     while let Some(at) = find(rest, piece).filter(|_| !piece.is_empty()) {
         rest = &rest[at + 1..];
@@ -111,7 +125,7 @@ fn escaped(text: &str) -> anyhow::Result<(u8, usize)> {
 }
 
 /// Puts in what names and numbers in braces stand for.
-pub fn filled<'a>(
+pub(super) fn filled<'a>(
     text: &str,
     meaning: impl Fn(&str) -> Option<&'a str> + Copy,
 ) -> anyhow::Result<String> {
@@ -142,7 +156,7 @@ pub fn filled<'a>(
 const SHOWN: usize = 300;
 
 /// Bytes as somebody reads them.
-pub fn shown(bytes: &[u8]) -> String {
+pub(super) fn shown(bytes: &[u8]) -> String {
     if bytes.len() <= 2 * SHOWN {
         return escape(bytes);
     }

@@ -5,7 +5,7 @@ const NAMES: [&str; 3] = ["traceparent", "tracestate", "b3"];
 const B3: &str = "x-b3-";
 
 /// `heard` without the lines that say a trace's context.
-pub fn without_context(heard: &[u8]) -> Vec<u8> {
+pub(super) fn without_context(heard: &[u8]) -> Vec<u8> {
     let lines = heard.split_inclusive(|byte| *byte == b'\n');
     lines.filter(|line| !is_context(line)).flatten().copied().collect()
 }

@@ -6,7 +6,7 @@ use sluice_tests::{Agent, Mesh, Pod, PodOptions, Port, Service};
 
 /// A way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Way {
+pub(super) enum Way {
     /// From a pod outside the mesh to another one.
     Direct,
     /// From a pod to another on its node.
@@ -21,10 +21,10 @@ pub enum Way {
 
 impl Way {
     /// Those through the mesh.
-    pub const MESH: [Self; 4] = [Self::SameNode, Self::Across, Self::Into, Self::Out];
+    pub(super) const MESH: [Self; 4] = [Self::SameNode, Self::Across, Self::Into, Self::Out];
 
-    /// What it is called in reports, and in the list of what is known to fail.
-    pub fn name(self) -> &'static str {
+    /// What it is called in reports.
+    pub(super) fn name(self) -> &'static str {
         match self {
             Self::Direct => "direct",
             Self::SameNode => "same node",
@@ -42,7 +42,7 @@ const PORTS: u16 = 10_000;
 const PLAIN: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 96, 0, 3));
 
 /// Clients and servers, in the mesh and outside it.
-pub struct Ground {
+pub(super) struct Ground {
     mesh: Mesh,
     /// A server outside the mesh, on the other node.
     plain: Pod,
@@ -51,7 +51,7 @@ pub struct Ground {
 
 impl Ground {
     /// With ports for so many rows, all of which are declared to be HTTP.
-    pub async fn lay(rows: usize) -> anyhow::Result<Self> {
+    pub(super) async fn lay(rows: usize) -> anyhow::Result<Self> {
         let mesh = Mesh::new()?;
         let outside = PodOptions { meshed: false, ..PodOptions::default() };
         let plain = mesh.b.pod_with("plain", outside)?;
@@ -79,7 +79,7 @@ impl Ground {
     }
 
     /// The client of a way, where it dials for a row, and the server.
-    pub fn ends(&self, way: Way, row: usize) -> (&Pod, SocketAddr, &Pod, u16) {
+    pub(super) fn ends(&self, way: Way, row: usize) -> (&Pod, SocketAddr, &Pod, u16) {
         let Mesh { client, near, far, outsider, .. } = &self.mesh;
         let (from, ip, server) = match way {
             Way::Direct => (outsider, self.plain.ip(), &self.plain),

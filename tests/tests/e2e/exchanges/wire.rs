@@ -29,21 +29,21 @@ const PAUSE: Duration = Duration::from_millis(40);
 
 /// How the other end ended what it sends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ending {
+pub(super) enum Ending {
     Fin,
     Reset,
 }
 
 /// What came.
 #[derive(Clone, Debug, Default)]
-pub struct Heard {
-    pub bytes: Vec<u8>,
-    pub end: Option<Ending>,
+pub(super) struct Heard {
+    pub(super) bytes: Vec<u8>,
+    pub(super) end: Option<Ending>,
 }
 
 /// One end of a connection; the connection is closed with the last of these.
 #[derive(Clone)]
-pub struct Wire(Arc<Inner>);
+pub(super) struct Wire(Arc<Inner>);
 
 struct Inner {
     stream: Weak<TcpStream>,
@@ -63,11 +63,15 @@ enum Act {
 }
 
 /// Wakes who waits for something to have changed.
-pub type Changes = Arc<watch::Sender<u64>>;
+pub(super) type Changes = Arc<watch::Sender<u64>>;
 
 impl Wire {
     /// Speaks on `stream`, in the manner of such a server.
-    pub fn new(stream: TcpStream, changes: &Changes, manner: Server) -> anyhow::Result<Self> {
+    pub(super) fn new(
+        stream: TcpStream,
+        changes: &Changes,
+        manner: Server,
+    ) -> anyhow::Result<Self> {
         stream.set_nodelay(true).context("TCP_NODELAY")?;
         let stream = Arc::new(stream);
         let (acts, asked) = mpsc::unbounded_channel();
@@ -88,34 +92,34 @@ impl Wire {
     }
 
     /// Looks at what came so far.
-    pub fn heard<T>(&self, look: impl FnOnce(&Heard) -> T) -> T {
+    pub(super) fn heard<T>(&self, look: impl FnOnce(&Heard) -> T) -> T {
         look(&locked(&self.0.heard))
     }
 
     /// How the other end ended, if it did.
-    pub fn ending(&self) -> Option<Ending> {
+    pub(super) fn ending(&self) -> Option<Ending> {
         self.heard(|heard| heard.end)
     }
 
     /// Sends, behind what is being sent.
-    pub fn say(&self, what: &Speech) {
+    pub(super) fn say(&self, what: &Speech) {
         self.0.has_spoken.store(true, Relaxed);
         self.act(Act::Say(what.clone()));
     }
 
     /// Ends the sending half, behind what is being sent.
-    pub fn shut(&self) {
+    pub(super) fn shut(&self) {
         self.act(Act::Shut);
     }
 
     /// Closes, behind what is being sent.
-    pub fn close(&self) {
+    pub(super) fn close(&self) {
         self.act(Act::Close);
         self.closed();
     }
 
     /// Closes with a reset, whatever is being sent.
-    pub fn reset(&self) {
+    pub(super) fn reset(&self) {
         if let Some(stream) = self.0.stream.upgrade() {
             let _ = SockRef::from(&*stream).set_linger(Some(Duration::ZERO));
         }
@@ -124,12 +128,12 @@ impl Wire {
     }
 
     /// Whether this end has closed.
-    pub fn is_closed(&self) -> bool {
+    pub(super) fn is_closed(&self) -> bool {
         self.0.has_closed.load(Relaxed)
     }
 
     /// Whether nothing more will come.
-    pub fn is_over(&self) -> bool {
+    pub(super) fn is_over(&self) -> bool {
         self.is_closed() || self.ending().is_some()
     }
 
