@@ -66,7 +66,7 @@ pub(super) async fn connection(proxy: Arc<Proxy>, pod: Arc<LocalPod>, accepted: 
         }
     };
     if original_destination.port() == HBONE_PORT {
-        return hbone(proxy, pod, stream, peer, original_destination).await;
+        return Box::pin(hbone(proxy, pod, stream, peer, original_destination)).await;
     }
     let source = proxy.snapshots.load().workload(peer.ip()).cloned();
     if source.is_none() {
@@ -202,9 +202,11 @@ impl Door {
 
 /// Carries one connection to the application, if policy lets it in.
 async fn carry(proxy: Arc<Proxy>, pod: Arc<LocalPod>, arrival: Arrival, door: Door) {
-    match admit(&proxy, &pod, &arrival).await {
+    // Those that are large are boxed, here and at the client's side: a connection keeps room for the
+    // largest of all for as long as it lasts, be it over long since.
+    match Box::pin(admit(&proxy, &pod, &arrival)).await {
         Ok(Admitted::Traffic(standing)) => traffic(proxy, pod, arrival, door, standing).await,
-        Ok(Admitted::Probe) => probe(&proxy, &pod, &arrival, door).await,
+        Ok(Admitted::Probe) => Box::pin(probe(&proxy, &pod, &arrival, door)).await,
         Err(denied) if denied.is_of_nobody() => {
             tracing::debug!(client = %arrival.client, app = %arrival.app, error = %denied,
                 "inbound connection refused");
@@ -258,13 +260,13 @@ async fn traffic(
     let admitted = Admission { proxy, pod, arrival, standing };
     if matches!(protocol, AppProtocol::Http | AppProtocol::Http2) {
         if let Ok(client) = door.open() {
-            admitted.http(client).await;
+            Box::pin(admitted.http(client)).await;
         }
         return;
     }
     // The application is reached before the client is let in: a client whose server cannot be
     // reached is refused, and a server that speaks first is not kept waiting.
-    let (app, span) = match admitted.open(door.headers()).await {
+    let (app, span) = match Box::pin(admitted.open(door.headers())).await {
         Ok(opened) => opened,
         Err((refusal, span)) => {
             door.refuse(refusal.status);
@@ -322,7 +324,7 @@ impl Admission {
             Some(Found::Http(_) | Found::Declared) => {
                 self.requests(client, detection.request(), None).await;
             }
-            Some(Found::Opaque(why)) => match self.open(None).await {
+            Some(Found::Opaque(why)) => match Box::pin(self.open(None)).await {
                 Ok((app, span)) => {
                     self.contradicted(why);
                     self.opaque(client, app, detection.early(), span).await;

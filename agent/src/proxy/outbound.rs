@@ -47,8 +47,11 @@ pub(super) async fn connection(proxy: Arc<Proxy>, pod: Arc<LocalPod>, accepted: 
     if !outbound.let_out(&stream, &destination).await {
         return;
     }
+    // What is large and soon over, or not of most connections, is boxed: each keeps room for the largest.
     match outbound.declared(&destination) {
-        AppProtocol::Http | AppProtocol::Http2 => outbound.http(stream, &destination).await,
+        AppProtocol::Http | AppProtocol::Http2 => {
+            Box::pin(outbound.http(stream, &destination)).await
+        }
         AppProtocol::Opaque => {
             if let Some(opened) = outbound.open_or_reset(&stream, &destination).await {
                 opened.relay(stream, Early::default(), &outbound).await;
@@ -137,7 +140,7 @@ impl Outbound {
                 }
             }
             // Without a server, a request is still answered with the reason.
-            None => match self.open(destination).await {
+            None => match Box::pin(self.open(destination)).await {
                 Ok(opened) => self.listen(client, opened, detection).await,
                 Err(Unopened { spans, .. }) => {
                     spans.into_iter().for_each(TcpSpan::discard);
@@ -211,7 +214,7 @@ impl Outbound {
     /// Picks an endpoint and connects to it. The application's connect() has succeeded long
     /// since, so a failure here reaches it as a reset; span and log say why.
     async fn open_or_reset(&self, client: &TcpStream, destination: &Destination) -> Option<Opened> {
-        match self.open(destination).await {
+        match Box::pin(self.open(destination)).await {
             Ok(opened) => Some(opened),
             Err(Unopened { refusal, spans }) => {
                 tracing::info!(
