@@ -155,7 +155,7 @@ async fn curl_hears_of_real_servers_what_it_hears_without_the_mesh() -> anyhow::
 }
 
 /// How many clients meet the end of a kept connection, each a little later than the one before it.
-const CLIENTS: u64 = 60;
+const CLIENTS: u64 = 100;
 
 #[tokio::test]
 async fn no_client_that_waits_as_long_as_node_keeps_connections_is_told_of_an_error()
@@ -172,7 +172,7 @@ async fn no_client_that_waits_as_long_as_node_keeps_connections_is_told_of_an_er
                 client.say(get).await?;
                 let first = client.hear("hello\n").await?;
                 // The time is what is tried: node ends a connection a second after its last request.
-                sleep(Duration::from_millis(940 + 2 * number)).await;
+                sleep(Duration::from_micros(960_000 + 800 * number)).await;
                 client.say(get).await?;
                 let second = client.hear("hello\n").await?;
                 anyhow::Ok([first, second])
