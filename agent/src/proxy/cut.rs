@@ -2,12 +2,15 @@
 //!
 //! Whatever carries a connection or a request is dropped half way when it is cut, and has to say why in its
 //! span. It asks here, when it is dropped: [`Cause::why`]. What a drain or a pod's leaving cuts is known by
-//! itself; whoever cuts for a reason of its own says so first, with [`Cut::because`].
+//! itself; whoever cuts for a reason of its own says so first, with [`Cut::because`]. The end of a drain
+//! waits for all of them.
 
 use std::{
     future::pending,
     sync::{Arc, OnceLock},
 };
+
+use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::{LocalPod, Proxy};
 use crate::telemetry::{Cause, Failure};
@@ -25,13 +28,20 @@ struct Connection {
     proxy: Arc<Proxy>,
     pod: Arc<LocalPod>,
     because: OnceLock<Failure>,
+    /// Whoever may have to say why is waited for.
+    _carried: TaskTrackerToken,
 }
 
 impl Cut {
     /// Of a connection that `pod` has, as client or as server.
     pub(super) fn of(proxy: &Arc<Proxy>, pod: &Arc<LocalPod>) -> Self {
-        let (proxy, pod, because) = (proxy.clone(), pod.clone(), OnceLock::new());
-        Self { connection: Arc::new(Connection { proxy, pod, because }), server: None }
+        let connection = Connection {
+            proxy: proxy.clone(),
+            pod: pod.clone(),
+            because: OnceLock::new(),
+            _carried: proxy.drain.carries(),
+        };
+        Self { connection: Arc::new(connection), server: None }
     }
 
     /// Of what the connection carries to `server`, a pod of this node.
@@ -69,7 +79,7 @@ impl Cut {
 impl Cause for Cut {
     /// Why it was cut, or is being cut; `None` where one of its ends broke off.
     fn why(&self) -> Option<Failure> {
-        let Connection { proxy, pod, because } = &*self.connection;
+        let Connection { proxy, pod, because, .. } = &*self.connection;
         if let Some(why) = because.get() {
             return Some(*why);
         }

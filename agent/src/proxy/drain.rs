@@ -2,10 +2,13 @@
 
 use std::{future::Future, time::Duration};
 
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 use tokio_util::{
     sync::CancellationToken,
-    task::{TaskTracker, task_tracker::TrackedFuture},
+    task::{
+        TaskTracker,
+        task_tracker::{TaskTrackerToken, TrackedFuture},
+    },
 };
 
 /// How long a listener that gets no new handshakes any more is kept after the last connection.
@@ -13,12 +16,17 @@ use tokio_util::{
 /// (RFC 6298 §2), after another loss after three.
 const LAST_HANDSHAKE: Duration = Duration::from_secs(3);
 
+/// How long what connections have carried may take to be through with its spans once the last has been
+/// closed. Tasks of their own are told to end with their connection, and end a little later.
+const LAST_SPANS: Duration = Duration::from_secs(1);
+
 /// Follows every connection from accept to close.
 #[derive(Clone, Debug, Default)]
 pub struct Drain {
     started: CancellationToken,
     abort: CancellationToken,
     connections: TaskTracker,
+    carried: TaskTracker,
     succeeded: CancellationToken,
     listeners: TaskTracker,
 }
@@ -43,6 +51,11 @@ impl Drain {
                 () = abort.cancelled() => {}
             }
         })
+    }
+
+    /// Has the drain wait until what a connection carries has told all it has to.
+    pub(super) fn carries(&self) -> TaskTrackerToken {
+        self.carried.token()
     }
 
     /// Says that new connections go to another agent's listeners. Those of this agent close once
@@ -95,12 +108,19 @@ impl Drain {
             }
             self.connections.wait().await;
         };
-        if tokio::time::timeout(deadline, ended).await.is_ok() {
-            return 0;
+        let cut = match timeout(deadline, ended).await {
+            Ok(()) => 0,
+            Err(_) => {
+                let cut = self.connections.len();
+                self.abort.cancel();
+                self.connections.wait().await;
+                cut
+            }
+        };
+        self.carried.close();
+        if timeout(LAST_SPANS, self.carried.wait()).await.is_err() {
+            tracing::warn!("spans of connections that were cut may be lost");
         }
-        let cut = self.connections.len();
-        self.abort.cancel();
-        self.connections.wait().await;
         cut
     }
 }
@@ -138,6 +158,23 @@ mod tests {
         };
         let (cut, ()) = tokio::join!(drain.run(Duration::from_secs(60)), late);
         assert_eq!((cut, began.elapsed()), (0, LAST_HANDSHAKE / 2 + 2 * LAST_HANDSHAKE));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_they_have_carried_is_waited_for_after_the_last_but_not_for_ever() {
+        let drain = Drain::default();
+        let (carried, stuck) = (drain.carries(), drain.carries());
+        let began = tokio::time::Instant::now();
+        tokio::spawn(async move {
+            sleep(LAST_SPANS / 2).await;
+            drop(carried);
+        });
+        let second = drain.clone();
+        assert_eq!(drain.run(Duration::from_secs(15)).await, 0);
+        assert_eq!(began.elapsed(), LAST_SPANS);
+        drop(stuck);
+        assert_eq!(second.run(Duration::from_secs(15)).await, 0);
+        assert_eq!(began.elapsed(), LAST_SPANS);
     }
 
     #[tokio::test(start_paused = true)]

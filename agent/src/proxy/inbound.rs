@@ -431,11 +431,13 @@ impl Admission {
         let requests = arriving(proxy.clone(), pod.clone(), arrival.clone(), client, read, app);
         tokio::select! {
             () = Box::pin(requests) => {}
-            // Requests under way end with it, and their spans say so.
-            denied = standing.revoked(&proxy, &pod, &arrival) => {
+            // Requests under way end with it, and their spans say so: they ask when they are dropped,
+            // which is before anything behind the arrow.
+            () = async {
+                let denied = standing.revoked(&proxy, &pod, &arrival).await;
                 arrival.cut.because(denied.failure());
                 drop(cut(&arrival, &denied));
-            }
+            } => {}
         }
     }
 }

@@ -1,10 +1,10 @@
 //! An agent without a file descriptor left.
 
-use std::process::Command;
+use std::{io::ErrorKind, process::Command};
 
 use anyhow::ensure;
 use sluice_tests::{eventually, ports};
-use tokio::io::AsyncReadExt;
+use tokio::{io::AsyncReadExt, net::TcpStream};
 
 use crate::{
     flood::{flood, hoard},
@@ -26,6 +26,14 @@ async fn who_is_one_too_many_is_reset_and_others_are_served_when_there_are_descr
     prlimit.arg(format!("--pid={}", agent.process().id())).arg(format!("--nofile={limit}:"));
     ensure!(prlimit.status()?.success(), "could not limit the agent's open files");
     let streams = flood(&siege.attacker, Siege::service(ports::TCP), CONNECTIONS, b"").await?;
+    // What came later than that many has not been accepted before there were none left.
+    eventually("a connection was reset", || async {
+        let reset = |stream: &TcpStream| {
+            stream.try_read(&mut [0]).is_err_and(|error| error.kind() == ErrorKind::ConnectionReset)
+        };
+        Ok(streams.iter().any(reset).then_some(()))
+    })
+    .await?;
     // Each is either carried or reset; none waits for what may never come.
     let refused = || async {
         let name = "sluice_connections_refused_total{reason=\"descriptor_limit\"}";

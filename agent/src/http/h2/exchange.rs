@@ -2,30 +2,27 @@
 
 use std::{
     future::{Future, poll_fn},
-    io, mem,
+    io,
     pin::pin,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering::Relaxed},
-    },
-    task::{Context, Poll, ready},
+    sync::{Arc, atomic::AtomicBool},
+    task::Poll,
 };
 
-use h2::{Reason, RecvStream, SendStream, client::ResponseFuture, server::SendResponse};
-use http::{HeaderMap, Request, Response, request};
-use tokio::time::timeout;
+use h2::{Reason, RecvStream, server::SendResponse};
+use http::{Request, request};
 
 use super::{
     answer::Kind,
     connection::{Connection, Reserved},
     head,
-    limits::{LAST_WORDS, MOST_INTERIM, MOST_RESENT},
-    passing::{Broken, Overfull, Passed, Passing},
+    limits::{MOST_INTERIM, MOST_RESENT},
+    passage::{Down, Outcome, Passage, reset_by},
+    passing::{Overfull, Passing},
     piece::Piece,
     pool::{Pool, PoolKey, Shared},
 };
 use crate::{
-    http::{Answer, Ended, Handler, Route, Watch},
+    http::{Answer, Ended, Handler, Route},
     limits::Inflow,
 };
 
@@ -182,46 +179,52 @@ impl<H: Handler<Route: Shared>> Exchange<'_, H> {
                     false => Ended::ServerGone(Some(io::Error::other(error))),
                 };
             }
-            let is_untouched = is_untouched(&error);
-            let again = match is_untouched {
-                // A server that is too busy need not be asked more often.
-                true if error.is_reset() => resent == 0 && self.up.is_whole(),
-                true => resent < MOST_RESENT && self.up.is_whole(),
-                // It may have closed before it saw the request (RFC 9110 §9.2.2).
-                false => {
-                    error.is_io()
-                        && resent == 0
-                        && !reserved.is_fresh
-                        && is_all
-                        && self.head.method.is_idempotent()
-                }
-            };
-            if again {
-                tracing::debug!(%error, "asking again on another connection");
-                avoid = Some(match error.is_reset() {
-                    true => reserved.connection.clone(),
-                    false => self.leave(&reserved),
-                });
-                resent += 1;
-                continue;
+            if !self.may_ask_again(&error, &reserved, is_all, resent) {
+                return self.give_up(error, &reserved.connection);
             }
-            if let Some(reason) = reset_by(&error) {
-                self.respond.send_reset(reason);
-                return Ended::Unanswered(Some(io::Error::other(error)));
-            }
-            if is_untouched {
-                // The client may ask again: it knows what it has sent (RFC 9113 §8.7).
-                self.respond.send_reset(Reason::REFUSED_STREAM);
-                return Ended::Unanswered(Some(io::Error::other(error)));
-            }
-            let speaks = reserved.connection.speaks();
-            let ended = match error.is_library() {
-                true if !speaks => Ended::ServerMalformed(Box::new(NoAnswer::NotHttp2(error))),
-                true => Ended::ServerMalformed(Box::new(NoAnswer::Malformed(error))),
-                false => Ended::Unanswered(Some(io::Error::other(error))),
-            };
-            return self.unanswered(ended);
+            tracing::debug!(%error, "asking again on another connection");
+            avoid = Some(match error.is_reset() {
+                true => reserved.connection.clone(),
+                false => self.leave(&reserved),
+            });
+            resent += 1;
         }
+    }
+
+    /// Whether a request of which no answer came can do no harm when it is sent once more.
+    fn may_ask_again(
+        &self,
+        error: &h2::Error,
+        reserved: &Reserved,
+        is_all: bool,
+        resent: usize,
+    ) -> bool {
+        if is_untouched(error) {
+            // A server that is too busy need not be asked more often.
+            let most = if error.is_reset() { 1 } else { MOST_RESENT };
+            return resent < most && self.up.is_whole();
+        }
+        // It may have closed before it saw the request (RFC 9110 §9.2.2).
+        let may_be_unseen = error.is_io() && !reserved.is_fresh && resent == 0;
+        may_be_unseen && is_all && self.head.method.is_idempotent()
+    }
+
+    /// Tells the client that no answer came, as its server did or as can be told.
+    fn give_up(&mut self, error: h2::Error, connection: &Connection) -> Ended {
+        // Whoever knows what it has sent may ask again (RFC 9113 §8.7).
+        let untouched = is_untouched(&error).then_some(Reason::REFUSED_STREAM);
+        if let Some(reason) = untouched.or(reset_by(&error)) {
+            self.respond.send_reset(reason);
+            return Ended::Unanswered(Some(io::Error::other(error)));
+        }
+        let ended = match error.is_library() {
+            true if !connection.speaks() => {
+                Ended::ServerMalformed(Box::new(NoAnswer::NotHttp2(error)))
+            }
+            true => Ended::ServerMalformed(Box::new(NoAnswer::Malformed(error))),
+            false => Ended::Unanswered(Some(io::Error::other(error))),
+        };
+        self.unanswered(ended)
     }
 
     /// Room on a connection. An error is how the exchange has ended without.
@@ -279,210 +282,7 @@ fn client_gone(reason: Option<Reason>) -> Ended {
     Ended::ClientGone(reason.map(|reason| io::Error::other(h2::Error::from(reason))))
 }
 
-/// With what the other end reset its stream.
-fn reset_by(error: &h2::Error) -> Option<Reason> {
-    error.reason().filter(|_| error.is_reset() && error.is_remote())
-}
-
 /// Whether a server says that it has not looked at the request (RFC 9113 §8.7).
 fn is_untouched(error: &h2::Error) -> bool {
     error.is_remote() && (error.is_go_away() || error.reason() == Some(Reason::REFUSED_STREAM))
-}
-
-/// What became of a request that was sent.
-enum Outcome {
-    Through,
-    ClientReset(Reason),
-    ClientBroke(h2::Error),
-    Server(h2::Error),
-    Interim,
-    Overfull,
-}
-
-/// How far a response has come.
-enum Down {
-    Head(ResponseFuture),
-    Body(Heard),
-    Through(SendStream<Piece>),
-    /// Never seen.
-    Between,
-}
-
-/// A response whose head has gone on.
-struct Heard {
-    body: Passing,
-    to_client: SendStream<Piece>,
-}
-
-impl Heard {
-    /// Resets the client's stream once it has what its server said before.
-    async fn finish(mut self, reason: Reason) {
-        let written = poll_fn(|cx| {
-            if self.to_client.poll_reset(cx).is_ready() {
-                return Poll::Ready(());
-            }
-            self.body.poll_written(cx)
-        });
-        let _ = timeout(LAST_WORDS, written).await;
-        self.to_client.send_reset(reason);
-    }
-}
-
-/// A request on its way to a server, and the response on its way back.
-struct Passage<'a, H: Handler> {
-    client: &'a Client<'a, H>,
-    connection: &'a Arc<Connection>,
-    route: &'a mut H::Route,
-    /// For another server, as long as this one has not answered.
-    again: &'a mut HeaderMap,
-    up: &'a mut Passing,
-    up_ended: bool,
-    to_server: SendStream<Piece>,
-    respond: &'a mut SendResponse<Piece>,
-    down: Down,
-    interim: usize,
-}
-
-impl<H: Handler> Passage<'_, H> {
-    /// What has gone on of the response, if anything has.
-    fn heard(self) -> Option<Heard> {
-        match self.down {
-            Down::Body(heard) => Some(heard),
-            _ => None,
-        }
-    }
-
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Outcome> {
-        if let Poll::Ready(outcome) = self.poll_up(cx) {
-            return Poll::Ready(outcome);
-        }
-        let reset = match &mut self.down {
-            Down::Body(Heard { to_client, .. }) | Down::Through(to_client) => {
-                to_client.poll_reset(cx)
-            }
-            _ => self.respond.poll_reset(cx),
-        };
-        match reset {
-            Poll::Ready(Ok(reason)) => return Poll::Ready(Outcome::ClientReset(reason)),
-            Poll::Ready(Err(error)) => return Poll::Ready(Outcome::ClientBroke(error)),
-            Poll::Pending => {}
-        }
-        loop {
-            match &mut self.down {
-                Down::Head(_) => {
-                    if let Err(outcome) = ready!(self.poll_head(cx)) {
-                        return Poll::Ready(outcome);
-                    }
-                }
-                Down::Body(Heard { body, to_client }) => {
-                    match ready!(body.poll(cx, to_client, &mut Received(self.route))) {
-                        Ok(()) => {}
-                        Err(Broken::Source(error)) => return Poll::Ready(Outcome::Server(error)),
-                        Err(Broken::Overfull) => return Poll::Ready(Outcome::Overfull),
-                        Err(Broken::Sink) => {
-                            return to_client.poll_reset(cx).map(|reason| {
-                                reason.map_or_else(Outcome::ClientBroke, Outcome::ClientReset)
-                            });
-                        }
-                    }
-                    if let Down::Body(heard) = mem::replace(&mut self.down, Down::Between) {
-                        self.down = Down::Through(heard.to_client);
-                    }
-                }
-                Down::Through(_) if self.up_ended => return Poll::Ready(Outcome::Through),
-                // A server that resets its stream now does not want the rest (RFC 9113 §8.1). The
-                // client learns that the same way, from h2.
-                Down::Through(_) => {
-                    return self.to_server.poll_reset(cx).map(|_| Outcome::Through);
-                }
-                Down::Between => return Poll::Pending,
-            }
-        }
-    }
-
-    /// Ready where the exchange ends with the request.
-    fn poll_up(&mut self, cx: &mut Context<'_>) -> Poll<Outcome> {
-        if self.up_ended {
-            return Poll::Pending;
-        }
-        match ready!(self.up.poll(cx, &mut self.to_server, &mut Sent(self.route))) {
-            // A server that takes no more may have answered: its stream tells.
-            Ok(()) | Err(Broken::Sink) => self.up_ended = true,
-            Err(Broken::Overfull) => return Poll::Ready(Outcome::Overfull),
-            Err(Broken::Source(error)) => {
-                return Poll::Ready(match reset_by(&error) {
-                    Some(reason) => Outcome::ClientReset(reason),
-                    None => Outcome::ClientBroke(error),
-                });
-            }
-        }
-        Poll::Pending
-    }
-
-    /// Ready once the response's head has gone on.
-    fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Outcome>> {
-        let Down::Head(response) = &mut self.down else { return Poll::Ready(Ok(())) };
-        while let Some(interim) = ready!(response.poll_informational(cx)) {
-            let (head, ()) = match interim {
-                Ok(interim) => interim.into_parts(),
-                Err(error) => return Poll::Ready(Err(Outcome::Server(error))),
-            };
-            self.interim += 1;
-            if self.interim > MOST_INTERIM {
-                return Poll::Ready(Err(Outcome::Interim));
-            }
-            self.route.interim(&head);
-            // Fails only when the client is gone, which its stream tells.
-            let _ = self.respond.send_informational(Response::from_parts(head, ()));
-        }
-        let response = match ready!(std::pin::Pin::new(response).poll(cx)) {
-            Ok(response) => response,
-            Err(error) => return Poll::Ready(Err(Outcome::Server(error))),
-        };
-        if !self.client.extends.load(Relaxed) && self.connection.extends() {
-            self.client.extends.store(true, Relaxed);
-        }
-        let (mut head, body) = response.into_parts();
-        self.route.response(&mut head);
-        mem::take(self.again);
-        let is_all = body.is_end_stream();
-        let to_client = match self.respond.send_response(Response::from_parts(head, ()), is_all) {
-            Ok(to_client) => to_client,
-            Err(error) => {
-                return Poll::Ready(Err(match self.respond.poll_reset(cx) {
-                    Poll::Ready(Ok(reason)) => Outcome::ClientReset(reason),
-                    _ => Outcome::ClientBroke(error),
-                }));
-            }
-        };
-        self.down = match is_all {
-            true => Down::Through(to_client),
-            false => {
-                Down::Body(Heard { body: Passing::new(body, &self.connection.inflow), to_client })
-            }
-        };
-        Poll::Ready(Ok(()))
-    }
-}
-
-/// Tells a route of its request's content.
-struct Sent<'a, R>(&'a mut R);
-
-impl<R: Watch> Passed for Sent<'_, R> {
-    fn data(&mut self, bytes: usize) {
-        self.0.sent(bytes);
-    }
-}
-
-/// Tells a route of its response's.
-struct Received<'a, R>(&'a mut R);
-
-impl<R: Watch> Passed for Received<'_, R> {
-    fn data(&mut self, bytes: usize) {
-        self.0.received(bytes);
-    }
-
-    fn trailers(&mut self, trailers: &HeaderMap) {
-        self.0.trailers(trailers);
-    }
 }

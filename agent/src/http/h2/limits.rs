@@ -28,6 +28,8 @@ pub(super) const HEADER_BYTES: u32 = 64 << 10;
 /// Requests of one connection that may be in work, those included that the client has reset
 /// meanwhile: one that asks and resets in a loop (CVE-2023-44487) meets this bound.
 pub(super) const REQUESTS_IN_WORK: usize = 2 * MOST_STREAMS as usize;
+/// Streams reset by the client before they were looked at; beyond it the connection ends.
+pub(super) const RESET_UNSEEN: usize = 100;
 /// Streams this side may be provoked to reset (CVE-2025-8671); beyond it the connection ends.
 pub(super) const PROVOKED_RESETS: usize = 1024;
 /// Interim responses that one request may have. They have no flow control, and wait for their reader.

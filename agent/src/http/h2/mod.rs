@@ -13,6 +13,7 @@ mod exchange;
 mod farewell;
 mod head;
 mod limits;
+mod passage;
 mod passing;
 mod piece;
 mod pool;

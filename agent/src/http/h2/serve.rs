@@ -21,7 +21,7 @@ use super::{
     farewell::{Ending, Patient},
     limits::{
         CLIENT_IDLE, FRAMES, HEADER_BYTES, MOST_STREAMS, PROVOKED_RESETS, REQUESTS_IN_WORK,
-        SEND_BUFFER, STREAM_WINDOW, WINDOW_OF_CLIENT,
+        RESET_UNSEEN, SEND_BUFFER, STREAM_WINDOW, WINDOW_OF_CLIENT,
     },
     pool::Shared,
 };
@@ -55,7 +55,7 @@ where
         .max_send_buffer_size(SEND_BUFFER)
         .max_header_list_size(HEADER_BYTES)
         .max_concurrent_streams(MOST_STREAMS)
-        .max_pending_accept_reset_streams(MOST_STREAMS as usize)
+        .max_pending_accept_reset_streams(RESET_UNSEEN)
         // What still comes of uploads that were answered early provokes no resets then.
         .max_concurrent_reset_streams(MOST_STREAMS as usize)
         .max_local_error_reset_streams(Some(PROVOKED_RESETS))

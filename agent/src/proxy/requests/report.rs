@@ -88,14 +88,15 @@ impl Report {
         answer(status, failure)
     }
 
-    /// The client was answered with `status` here. The innermost side knows why, to the other it is
-    /// an answer.
+    /// The client was answered with `status` here. The innermost side knows why; to the other it is
+    /// an answer, unless it was cut here.
     pub(super) fn answered(&mut self, status: u16, failure: Failure) {
         self.sides().for_each(|side| side.span.answered(status));
+        let to_the_other = self.cut.why();
         match self.far.take() {
             Some(far) => {
                 self.finish(far, Some(failure));
-                self.end(None);
+                self.end(to_the_other);
             }
             None => self.end(Some(failure)),
         }

@@ -179,9 +179,9 @@ async fn frames_of_much_data_fill_their_records() {
     ends(&mut client).await;
     drop((client, bench.pool));
     let records = records.await.unwrap();
-    // But for the edges of windows.
+    // But for the edges of windows. Of frames that do not, every third would be.
     let short = records.iter().filter(|length| **length < 1000).count();
-    assert!(short < records.len() / 5, "{short} of {} records are short", records.len());
+    assert!(10 * short < 3 * records.len(), "{short} of {} records are short", records.len());
 }
 
 /// Endless bytes of which each place tells itself from its neighbours.

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use h2::{Reason, ext::Protocol};
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Version};
 
-use super::{Bench, get, ok, post, read, send, status};
+use super::{Bench, frames, get, ok, post, read, send, status};
 
 fn trailers(sum: &'static str) -> HeaderMap {
     HeaderMap::from_iter([("x-sum".parse().unwrap(), HeaderValue::from_static(sum))])
@@ -212,6 +212,33 @@ async fn requests_that_name_two_servers_or_none_that_can_be_are_answered_400() {
         let (response, _) = client.send_request(request.body(()).unwrap(), true).unwrap();
         assert_eq!(status(response).await, 400);
         assert!(bench.log(1).await[0].starts_with("400: "));
+    }
+}
+
+#[tokio::test]
+async fn odd_targets_pass_and_those_that_can_be_none_are_reset() {
+    for (path, passes) in [
+        (&b"/a\"b{c}|d^e?f=\\"[..], true),
+        ("/ä".as_bytes(), true),
+        (b"/%zz//../", true),
+        (b"/a<b", false),
+        (b"/a b", false),
+    ] {
+        let mut bench = Bench::new();
+        let mut client = bench.connection();
+        frames::begin_as_client(&mut client).await;
+        // `:method: GET`, `:scheme: http`, `:authority: a`, and a literal `:path`.
+        let mut head = vec![0x82, 0x86, 0x41, 1, b'a', 0x04, u8::try_from(path.len()).unwrap()];
+        head.extend(path);
+        frames::write(&mut client, frames::HEADERS, frames::ENDS, 1, &head).await;
+        if passes {
+            let (request, _respond) = bench.server().await.request().await;
+            let target = request.uri().path_and_query().unwrap().as_str();
+            assert_eq!(target.as_bytes(), path);
+        } else {
+            let reset = frames::next_of(frames::RST_STREAM, &mut client).await;
+            assert_eq!(reset.payload, [0, 0, 0, 1], "{path:?}");
+        }
     }
 }
 
