@@ -169,8 +169,22 @@ pub(crate) static NEEDS: &[Need] = &[
         source: Source::Debian(&["redis-server"]),
     },
     Need {
+        what: "curl",
+        why: "is an HTTP client that is not ours, in tests",
+        purpose: Purpose::Test,
+        present: || on_path("curl"),
+        source: Source::Debian(&["curl"]),
+    },
+    Need {
+        what: "node",
+        why: "is an HTTP server that is not ours, in tests",
+        purpose: Purpose::Test,
+        present: || on_path("node"),
+        source: Source::Debian(&["nodejs"]),
+    },
+    Need {
         what: "Python with venv",
-        why: "installs rotel",
+        why: "installs rotel, and is an HTTP server in tests",
         purpose: Purpose::Test,
         present: || rotel_fits() || succeeds("python3", &["-c", "import ensurepip, venv"]),
         source: Source::Debian(&["python3", "python3-venv"]),

@@ -34,6 +34,10 @@ impl<S: Stream> Stream for Prefixed<S> {
         self.inner.window()
     }
 
+    fn delivered(&mut self) -> impl Future<Output = ()> + Send {
+        self.inner.delivered()
+    }
+
     fn abort(self) {
         self.inner.abort();
     }

@@ -1,5 +1,7 @@
 //! What HTTP can run on.
 
+use std::future::ready;
+
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpStream,
@@ -17,6 +19,12 @@ pub trait Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static {
     /// How much more the other end may send into memory of this process while nobody reads.
     fn window(&self) -> usize {
         0
+    }
+
+    /// Waits until a reset overtakes nothing that was written, or for as long as the other end takes
+    /// some of it.
+    fn delivered(&mut self) -> impl Future<Output = ()> + Send {
+        ready(())
     }
 
     /// Ends the connection as broken: the other end sees a reset, not an end.

@@ -13,6 +13,7 @@ use tokio::{
     net::TcpStream,
 };
 
+use super::last_words;
 use crate::{
     http::Stream,
     tunnel::{HboneStream, SEND_BUFFER},
@@ -109,6 +110,10 @@ impl Stream for Io {
             Io::Tcp(_) => 0,
             Io::Hbone(stream) => stream.window(),
         }
+    }
+
+    async fn delivered(&mut self) {
+        last_words::delivered(self).await;
     }
 
     fn abort(self) {

@@ -45,6 +45,7 @@ const ELSEWHERE: &[(&str, &str)] = &[
     ("bad_input", "what is said of mistakes"),
     ("bugreport", "what is collected"),
     ("ca", "certificates and who may use them"),
+    ("exchanges", "what HTTP messages mean, and servers in languages that are not there"),
     ("grpc", "what HTTP/2 frames mean"),
     ("http", "what HTTP messages mean"),
     ("identity", "certificates and who may use them"),

@@ -168,7 +168,10 @@ where
                 return Served::Tunnel { client, server, route };
             }
             Next::Reset => {
-                connection.client.into_parts().0.abort();
+                // As much of an answer as there was comes before the reset, as it did from its server.
+                let (mut io, _) = connection.client.into_parts();
+                io.delivered().await;
+                io.abort();
                 return Served::Done;
             }
         }

@@ -8,6 +8,7 @@
 //! `targets` in their names.
 
 mod play;
+mod programs;
 mod table;
 mod text;
 mod trace;

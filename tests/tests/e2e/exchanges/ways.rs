@@ -1,6 +1,9 @@
 //! The ways that an exchange can take, between pods of one lab.
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::Path,
+};
 
 use sluice_tests::{Agent, Mesh, Pod, PodOptions, Port, Service};
 
@@ -39,7 +42,7 @@ impl Way {
 /// that was kept for one is used for another.
 const PORTS: u16 = 10_000;
 /// The address of the Service in front of the pod outside the mesh.
-const PLAIN: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 96, 0, 3));
+const PLAIN: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 96, 0, 3));
 
 /// Clients and servers, in the mesh and outside it.
 pub(super) struct Ground {
@@ -88,8 +91,22 @@ impl Ground {
             Way::Into => (outsider, far.ip(), far),
             Way::Out => (client, PLAIN, &self.plain),
         };
-        let port =
-            PORTS + u16::try_from(row).expect("as many rows as a group of ports has room for");
+        let port = self.port(row);
         (from, SocketAddr::new(ip, port), server, port)
+    }
+
+    /// Where servers listen for a row.
+    pub(super) fn port(&self, row: usize) -> u16 {
+        PORTS + u16::try_from(row).expect("as many rows as a group of ports has room for")
+    }
+
+    /// Every pod in which servers are asked.
+    pub(super) fn servers(&self) -> [&Pod; 3] {
+        [&self.mesh.near, &self.mesh.far, &self.plain]
+    }
+
+    /// For what tests write down; it goes with all of this.
+    pub(super) fn directory(&self) -> &Path {
+        self.mesh.lab.directory()
     }
 }
