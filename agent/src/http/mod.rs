@@ -18,6 +18,6 @@ pub use h1::{Served, serve as http1};
 pub use handler::{Answer, Ended, Handler, Route, Watch};
 pub use message::{AnyRequest, AnyResponse, Fields, Version};
 pub use prefixed::Prefixed;
-pub use sniff::{LONGEST_REQUEST_LINE, Protocol, Sniff, claims_http, is_likely_http, sniff};
+pub use sniff::{Protocol, Sniff, claims_http, is_likely_http, sniff};
 pub use stream::Stream;
 pub use target::Target;

@@ -4,7 +4,7 @@
 const H2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// The longest request line looked at; a longer first line is not taken for HTTP.
-pub const LONGEST_REQUEST_LINE: usize = 16 * 1024;
+const LONGEST_REQUEST_LINE: usize = 16 * 1024;
 
 /// The longest method that is taken for one. The IANA registry's longest has 17 characters.
 const LONGEST_METHOD: usize = 24;

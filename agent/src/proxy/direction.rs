@@ -90,8 +90,27 @@ impl Direction {
         }
     }
 
-    /// Ready at the end of the source, with everything written.
+    /// Ready at the end of the source, with everything written. Holds no place in line then.
     pub(super) fn poll_move(
+        &mut self,
+        cx: &mut Context<'_>,
+        source: &mut Io,
+        sink: &mut Io,
+        buffered: &Arc<Share>,
+    ) -> Poll<Result<(), Failed>> {
+        let moved = self.poll_pieces(cx, source, sink, buffered);
+        if moved.is_ready() {
+            self.turn = Turn::default();
+        }
+        moved
+    }
+
+    /// Is not polled for a while, or never again.
+    pub(super) fn pause(&mut self) {
+        self.turn = Turn::default();
+    }
+
+    fn poll_pieces(
         &mut self,
         cx: &mut Context<'_>,
         source: &mut Io,

@@ -373,20 +373,21 @@ impl Admission {
                 self.opaque(client, app, detection.early(), span).await;
             }
             Found::Http(protocol) => {
-                // What the connection carries is recorded request by request from here on.
-                span.discard();
                 let app = match protocol {
                     Protocol::Http2 => {
                         let key = PoolKey::new(self.arrival.client.ip(), self.arrival.app);
                         let app = Upstream::to_pod(Io::Tcp(app), &self.pod);
                         if let Err(error) = self.pod.inbound.adopt(key, app).await {
                             tracing::debug!(app = %self.arrival.app, %error, "the application was gone before it was asked");
-                            return client.abort();
+                            client.abort();
+                            return span.finish(Some(Failure::ResetRemote));
                         }
                         None
                     }
                     Protocol::Http1 | Protocol::Opaque => Some(Io::Tcp(app)),
                 };
+                // What the connection carries is recorded request by request from here on.
+                span.discard();
                 self.requests(client, detection.request(), app).await;
             }
             Found::Declared => {

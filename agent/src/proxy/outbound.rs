@@ -409,20 +409,26 @@ impl Opened {
     /// When the server is gone already.
     async fn adopt(self, by: &Outbound, protocol: Protocol) -> Result<First, h2::Error> {
         let Self { server, hop, generation, spans } = self;
-        spans.into_iter().for_each(TcpSpan::discard);
         if protocol != Protocol::Http2 {
+            spans.into_iter().for_each(TcpSpan::discard);
             return Ok(First { hop, server: Some((generation, server)) });
         }
         let key = PoolKey::new(by.client.ip(), hop.address);
-        match &hop.way {
+        let adopted = match &hop.way {
             // No CNI has a say in those.
-            Way::SameNode(pod) => pod.inbound.adopt(key, Upstream::to_pod(server, pod)).await?,
+            Way::SameNode(pod) => pod.inbound.adopt(key, Upstream::to_pod(server, pod)).await,
             way => {
                 let key = key.of_generation(generation).marked(by.mark);
-                by.pod.outbound(way.peer()).adopt(key, Upstream::from(server)).await?;
+                by.pod.outbound(way.peer()).adopt(key, Upstream::from(server)).await
+            }
+        };
+        for span in spans {
+            match &adopted {
+                Ok(()) => span.discard(),
+                Err(_) => span.finish(Some(Failure::ResetRemote)),
             }
         }
-        Ok(First { hop, server: None })
+        adopted.map(|()| First { hop, server: None })
     }
 
     /// Closes what nothing was said on, neither by the client nor by the server.

@@ -152,6 +152,8 @@ impl Relay<'_> {
             Side::Client => (&mut self.up, &mut self.down, client, server),
             Side::Server => (&mut self.down, &mut self.up, server, client),
         };
+        // It may be in line for a turn that it would not take.
+        other.pause();
         while direction.is_moving() {
             let before = direction.written;
             let rest = poll_fn(|cx| {
@@ -170,6 +172,7 @@ impl Relay<'_> {
                 Err(_) => return,
             }
         }
+        direction.pause();
         delivered(sink).await;
     }
 }

@@ -20,6 +20,8 @@ use crate::{
     limits::Share,
 };
 
+/// Interim responses of one server to one request: as many as nghttp2 takes, and more than anybody says.
+const MOST_INTERIM: usize = 64;
 /// What a client may have sent of its next requests before more is left with the kernel.
 const MOST_PIPELINED: usize = 16 << 10;
 
@@ -54,8 +56,8 @@ pub(super) enum NoResponse {
     Head(#[from] Malformed),
     #[error(transparent)]
     Framing(#[from] Ambiguous),
-    #[error(transparent)]
-    Body(#[from] super::chunked::Broken),
+    #[error("more than {MOST_INTERIM} interim responses")]
+    Interim,
 }
 
 /// How far a request has come.
@@ -88,6 +90,8 @@ pub(super) struct Exchange {
     until_close: bool,
     /// Something of an answer has gone on to the client.
     heard: bool,
+    /// How many interim responses have.
+    interim: usize,
 }
 
 /// The two ends of an exchange, and those who follow it.
@@ -104,7 +108,7 @@ impl Exchange {
     /// Of a request whose head waits to be written, and whose body follows in the client's input.
     pub(super) fn new(request: Framing) -> Self {
         let up = Up::Body(Passing::new(request));
-        Self { up, down: Down::Head(0), until_close: false, heard: false }
+        Self { up, down: Down::Head(0), until_close: false, heard: false, interim: 0 }
     }
 
     /// Whether nothing of an answer has gone on, so that the client can be given another.
@@ -133,11 +137,11 @@ impl Exchange {
             (Down::Through, Up::Through | Up::Ended | Up::Ending) => self.through(false),
             (Down::Through, Up::Refused) => self.through(true),
             (Down::Through, Up::Body(_)) if self.until_close => self.through(true),
-            // It may take the rest, or be done with it.
-            (Down::Through, Up::Body(_)) => match ready!(between.server.poll_fill(cx)) {
-                Ok(1..) => Poll::Pending,
-                Ok(0) | Err(_) => self.through(true),
-            },
+            // It may take the rest, or be done with it. Bytes behind its answer are nobody's.
+            (Down::Through, Up::Body(_)) => {
+                let _ = ready!(between.server.poll_fill(cx));
+                self.through(true)
+            }
             _ => Poll::Pending,
         }
     }
@@ -162,7 +166,9 @@ impl Exchange {
                     return Poll::Ready(Ended::ClientMalformed(why.into()));
                 }
                 Err(Broken::Overfull) => return Poll::Ready(Ended::Overfull),
-                // It may have answered all the same.
+                // It may have answered all the same. Of a request that ended with its head, what
+                // follows are others.
+                Err(Broken::Sink(_)) if body.is_over() => self.up = Up::Through,
                 Err(Broken::Sink(_)) => self.up = Up::Refused,
             }
         }
@@ -178,14 +184,18 @@ impl Exchange {
                 Up::Refused => client.input.clear(),
                 Up::Body(_) | Up::Through => {}
             }
-            if client.input.len() >= MOST_PIPELINED || client.has_ended() {
+            if client.has_ended() {
+                // What it has asked for meanwhile comes before its end.
+                if !matches!(self.up, Up::Through) || !client.input.is_empty() {
+                    return Poll::Pending;
+                }
+                self.up = Up::Ending;
+                continue;
+            }
+            if client.input.len() >= MOST_PIPELINED {
                 return Poll::Pending;
             }
             match ready!(client.poll_fill(cx)) {
-                // What it has asked for meanwhile comes before its end.
-                Ok(0) if matches!(self.up, Up::Through) && client.input.is_empty() => {
-                    self.up = Up::Ending;
-                }
                 Ok(_) => {}
                 Err(error) => return Poll::Ready(Ended::ClientGone(Some(error))),
             }
@@ -243,21 +253,19 @@ impl Exchange {
             if *searched > head::MOST_BYTES {
                 return failed(Ended::ServerMalformed(Box::new(NoResponse::from(Malformed::Long))));
             }
-            let Poll::Ready(read) = server.poll_fill(cx) else {
-                // An interim response does not wait for what follows.
-                let client = &mut *between.client;
-                if !client.output.is_empty() {
-                    let wrote = ready!(client.poll_write(cx, &[])).map(drop);
-                    let flushed = match wrote {
-                        Ok(()) => ready!(client.poll_flush(cx)),
-                        broken => broken,
-                    };
-                    if let Err(error) = flushed {
-                        return failed(Ended::ClientGone(Some(error)));
-                    }
+            // An interim response does not wait for what follows, and is taken before that is read.
+            let client = &mut *between.client;
+            if !client.output.is_empty() {
+                let wrote = ready!(client.poll_write(cx, &[])).map(drop);
+                let flushed = match wrote {
+                    Ok(()) => ready!(client.poll_flush(cx)),
+                    broken => broken,
+                };
+                if let Err(error) = flushed {
+                    return failed(Ended::ClientGone(Some(error)));
                 }
-                return Poll::Pending;
-            };
+            }
+            let read = ready!(server.poll_fill(cx));
             let error = match read {
                 Ok(1..) => continue,
                 Ok(0) => None,
@@ -283,6 +291,10 @@ impl Exchange {
         let framing = framing.map_err(|why| malformed(why.into()))?;
         self.heard = true;
         if matches!(head.status(), 100..200) && framing != Framing::Tunnel {
+            self.interim += 1;
+            if self.interim > MOST_INTERIM {
+                return Err(malformed(NoResponse::Interim));
+            }
             between.watch.interim(&head);
             head.write(&mut between.client.output);
             return Ok(());
@@ -314,16 +326,12 @@ mod tests {
 
     #[derive(Debug, Default)]
     struct Seen {
-        interim: Vec<u16>,
         status: Option<u16>,
         sent: usize,
         received: usize,
     }
 
     impl Follow for Seen {
-        fn interim(&mut self, head: &ResponseHead) {
-            self.interim.push(head.status());
-        }
         fn response(&mut self, head: &mut ResponseHead) {
             self.status = Some(head.status());
         }
@@ -413,7 +421,7 @@ mod tests {
         };
         let ((ended, seen), ()) = tokio::join!(exchange, ends);
         assert!(matches!(ended, Outcome::Through { unread: false, .. }), "{ended:?}");
-        assert_eq!((seen.interim, seen.status), (vec![100], Some(201)));
+        assert_eq!(seen.status, Some(201));
     }
 
     #[tokio::test]
@@ -483,6 +491,47 @@ mod tests {
         assert!(matches!(ended, Outcome::Through { unread: true, .. }), "{ended:?}");
         assert_eq!(seen.status, Some(413));
     }
+
+    #[tokio::test]
+    async fn interim_responses_are_taken_one_by_one_and_not_without_end() {
+        let (mut client, mut server, exchange) = begin();
+        let head = "GET / HTTP/1.1\r\nHost: h\r\n\r\n";
+        let hint = "HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n";
+        let ends = async {
+            client.write_all(head.as_bytes()).await.unwrap();
+            read(&mut server, head).await;
+            // The client reads none of them.
+            let mut said = 0;
+            let quiet = std::time::Duration::from_millis(50);
+            let all = hint.repeat(2 * MOST_INTERIM);
+            while let Ok(Ok(wrote)) =
+                tokio::time::timeout(quiet, server.write(&all.as_bytes()[said..])).await
+            {
+                said += wrote;
+            }
+            // What both ends' pipes and one read hold.
+            assert!(said < LEAST_HELD, "{said}");
+            let rest = async { while server.write_all(&all.as_bytes()[said..]).await.is_ok() {} };
+            let mut heard = String::new();
+            let hear = async {
+                let mut piece = [0; 100];
+                while heard.len() < MOST_INTERIM * hint.len() {
+                    let read = client.read(&mut piece).await.unwrap();
+                    heard.push_str(str::from_utf8(&piece[..read]).unwrap());
+                }
+            };
+            tokio::select! {
+                () = hear => {}
+                () = rest => {}
+            }
+            (client, server)
+        };
+        let ((outcome, _), _ends) = tokio::join!(exchange, ends);
+        let Outcome::Failed(Ended::ServerMalformed(why)) = outcome else { panic!("{outcome:?}") };
+        assert_eq!(why.to_string(), NoResponse::Interim.to_string());
+    }
+
+    const LEAST_HELD: usize = 8 << 10;
 
     #[tokio::test]
     async fn a_server_that_closes_after_an_early_answer_wants_no_more() {

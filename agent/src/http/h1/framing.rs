@@ -79,7 +79,7 @@ pub(super) fn of_response(head: &mut ResponseHead, method: &[u8]) -> Result<Fram
             head.remove_known(Known::ContentLength);
             Ok(Framing::UntilClose)
         }
-        Coding::None => Ok(length(head)?.map_or(Framing::UntilClose, Framing::Length)),
+        Coding::None => Ok(one_length(head)?.map_or(Framing::UntilClose, Framing::Length)),
     }
 }
 
@@ -113,12 +113,29 @@ fn length(head: &impl Lines) -> Result<Option<u64>, Ambiguous> {
     if values.next().is_some() {
         return Err(Ambiguous::Lengths);
     }
+    number(value).map(Some)
+}
+
+/// The same where one that is said several times, alike, may be taken for one (RFC 9110 §8.6).
+fn one_length(head: &impl Lines) -> Result<Option<u64>, Ambiguous> {
+    let values = head.known(Known::ContentLength).flat_map(|value| value.split(|b| *b == b','));
+    let mut numbers = values.map(|value| number(value.trim_ascii()));
+    let Some(first) = numbers.next().transpose()? else { return Ok(None) };
+    for other in numbers {
+        if other? != first {
+            return Err(Ambiguous::Lengths);
+        }
+    }
+    Ok(Some(first))
+}
+
+fn number(value: &[u8]) -> Result<u64, Ambiguous> {
     // Neither a sign nor a list.
     if value.is_empty() || !value.iter().all(u8::is_ascii_digit) {
         return Err(Ambiguous::NoNumber);
     }
     let digits = str::from_utf8(value).expect("digits are ASCII");
-    digits.parse().map(Some).map_err(|_| Ambiguous::NoNumber)
+    digits.parse().map_err(|_| Ambiguous::NoNumber)
 }
 
 #[cfg(test)]
@@ -224,7 +241,11 @@ mod tests {
     }
 
     #[test]
-    fn a_response_of_two_lengths_is_none() {
+    fn a_response_may_say_its_length_twice_but_not_two_lengths() {
+        for fields in ["Content-Length: 3\r\ncontent-length: 3\r\n", "Content-Length: 3, 3\r\n"] {
+            let head = format!("HTTP/1.1 200 OK\r\n{fields}\r\n");
+            assert_eq!(response("GET", &head).unwrap().0, Framing::Length(3));
+        }
         let head = "HTTP/1.1 200 OK\r\nContent-Length: 3\r\nContent-Length: 4\r\n\r\n";
         assert_eq!(response("GET", head), Err(Ambiguous::Lengths));
     }

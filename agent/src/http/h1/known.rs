@@ -7,14 +7,10 @@ pub(super) enum Known {
     Other,
     Connection,
     ContentLength,
-    Expect,
     Host,
     Http2Settings,
-    KeepAlive,
-    ProxyAuthenticate,
     TransferEncoding,
     Upgrade,
-    WwwAuthenticate,
 }
 
 impl Known {
@@ -23,15 +19,11 @@ impl Known {
         // By length first: most fields are told apart by it alone.
         let candidate = match name.len() {
             4 => (Self::Host, &b"host"[..]),
-            6 => (Self::Expect, &b"expect"[..]),
             7 => (Self::Upgrade, &b"upgrade"[..]),
-            10 if matches!(name[0], b'c' | b'C') => (Self::Connection, &b"connection"[..]),
-            10 => (Self::KeepAlive, &b"keep-alive"[..]),
+            10 => (Self::Connection, &b"connection"[..]),
             14 if matches!(name[0], b'c' | b'C') => (Self::ContentLength, &b"content-length"[..]),
             14 => (Self::Http2Settings, &b"http2-settings"[..]),
-            16 => (Self::WwwAuthenticate, &b"www-authenticate"[..]),
             17 => (Self::TransferEncoding, &b"transfer-encoding"[..]),
-            18 => (Self::ProxyAuthenticate, &b"proxy-authenticate"[..]),
             _ => return Self::Other,
         };
         if name.eq_ignore_ascii_case(candidate.1) { candidate.0 } else { Self::Other }

@@ -66,6 +66,11 @@ impl Passing {
         Self { left, on: 0, out: 0, data: 0, moved: 0, turn: None, waiting: None }
     }
 
+    /// Whether nothing is left of it, on either side.
+    pub(super) fn is_over(&self) -> bool {
+        matches!(self.left, Left::Nothing) && self.on == 0
+    }
+
     /// Ready once all of it has gone on. `passed` is told how much content has.
     pub(super) fn poll<A: Stream, B: Stream>(
         &mut self,

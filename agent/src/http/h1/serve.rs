@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use bytes::{BufMut, BytesMut};
+use bytes::{Buf, BufMut, BytesMut};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
@@ -29,7 +29,7 @@ use crate::{
         handler::{Answer, Ended, Handler, Route, Watch},
         message::{AnyRequest, AnyResponse, Fields, Version},
     },
-    limits::{Limit, Share},
+    limits::{Limit, Permit, Share},
 };
 
 /// How long the rest of a request is read that its server did not want, so that the client comes to
@@ -96,9 +96,20 @@ struct Connection<'a, S, H: Handler> {
 type First<H> = (<<H as Handler>::Route as Route>::Key, <<H as Handler>::Route as Route>::Stream);
 
 /// A server's connection on which nothing is asked for the moment.
-type Kept<H> = (<<H as Handler>::Route as Route>::Key, Server<H>);
+struct Kept<H: Handler> {
+    key: <H::Route as Route>::Key,
+    server: Server<H>,
+    /// It has carried a request before.
+    used: bool,
+}
 
 type Server<H> = Conn<<<H as Handler>::Route as Route>::Stream>;
+
+impl<H: Handler<Route: Route<Stream: Stream>>> Kept<H> {
+    fn unused((key, io): First<H>) -> Self {
+        Self { key, server: Conn::new(io, BytesMut::new()), used: false }
+    }
+}
 
 /// What follows an exchange.
 enum Next<R: Route> {
@@ -131,12 +142,12 @@ where
         buffered,
         ending,
         waiting: Waiting::new(ending),
-        kept: first.map(|(key, io)| (key, Conn::new(io, BytesMut::new()))).into_iter().collect(),
+        kept: first.map(Kept::unused).into_iter().collect(),
     };
     let mut is_first = true;
     loop {
         let head = match connection.head(is_first).await {
-            Ok(Head::Request(head, framing)) => (head, framing),
+            Ok(Head::Request(asked)) => asked,
             Ok(Head::None) => {
                 // A client that ended what it sends may yet hear: a tunnel's stream that is not ended
                 // takes back what is on its way.
@@ -151,7 +162,7 @@ where
             Err(why) => {
                 handler.malformed(why.status(), &why);
                 let answer = Answer { status: why.status(), text: format!("sluice: {why}\n") };
-                connection.answer(&answer);
+                connection.answer(&answer, b"");
                 connection.linger().await;
                 return Served::Done;
             }
@@ -180,9 +191,17 @@ where
 
 /// What came next on a connection.
 enum Head {
-    Request(RequestHead, Framing),
+    Request(Asked),
     Http2,
     None,
+}
+
+/// A request whose body is still to come.
+struct Asked {
+    head: RequestHead,
+    framing: Framing,
+    /// For a head that is not small, until it is not needed any more.
+    _held: Option<Permit>,
 }
 
 impl<S, H> Connection<'_, S, H>
@@ -197,16 +216,22 @@ where
         loop {
             let input = &mut self.client.input;
             // An empty line before a request is not one (RFC 9112 §2.2).
-            while searched == 0 && input.starts_with(b"\r\n") {
-                let _ = input.split_to(2);
+            while let [b'\n', ..] | [b'\r', b'\n', ..] = input[..] {
+                input.advance(if input[0] == b'\n' { 1 } else { 2 });
+                searched = 0;
             }
-            if let Some(end) = head::end(input, searched) {
+            let end = head::end(input, searched);
+            if end.unwrap_or(input.len()) > SMALL_HEAD && held.is_none() {
+                let most = self.buffered.take(head::MOST_BYTES as u64);
+                held = Some(most.ok_or(NoRequest::Overfull)?);
+            }
+            if let Some(end) = end {
                 if is_first && input[..end] == *H2_PREFACE {
                     return Ok(Head::Http2);
                 }
                 let head = RequestHead::parse(input.split_to(end).freeze())?;
                 let framing = framing::of_request(&head)?;
-                return Ok(Head::Request(head, framing));
+                return Ok(Head::Request(Asked { head, framing, _held: held }));
             }
             if searched == 0 && !input.is_empty() {
                 self.waiting.begin();
@@ -214,10 +239,6 @@ where
             searched = input.len();
             if searched > head::MOST_BYTES {
                 return Err(Malformed::Long.into());
-            }
-            if searched > SMALL_HEAD && held.is_none() {
-                held =
-                    Some(self.buffered.take(head::MOST_BYTES as u64).ok_or(NoRequest::Overfull)?);
             }
             if !poll_fn(|cx| self.poll_more(cx, searched > 0)).await {
                 return Ok(Head::None);
@@ -231,28 +252,29 @@ where
             return Poll::Ready(read.is_ok_and(|read| read > 0));
         }
         // Nothing is to be heard of them: an end is one, and bytes are nobody's.
-        self.kept.retain_mut(|(_, server)| server.poll_fill(cx).is_pending());
+        self.kept.retain_mut(|kept| kept.server.poll_fill(cx).is_pending());
         self.waiting.poll_over(cx, begun).map(|()| false)
     }
 
-    async fn exchange(&mut self, (mut head, framing): (RequestHead, Framing)) -> Next<H::Route> {
+    async fn exchange(&mut self, asked: Asked) -> Next<H::Route> {
+        let Asked { mut head, framing, _held } = asked;
         upgrade::drop_h2c(&mut head);
         let client_closes = closes(&head, head.version());
         let mut route = match self.handler.route(&mut head).await {
             Ok(route) => route,
             Err(answer) => {
-                self.answer(&answer);
+                self.answer(&answer, head.method());
                 return Next::Linger;
             }
         };
         let mut reused = self.take(&route.key());
         loop {
             let (mut server, was_used) = match reused.take() {
-                Some(server) => (server, true),
+                Some(Kept { server, used, .. }) => (server, used),
                 None => match route.connect().await {
                     Ok(io) => (Conn::new(io, BytesMut::new()), false),
                     Err(answer) => {
-                        self.answer(&answer);
+                        self.answer(&answer, head.method());
                         route.finish(&Ended::Unsent);
                         // Whoever is told that nobody can be reached may look for somebody else.
                         return Next::Linger;
@@ -274,6 +296,8 @@ where
             let server_closes = watched.server_closes;
             let ended = match outcome {
                 Outcome::Tunnel => {
+                    // It may be in line for a turn that it would not take.
+                    drop(exchange);
                     // The answer is still to be written.
                     if let Err(error) = self.write().await {
                         route.finish(&Ended::ClientGone(Some(error)));
@@ -305,7 +329,12 @@ where
                     route.finish(&ended);
                     return Next::Linger;
                 }
-                Ended::ClientGone(_) => {
+                // A server that has heard all that its client has to say need not answer.
+                Ended::ClientGone(None) => {
+                    route.finish(&ended);
+                    return Next::Linger;
+                }
+                Ended::ClientGone(Some(_)) => {
                     server.into_parts().0.abort();
                     route.finish(&ended);
                     return Next::Reset;
@@ -315,7 +344,7 @@ where
                     if !matches!(ended, Ended::Unanswered(_)) {
                         server.into_parts().0.abort();
                     }
-                    self.answer(&answer);
+                    self.answer(&answer, head.method());
                     route.finish(&ended);
                     return Next::Linger;
                 }
@@ -339,19 +368,20 @@ where
             // The one that was asked longest ago.
             self.kept.remove(0);
         }
-        self.kept.push((key, server));
+        self.kept.push(Kept { key, server, used: true });
     }
 
     /// A connection that was kept for requests of `key`, unless its server is done with it.
-    fn take(&mut self, key: &<H::Route as Route>::Key) -> Option<Server<H>> {
-        let at = self.kept.iter().position(|(kept, _)| kept == key)?;
-        let (_, mut server) = self.kept.remove(at);
+    fn take(&mut self, key: &<H::Route as Route>::Key) -> Option<Kept<H>> {
+        let at = self.kept.iter().position(|kept| kept.key == *key)?;
+        let mut kept = self.kept.remove(at);
         let mut now = Context::from_waker(Waker::noop());
-        (!server.is_leaving() && server.poll_fill(&mut now).is_pending()).then_some(server)
+        let stays = !kept.server.is_leaving() && kept.server.poll_fill(&mut now).is_pending();
+        stays.then_some(kept)
     }
 
-    /// Says something that no server said, as the last on this connection.
-    fn answer(&mut self, answer: &Answer) {
+    /// Says something that no server said, to a request of `method`, as the last on this connection.
+    fn answer(&mut self, answer: &Answer, method: &[u8]) {
         let Answer { status, text } = answer;
         let reason = http::StatusCode::from_u16(*status).ok();
         let reason = reason.and_then(|status| status.canonical_reason()).unwrap_or_default();
@@ -361,7 +391,10 @@ where
             text.len()
         );
         self.client.output.put_slice(head.as_bytes());
-        self.client.output.put_slice(text.as_bytes());
+        // RFC 9110 §9.3.2.
+        if method != b"HEAD" {
+            self.client.output.put_slice(text.as_bytes());
+        }
     }
 
     async fn write(&mut self) -> io::Result<()> {

@@ -4,7 +4,10 @@ use std::{
     future::{Future, poll_fn},
     io,
     pin::pin,
-    sync::{Arc, atomic::AtomicBool},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     task::Poll,
 };
 
@@ -33,6 +36,9 @@ pub(super) struct Client<'a, H> {
     pub(super) inflow: Arc<Inflow>,
     /// A server of this client takes CONNECT for other protocols.
     pub(super) extends: AtomicBool,
+    /// A server could not be reached. Whoever is told to go elsewhere may look for another, as one does
+    /// whose connection breaks.
+    pub(super) is_to_leave: AtomicBool,
 }
 
 /// Why a server's answer is none.
@@ -148,6 +154,15 @@ impl<H: Handler<Route: Shared>> Exchange<'_, H> {
             let outcome = poll_fn(|cx| passage.poll(cx)).await;
             let error = match outcome {
                 Outcome::Through => return Ended::Through,
+                // The client has its answer, and it is the rest of its request that ends here.
+                Outcome::ClientReset(reason) if passage.is_answered() => {
+                    passage.to_server.send_reset(reason);
+                    return Ended::Through;
+                }
+                Outcome::Overfull if passage.is_answered() => {
+                    passage.to_server.send_reset(Reason::CANCEL);
+                    return Ended::Through;
+                }
                 Outcome::ClientReset(reason) => {
                     passage.to_server.send_reset(reason);
                     return Ended::ClientGone(Some(io::Error::other(h2::Error::from(reason))));
@@ -241,6 +256,7 @@ impl<H: Handler<Route: Shared>> Exchange<'_, H> {
                 match unless_reset(&mut self.respond, connection).await {
                     Ok(Ok(reserved)) => reserved,
                     Ok(Err(answer)) => {
+                        self.client.is_to_leave.store(true, Relaxed);
                         self.kind.send(&answer, &mut self.respond);
                         return Err(Ended::Unsent);
                     }

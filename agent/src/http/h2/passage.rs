@@ -84,6 +84,11 @@ impl<H: Handler> Passage<'_, H> {
         }
     }
 
+    /// Whether the client has all of its answer.
+    pub(super) fn is_answered(&self) -> bool {
+        matches!(self.down, Down::Through(_))
+    }
+
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Outcome> {
         if let Poll::Ready(outcome) = self.poll_up(cx) {
             return Poll::Ready(outcome);

@@ -65,6 +65,7 @@ where
         handler,
         inflow: Inflow::new(buffered, STREAM_WINDOW, WINDOW_OF_CLIENT),
         extends: AtomicBool::new(false),
+        is_to_leave: AtomicBool::new(false),
     };
     let mut requests = FuturesUnordered::new();
     // A child: waiting on the one token of all connections takes its lock at every poll.
@@ -90,6 +91,10 @@ where
         }
         // Whatever they have to send wakes this task once more.
         while let Poll::Ready(Some(())) = requests.poll_next_unpin(cx) {}
+        if client.is_to_leave.load(Relaxed) && !ends.has_begun() {
+            ends.begin();
+            connection.graceful_shutdown();
+        }
         if client.extends.load(Relaxed) && !extends {
             // Fails while the client has not confirmed other settings.
             extends = connection.enable_connect_protocol().is_ok();

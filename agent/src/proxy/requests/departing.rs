@@ -26,6 +26,9 @@ use crate::{
 };
 use bytes::{Bytes, BytesMut};
 
+/// Endpoints of one connection of which it is kept what spans say about them.
+const MOST_FLOWS: usize = 16;
+
 /// What was connected to before the connection was known to be HTTP.
 pub(in crate::proxy) struct First {
     /// The endpoint, which the first request goes to.
@@ -173,6 +176,9 @@ impl Departing {
         }
         // A newer snapshot may say something else about this endpoint.
         flows.retain(|at| at.endpoint != hop.address);
+        if flows.len() == MOST_FLOWS {
+            flows.remove(0);
+        }
         let near = outbound.flow(Some(hop), hop.service.clone());
         let far = match &hop.way {
             Way::SameNode(pod) => Some(outbound.arrival(hop).flow(&outbound.proxy, pod)),
@@ -218,7 +224,8 @@ impl web::Handler for Departing {
         }
         let generation = self.outbound.generation(&hop);
         let (outbound, next) = (self.outbound.clone(), self.next.clone());
-        Ok(Departs { report, outbound, hop, server, generation, next, _place: place })
+        let alone = request.version() != Version::Http2;
+        Ok(Departs { report, outbound, hop, server, generation, next, alone, _place: place })
     }
 
     fn malformed(&self, status: u16, why: &dyn fmt::Display) {
@@ -236,13 +243,15 @@ struct Departs {
     server: Option<(Arc<LocalPod>, Arrival)>,
     generation: u64,
     next: Arc<Mutex<Next>>,
+    /// Nobody else's requests go by its connection to the server.
+    alone: bool,
     _place: Option<Permit>,
 }
 
 impl Watch for Departs {
     fn response(&mut self, head: &mut impl AnyResponse) {
         self.report.response(head);
-        if binds(head) {
+        if self.alone && binds(head) {
             let hop = Some(self.hop.clone());
             *self.next.lock().unwrap_or_else(PoisonError::into_inner) = Next { hop, bound: true };
         }

@@ -13,6 +13,7 @@ use std::{
         atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
     },
     task::{Context, Poll},
+    time::Duration,
 };
 
 use bytes::BytesMut;
@@ -154,7 +155,19 @@ fn bench_with(room: usize, buffered: &Arc<Share>) -> Bench {
         leaving: Arc::default(),
         log: Arc::default(),
     };
-    begin(room, buffered, forward, servers)
+    begin(room, buffered, forward, servers, None)
+}
+
+/// With a connection to a server that was made before.
+fn bench_on(first: Option<DuplexStream>) -> Bench {
+    let (sender, servers) = unbounded_channel();
+    let forward = Forward {
+        servers: Some(sender),
+        dialled: Arc::default(),
+        leaving: Arc::default(),
+        log: Arc::default(),
+    };
+    begin(64 << 10, &Budget::new(1 << 20).share(), forward, servers, first)
 }
 
 fn begin(
@@ -162,12 +175,14 @@ fn begin(
     buffered: &Arc<Share>,
     forward: Forward,
     servers: UnboundedReceiver<DuplexStream>,
+    first: Option<DuplexStream>,
 ) -> Bench {
     let (client, near) = duplex(room);
     let (handler, drain, buffered) = (forward.clone(), CancellationToken::new(), buffered.clone());
     let asked = drain.clone();
+    let first = first.map(|io| ((), Moving(io, forward.leaving.clone())));
     let served = tokio::spawn(async move {
-        serve(near, BytesMut::new(), None, &handler, &buffered, &asked).await
+        serve(near, BytesMut::new(), first, &handler, &buffered, &asked).await
     });
     Bench { client, servers, forward, drain, served }
 }
@@ -310,7 +325,7 @@ async fn a_client_whose_request_cannot_be_sent_on_is_told_so_and_may_look_for_so
         leaving: Arc::default(),
         log: Arc::default(),
     };
-    let mut bench = begin(64 << 10, &Budget::new(1 << 20).share(), forward, servers);
+    let mut bench = begin(64 << 10, &Budget::new(1 << 20).share(), forward, servers, None);
     bench.say(&get("/")).await;
     assert_eq!(
         bench.rest().await,
@@ -340,6 +355,42 @@ async fn an_answer_without_an_answer_is_said_to_be_none() {
     bench.hear("HTTP/1.1 502 Bad Gateway\r\n").await;
     assert!(bench.rest().await.ends_with("the server closed without an answer\n"));
     assert_eq!(bench.log().await, ["/ Unanswered"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_head_request_is_answered_here_without_a_body() {
+    let mut bench = bench();
+    bench.say("HEAD / HTTP/1.1\r\nHost: h\r\n\r\n").await;
+    drop(bench.server().await);
+    assert!(bench.rest().await.ends_with("connection: close\r\n\r\n"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn empty_lines_before_a_request_are_none_in_however_many_pieces_they_come() {
+    let mut bench = bench();
+    for piece in ["\r", "\n\n\r", "\nGET / HTTP/1.1\r\nHost: h\r\n\r\n"] {
+        bench.say(piece).await;
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    hear(&mut bench.server().await, &seen("/")).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_shuts_and_is_not_answered_hears_an_end() {
+    let mut bench = bench();
+    bench.say(&format!("{}{}", get("/a"), get("/b"))).await;
+    bench.client.shutdown().await.unwrap();
+    let mut server = bench.server().await;
+    hear(&mut server, &seen("/a")).await;
+    say(&mut server, OK).await;
+    bench.hear(OK).await;
+    // The second is asked, and that nothing more comes is passed on.
+    let mut heard = String::new();
+    server.read_to_string(&mut heard).await.unwrap();
+    assert_eq!(heard, seen("/b"));
+    drop(server);
+    assert_eq!(bench.rest().await, "");
+    assert_eq!(bench.log().await, ["/a 200 Through", "/b ClientGone"]);
 }
 
 #[tokio::test(start_paused = true)]

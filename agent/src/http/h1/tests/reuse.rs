@@ -2,9 +2,9 @@
 
 use std::sync::atomic::Ordering::Relaxed;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
 
-use super::{OK, bench, get, hear, say, seen};
+use super::{OK, bench, bench_on, get, hear, say, seen};
 
 #[tokio::test(start_paused = true)]
 async fn a_server_that_closes_between_requests_or_at_the_next_is_asked_anew() {
@@ -74,4 +74,39 @@ async fn a_server_that_leaves_an_idle_connection_is_let_go_at_once() {
     bench.hear(OK).await;
     server.shutdown().await.unwrap();
     assert_eq!(server.read(&mut [0]).await.unwrap(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn pipelined_requests_behind_one_that_is_sent_again_are_not_lost() {
+    let mut bench = bench();
+    bench.say(&get("/a")).await;
+    let mut first = bench.server().await;
+    hear(&mut first, &seen("/a")).await;
+    say(&mut first, OK).await;
+    bench.hear(OK).await;
+    bench.say(&format!("{}{}", get("/b"), get("/c"))).await;
+    hear(&mut first, "G").await;
+    drop(first);
+    let mut second = bench.server().await;
+    for path in ["/b", "/c"] {
+        hear(&mut second, &seen(path)).await;
+        say(&mut second, OK).await;
+        bench.hear(OK).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_that_was_made_for_the_first_request_has_not_been_used() {
+    for (request, answer) in
+        [(get("/"), "HTTP/1.1 502"), (get("/").replace("GET", "POST"), "HTTP/1.1 502")]
+    {
+        let (ours, theirs) = duplex(64 << 10);
+        let mut bench = bench_on(Some(ours));
+        bench.say(&request).await;
+        let mut server = theirs;
+        hear(&mut server, &request[..4]).await;
+        drop(server);
+        bench.hear(answer).await;
+        assert_eq!(bench.dialled(), 0);
+    }
 }

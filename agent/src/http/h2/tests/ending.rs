@@ -52,3 +52,14 @@ async fn a_request_under_way_is_answered_and_then_the_connection_ends() {
         tokio::task::yield_now().await;
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_client_whose_server_cannot_be_reached_is_told_so_and_to_look_for_another() {
+    let mut bench = Bench::new();
+    bench.servers.close();
+    let mut client = bench.client().await;
+    assert_eq!(status(get(&mut client, "/")).await, 503);
+    while client.clone().ready().await.is_ok() {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}

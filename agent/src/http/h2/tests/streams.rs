@@ -298,3 +298,18 @@ async fn a_refused_grpc_client_finds_a_status_of_its_own_and_others_read_a_text(
         }
     }
 }
+
+#[tokio::test]
+async fn a_client_that_has_its_answer_and_gives_up_its_upload_has_broken_nothing_off() {
+    let mut bench = Bench::new();
+    let mut client = bench.client().await;
+    let (response, mut to_agent) = post(&mut client, "/");
+    let mut server = bench.server().await;
+    let (request, mut respond) = server.request().await;
+    ok(&mut respond);
+    assert_eq!(status(response).await, 200);
+    to_agent.send_reset(h2::Reason::CANCEL);
+    let error = read(&mut request.into_body()).await.unwrap_err();
+    assert_eq!(error.reason(), Some(h2::Reason::CANCEL));
+    assert_eq!(bench.log(1).await, ["/ 200: the response is through"]);
+}
