@@ -11,6 +11,7 @@ mod limits;
 mod pool;
 mod server;
 mod stream;
+mod unsent;
 mod usage;
 mod window;
 

@@ -9,12 +9,9 @@ use std::{
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use h2::{Reason, RecvStream, SendStream, client::SendRequest};
-use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    sync::oneshot,
-};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::{limits::SEND_BUFFER, usage::InUse};
+use super::{limits::SEND_BUFFER, unsent::Unsent, usage::InUse};
 
 /// One tunnelled byte stream; each direction ends by itself.
 ///
@@ -26,8 +23,8 @@ pub struct HboneStream {
     /// Received, but more than the last reader's buffer held.
     unread: Bytes,
     ended: bool,
-    /// Ends once the last frame has been sent.
-    last: Option<oneshot::Receiver<()>>,
+    /// What h2 has of it.
+    unsent: Unsent,
     /// The most that can be under way to this end.
     window: u32,
     /// The connection under it, at the end that opened the stream.
@@ -44,8 +41,8 @@ impl HboneStream {
         in_use: Arc<InUse>,
     ) -> Self {
         let unread = Bytes::new();
-        let (ended, last) = (false, None);
-        Self { send, recv, unread, ended, last, window, opened_on, _in_use: in_use }
+        let (ended, unsent) = (false, Unsent::default());
+        Self { send, recv, unread, ended, unsent, window, opened_on, _in_use: in_use }
     }
 
     /// How much may arrive, and be held by this process, while nobody reads.
@@ -103,29 +100,18 @@ impl HboneStream {
         let room = ready!(self.poll_room(cx, data.len()))?;
         let part = data.split_to(room.min(data.len()));
         let sent = part.len();
-        self.send.send_data(part, false).map_err(reset)?;
+        self.send(part, false)?;
         Poll::Ready(Ok(sent))
     }
 
     /// Waits until all that was written is on its way. A reset overtakes what is not; h2 discards
-    /// that. Nothing is to be written after it.
+    /// that.
     pub async fn sent(&mut self) {
-        if !self.ended && self.last.is_none() {
-            // Fails on a stream that was reset, of which nothing is left to be sent.
-            let _ = self.send_last(false);
-        }
-        if let Some(last) = &mut self.last {
-            // Never sent: it is dropped.
-            let _ = last.await;
-        }
+        self.unsent.none().await;
     }
 
-    /// Sends a frame without data behind all others and keeps what tells when it has gone: h2 says of
-    /// no frame when that is, but drops what was in it. A buffer of its own, though empty.
-    fn send_last(&mut self, end: bool) -> io::Result<()> {
-        let (sent, last) = oneshot::channel();
-        self.last = Some(last);
-        self.send.send_data(Bytes::from_owner(Last(sent)), end).map_err(reset)
+    fn send(&mut self, part: Bytes, end: bool) -> io::Result<()> {
+        self.send.send_data(self.unsent.part(part), end).map_err(reset)
     }
 
     /// Resets the stream, so that the peer sees a broken connection and not an end. What was
@@ -160,15 +146,6 @@ impl HboneStream {
             Poll::Ready(Err(error)) => reset(error),
             Poll::Pending => io::ErrorKind::ConnectionReset.into(),
         }
-    }
-}
-
-/// What a frame without data carries, to be dropped when it has been sent.
-struct Last(#[expect(dead_code, reason = "to be dropped")] oneshot::Sender<()>);
-
-impl AsRef<[u8]> for Last {
-    fn as_ref(&self) -> &[u8] {
-        &[]
     }
 }
 
@@ -217,7 +194,7 @@ impl AsyncWrite for HboneStream {
         let room = ready!(self.poll_room(cx, buf.len()))?;
         let part = Bytes::copy_from_slice(&buf[..room.min(buf.len())]);
         let sent = part.len();
-        self.send.send_data(part, false).map_err(reset)?;
+        self.send(part, false)?;
         Poll::Ready(Ok(sent))
     }
 
@@ -238,7 +215,7 @@ impl AsyncWrite for HboneStream {
             part.put_slice(&buf[..left.min(buf.len())]);
         }
         let sent = part.len();
-        self.send.send_data(part.freeze(), false).map_err(reset)?;
+        self.send(part.freeze(), false)?;
         Poll::Ready(Ok(sent))
     }
 
@@ -255,7 +232,7 @@ impl AsyncWrite for HboneStream {
     /// Ends this direction; the other goes on.
     fn poll_shutdown(mut self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if !self.ended {
-            self.send_last(true)?;
+            self.send(Bytes::new(), true)?;
             self.ended = true;
         }
         Poll::Ready(Ok(()))

@@ -81,6 +81,11 @@ impl Passing {
         passed: &mut impl FnMut(usize),
     ) -> Poll<Result<(), Broken>> {
         loop {
+            // Before the head is written that waits to be: they go together.
+            if self.on == 0 {
+                source.input.advance(mem::take(&mut self.out));
+                self.look(&source.input).map_err(Broken::Framing)?;
+            }
             while self.on > 0 || !sink.output.is_empty() {
                 let Poll::Ready(wrote) = sink.poll_write(cx, &source.input[..self.on]) else {
                     return self.wait(source, sink.output.len(), buffered);
@@ -94,8 +99,7 @@ impl Passing {
                 }
             }
             self.waiting = None;
-            source.input.advance(mem::take(&mut self.out));
-            if self.look(&source.input).map_err(Broken::Framing)? {
+            if self.out > 0 {
                 continue;
             }
             if matches!(self.left, Left::Nothing) {
@@ -150,8 +154,8 @@ impl Passing {
         Poll::Pending
     }
 
-    /// Finds out what of `input` goes on; whether anything does.
-    fn look(&mut self, input: &[u8]) -> Result<bool, chunked::Broken> {
+    /// Finds out what of `input` goes on.
+    fn look(&mut self, input: &[u8]) -> Result<(), chunked::Broken> {
         match &mut self.left {
             Left::Nothing => {}
             Left::Everything => (self.on, self.data) = (input.len(), input.len()),
@@ -172,6 +176,6 @@ impl Passing {
                 }
             }
         }
-        Ok(self.on > 0 || self.out > 0)
+        Ok(())
     }
 }

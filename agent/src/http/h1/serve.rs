@@ -180,6 +180,7 @@ where
             }
             Next::Reset => {
                 // As much of an answer as there was comes before the reset, as it did from its server.
+                let _ = timeout(LINGER, connection.write()).await;
                 let (mut io, _) = connection.client.into_parts();
                 io.delivered().await;
                 io.abort();

@@ -75,6 +75,21 @@ async fn a_reset_that_waits_until_all_is_sent_overtakes_nothing() {
 }
 
 #[tokio::test]
+async fn any_number_of_streams_may_break_behind_their_last_words() {
+    let mut bench = Bench::new().await;
+    for _ in 0..150 {
+        let (mut client, mut server) = bench.stream().await;
+        client.write_all(b"words").await.unwrap();
+        client.sent().await;
+        client.abort();
+        let mut heard = Vec::new();
+        server.read_to_end(&mut heard).await.unwrap_err();
+        assert_eq!(heard, b"words");
+    }
+    assert_eq!(bench.server.connections(), 1, "all on one connection");
+}
+
+#[tokio::test]
 async fn what_is_sent_is_not_waited_for_on_a_stream_that_was_reset() {
     let mut bench = Bench::new().await;
     let (mut client, server) = bench.stream().await;
