@@ -1,5 +1,6 @@
 //! Tunnels over real TLS and TCP on loopback.
 
+mod exchanges;
 mod pool;
 mod server;
 mod streams;
