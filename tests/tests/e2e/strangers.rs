@@ -1,13 +1,9 @@
 //! What whoever reaches a port can make the agent hold, and say.
 
-use std::{fs, net::SocketAddr, process::Command};
+use std::{net::SocketAddr, process::Command};
 
-use sluice_tests::{Agent, Cluster, Mesh, PATIENCE, Pod, ask, eventually};
+use sluice_tests::{Cluster, Mesh, PATIENCE, Pod, ask, eventually};
 use tokio::{io::AsyncReadExt, net::TcpStream, time::timeout};
-
-fn open_files(agent: &Agent) -> anyhow::Result<usize> {
-    Ok(fs::read_dir(format!("/proc/{}/fd", agent.process().id()))?.count())
-}
 
 async fn crowd(pod: &Pod, to: SocketAddr, count: usize) -> anyhow::Result<Vec<TcpStream>> {
     let mut crowd = Vec::with_capacity(count);
@@ -22,7 +18,7 @@ async fn a_crowd_at_the_admin_servers_costs_little_and_keeps_nobody_out() -> any
     const CROWD: usize = 2000;
     let mesh = Mesh::new()?;
     let agent = mesh.start_agent(&mesh.b, &[]).await?;
-    let before = open_files(&agent)?;
+    let before = agent.process().open_files()?;
     let [ip, _] = mesh.b.ips();
     for (port, path) in [(15020, "/stats/prometheus"), (15021, "/healthz/ready")] {
         let mut crowd = crowd(&mesh.outsider, SocketAddr::new(ip, port), CROWD).await?;
@@ -33,7 +29,7 @@ async fn a_crowd_at_the_admin_servers_costs_little_and_keeps_nobody_out() -> any
             let end = timeout(PATIENCE, stream.read(&mut [0])).await?;
             assert_eq!(end.unwrap_or(0), 0);
         }
-        let held = open_files(&agent)?.saturating_sub(before);
+        let held = agent.process().open_files()?.saturating_sub(before);
         println!("{CROWD} connections to :{port}: {held} files more");
         assert!(held < 100, "{held} files for {CROWD} connections to :{port}");
     }
