@@ -333,8 +333,7 @@ fn who_rules_its_own_network_namespace_speaks_as_nobody_else() -> anyhow::Result
     ip(&format!("address delete {other}/32 dev lo"))?;
 
     // Without capture's rules it is outside the mesh, and whoever is STRICT lets nobody in from there;
-    // until they are there again, which may be before it has dialled. Plaintext is not let in by then
-    // either.
+    // until they are there again, which may be before it has dialled.
     for family in ["-4", "-6"] {
         ip(&format!("{family} rule flush"))?;
         for (number, table) in [(0, "local"), (32766, "main"), (32767, "default")] {
@@ -359,6 +358,9 @@ fn who_rules_its_own_network_namespace_speaks_as_nobody_else() -> anyhow::Result
     for span in spans.iter().filter(here) {
         let source = span.attribute("mesh.source.principal");
         ensure!(!source.ends_with("/sa/user-service"), "taken for somebody else: {span:?}");
+        let served = span.attributes.contains_key("http.response.status_code");
+        let policy = span.attribute("mesh.connection.security_policy");
+        ensure!(!served || policy == "mutual_tls", "served in plaintext: {span:?}");
     }
     Ok(())
 }
