@@ -46,11 +46,11 @@ impl AsyncRead for ReadAhead {
         }
         if ahead.is_empty() {
             ahead.reserve(MUCH);
-            let Poll::Ready(read) = poll_read_buf(Pin::new(tcp), cx, ahead) else {
+            let read = poll_read_buf(Pin::new(tcp), cx, ahead);
+            if ahead.is_empty() {
                 (*ahead, *much) = (BytesMut::new(), false);
-                return Poll::Pending;
-            };
-            read?;
+            }
+            ready!(read)?;
         }
         let take = ahead.len().min(out.remaining());
         out.put_slice(&ahead[..take]);

@@ -91,10 +91,7 @@ where
         }
         // Whatever they have to send wakes this task once more.
         while let Poll::Ready(Some(())) = requests.poll_next_unpin(cx) {}
-        if client.is_to_leave.load(Relaxed) && !ends.has_begun() {
-            ends.begin();
-            connection.graceful_shutdown();
-        }
+        let mut over = client.is_to_leave.load(Relaxed);
         if client.extends.load(Relaxed) && !extends {
             // Fails while the client has not confirmed other settings.
             extends = connection.enable_connect_protocol().is_ok();
@@ -104,11 +101,14 @@ where
         }
         while idle.as_mut().poll(cx).is_ready() {
             let until = busy + CLIENT_IDLE;
-            if requests.is_empty() && until <= Instant::now() && !ends.has_begun() {
-                ends.begin();
-                connection.graceful_shutdown();
-            }
+            over |= requests.is_empty() && until <= Instant::now();
             idle.as_mut().reset(until.max(Instant::now() + CLIENT_IDLE / 60));
+        }
+        if over && !ends.has_begun() {
+            ends.begin();
+            connection.graceful_shutdown();
+            // It is said when the connection is polled next.
+            cx.waker().wake_by_ref();
         }
         Poll::Pending
     })

@@ -35,7 +35,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Connect, ConnectRequest, HbonePool, HboneStream, Made, PoolKey, PoolOptions, TunnelError,
-    limits::{CONNECTS_IN_WORK, LARGEST_WINDOW, SEND_BUFFER, STREAMS},
+    limits::{CONNECTS_IN_WORK, FEW, LARGEST_WINDOW, SEND_BUFFER, STREAMS},
     serve,
 };
 use crate::{

@@ -323,6 +323,39 @@ async fn a_connection_with_few_streams_has_large_windows_again() {
 }
 
 #[tokio::test]
+async fn a_window_that_becomes_smaller_stops_nobody() {
+    let mut bench = Bench::new().await;
+    let mut few = Vec::new();
+    // However much of a window its reader has taken and has not given back yet, when more streams come.
+    for part in 0..FEW {
+        let (mut client, mut server) = bench.stream().await;
+        for _ in 0..part {
+            let piece = vec![7; LARGEST_WINDOW as usize / FEW];
+            exchange(&mut client, &mut server, &piece).await;
+            exchange(&mut server, &mut client, &piece).await;
+        }
+        few.push((client, server));
+    }
+    let _one_too_many = bench.stream().await;
+    let (mut client, mut server) = bench.stream().await;
+    assert!(server.window() < LARGEST_WINDOW as usize);
+    // By the answer, both ends know of it and that the other does.
+    for _ in 0..2 {
+        exchange(&mut client, &mut server, b"asked").await;
+        exchange(&mut server, &mut client, b"answered").await;
+    }
+    for (part, (client, server)) in few.iter_mut().enumerate() {
+        let on = async {
+            exchange(client, server, b"on").await;
+            exchange(server, client, b"on").await;
+        };
+        let on = tokio::time::timeout(Duration::from_secs(10), on).await;
+        assert!(on.is_ok(), "{part}/{FEW} of the window were taken, and nothing more comes");
+    }
+    assert_eq!(bench.server.connections(), 1);
+}
+
+#[tokio::test]
 async fn a_stream_that_is_the_last_of_many_gets_no_more_than_it_was_opened_with() {
     let mut bench = Bench::new().await;
     let mut many = Vec::new();

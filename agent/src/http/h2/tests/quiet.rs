@@ -5,6 +5,7 @@ use std::time::Duration;
 use tokio::{io::AsyncReadExt, time::timeout};
 
 use super::{
+    super::limits::CLIENT_IDLE,
     Bench,
     frames::{self, GET, HEADERS},
     get, ok,
@@ -59,7 +60,8 @@ async fn a_client_that_asks_nothing_for_an_hour_is_asked_to_go() {
     let response = get(&mut client, "/");
     ok(&mut bench.server().await.request().await.1);
     response.await.unwrap();
-    tokio::time::sleep(Duration::from_secs(2 * 3600)).await;
+    // It is looked at once a minute.
+    tokio::time::sleep(CLIENT_IDLE + CLIENT_IDLE / 60 + Duration::from_secs(1)).await;
     assert!(client.ready().await.is_err());
 }
 
