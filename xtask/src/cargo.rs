@@ -20,6 +20,8 @@ const KUBE: &str = "sluice-kube";
 
 /// Tests that use up the machine: others, which expect something in time, do not run beside them.
 const HEAVY: [&str; 2] = ["dials::", "load::"];
+/// So do these, whose figures are worth seeing.
+const CONFORMANCE: &str = "conformance::";
 
 /// How the programs under test are compiled.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -221,20 +223,28 @@ pub(crate) fn demo_program() -> anyhow::Result<PathBuf> {
 }
 
 impl Programs {
-    pub(crate) fn end_to_end_tests(&self, filter: Option<&str>) -> anyhow::Result<()> {
+    /// Runs the end-to-end tests; what judges HTTP is in the folder `conformance`.
+    pub(crate) fn end_to_end_tests(
+        &self,
+        conformance: &Path,
+        filter: Option<&str>,
+    ) -> anyhow::Result<()> {
         let test = |program: &str, arguments: &[&str]| {
             let mut cargo = self.named_to(cargo());
+            cargo.env("CONFORMANCE_BIN", conformance);
             cargo.args(["test", "--package", TESTS, "--test", program, "--"]);
             run(cargo.args(arguments).args(filter), "an end-to-end test")
         };
         // One at a time, and what was measured is worth seeing.
         let attacks = || test("attacks", &["--test-threads=1", "--show-output"]);
         if filter.is_some() {
-            return test("e2e", &[]).and(attacks());
+            return test("e2e", &["--show-output"]).and(attacks());
         }
-        let others = test("e2e", &HEAVY.map(|subject| ["--skip", subject]).concat());
+        let others = [HEAVY.as_slice(), &[CONFORMANCE]].concat();
+        let others: Vec<_> = others.iter().flat_map(|subject| ["--skip", subject]).collect();
         let heavy = test("e2e", &HEAVY);
-        heavy.and(others).and(attacks())
+        let conformance = test("e2e", &["--show-output", CONFORMANCE]);
+        heavy.and(conformance).and(test("e2e", &others)).and(attacks())
     }
 
     pub(crate) fn demo(&self, keep: bool) -> anyhow::Result<()> {

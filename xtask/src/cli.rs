@@ -7,7 +7,7 @@ use crate::{
     arch::Arch,
     cargo::{self, Profile},
     chart::Chart,
-    image,
+    go, image,
     kube::{self, Kube},
     lint,
     needs::Purpose,
@@ -68,7 +68,8 @@ struct Test {
     #[arg(long)]
     unit: bool,
 
-    /// The end-to-end tests, on this machine's kernel
+    /// The end-to-end tests, on this machine's kernel, the conformance suites of HTTP/2, gRPC and
+    /// Connect among them
     #[arg(long)]
     e2e: bool,
 
@@ -164,9 +165,9 @@ impl Test {
             red.extend(cargo::unit_tests(filter).err());
         }
         if all || self.e2e {
-            setup::run(&[Purpose::Build, Purpose::Lab, Purpose::Test])?;
+            setup::run(&[Purpose::Build, Purpose::Lab, Purpose::Test, Purpose::Go])?;
             let programs = cargo::programs(Profile::optimised(!self.debug))?;
-            red.extend(programs.end_to_end_tests(filter).err());
+            red.extend(programs.end_to_end_tests(&go::conformance()?, filter).err());
         }
         if self.vm || all && filter.is_none() {
             red.extend(Vm::matrix().run().err());

@@ -47,11 +47,21 @@ pub(crate) enum Purpose {
     Cross,
     /// A Kubernetes cluster: `kube`.
     Kube,
+    /// Programs in Go: `kube`, `chart` and the end-to-end tests.
+    Go,
 }
 
 impl Purpose {
-    pub(crate) const ALL: &[Self] =
-        &[Self::Build, Self::Lint, Self::Lab, Self::Test, Self::Vm, Self::Cross, Self::Kube];
+    pub(crate) const ALL: &[Self] = &[
+        Self::Build,
+        Self::Lint,
+        Self::Lab,
+        Self::Test,
+        Self::Vm,
+        Self::Cross,
+        Self::Kube,
+        Self::Go,
+    ];
 }
 
 /// One thing the machine must have.
@@ -276,14 +286,14 @@ pub(crate) static NEEDS: &[Need] = &[
     Need {
         what: "Python with venv, for Go",
         why: "installs Go",
-        purpose: Purpose::Kube,
+        purpose: Purpose::Go,
         present: || go().is_some() || succeeds("python3", &["-c", "import ensurepip, venv"]),
         source: Source::Debian(&["python3", "python3-venv"]),
     },
     Need {
         what: "Go",
-        why: "builds Kubernetes, etcd, containerd, CoreDNS, kube-router and helm",
-        purpose: Purpose::Kube,
+        why: "builds a Kubernetes cluster's programs, and those that judge HTTP in tests",
+        purpose: Purpose::Go,
         present: || go().is_some(),
         source: Source::Go,
     },

@@ -10,6 +10,7 @@ mod capture;
 mod cgroups;
 mod check;
 mod coexistence;
+mod conformance;
 mod cuts;
 mod detection;
 mod dials;

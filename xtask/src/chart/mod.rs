@@ -28,7 +28,7 @@ use self::{
     helm::Helm,
     objects::Objects,
 };
-use crate::{cargo, kube::go, needs::Purpose, setup, step::Step};
+use crate::{cargo, go, needs::Purpose, setup, step::Step};
 
 const CHART: &str = "deploy/chart";
 const MANIFESTS: &str = "deploy/manifests/sluice.yaml";
@@ -45,9 +45,9 @@ pub(crate) struct Chart {
 
 impl Chart {
     pub(crate) fn run(self) -> anyhow::Result<()> {
-        setup::run(&[Purpose::Build, Purpose::Kube])?;
-        let helm = Helm::new(go::program("helm")?, cargo::root().join(CHART));
-        let kubeconform = go::program("kubeconform")?;
+        setup::run(&[Purpose::Build, Purpose::Go])?;
+        let helm = Helm::new(go::program("kube/helm")?, cargo::root().join(CHART));
+        let kubeconform = go::program("kube/kubeconform")?;
         let folder = cargo::target_dir()?.join("chart");
         let step = Step::start("Checking the chart");
         let mut problems = helm.lint()?;
@@ -90,7 +90,7 @@ impl Chart {
             [] => format!("{}: {problem}", cases[0]),
             others => format!("{} and {} others: {problem}", cases[0], others.len()),
         }));
-        let kubernetes = go::files("kubernetes", "k8s.io/kubernetes")?;
+        let kubernetes = go::files("kube/kubernetes", "k8s.io/kubernetes")?;
         schemas::write(&kubernetes, &all, &folder.join("schemas"))?;
         problems.extend(conform(&kubeconform, &folder, &rendered)?);
         problems.extend(self.manifests(&helm)?);

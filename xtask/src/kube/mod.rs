@@ -1,9 +1,7 @@
 //! `kube`: a real Kubernetes cluster of two nodes on this machine, and the tests in it.
 //!
-//! Enters: a command. Leaves: programs in the cache (`go.rs`), images in the target directory,
+//! Enters: a command. Leaves: programs in the cache (`../go.rs`), images in the target directory,
 //! and a cluster, which is the work of `tests/kube`.
-
-pub(crate) mod go;
 
 use std::{
     env,
@@ -16,7 +14,7 @@ use std::{
 use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
 
-use crate::{cargo, image, needs::Purpose, setup, step::Step};
+use crate::{cargo, go, image, needs::Purpose, setup, step::Step};
 
 /// A Kubernetes cluster of two nodes on this machine (root)
 #[derive(Args, Debug)]
@@ -114,7 +112,7 @@ fn upgrade(filter: Option<&str>) -> anyhow::Result<()> {
 
 /// What the machine lacks; then the program that makes and knows clusters.
 fn prepare() -> anyhow::Result<PathBuf> {
-    setup::run(&[Purpose::Build, Purpose::Lab, Purpose::Kube])?;
+    setup::run(&[Purpose::Build, Purpose::Lab, Purpose::Kube, Purpose::Go])?;
     cargo::kube_bed()
 }
 
@@ -128,8 +126,7 @@ struct Materials {
 
 impl Materials {
     fn make() -> anyhow::Result<Self> {
-        let programs =
-            env::join_paths(go::programs()?).context("a folder has a colon in its name")?;
+        let programs = env::join_paths(go::kube()?).context("a folder has a colon in its name")?;
         Ok(Self { programs, images: image::make()? })
     }
 }

@@ -45,6 +45,7 @@ const ELSEWHERE: &[(&str, &str)] = &[
     ("bad_input", "what is said of mistakes"),
     ("bugreport", "what is collected"),
     ("ca", "certificates and who may use them"),
+    CONFORMANCE,
     ("exchanges", "what HTTP messages mean, and servers in languages that are not there"),
     ("grpc", "what HTTP/2 frames mean"),
     ("http", "what HTTP messages mean"),
@@ -63,11 +64,14 @@ const ELSEWHERE: &[(&str, &str)] = &[
     ("tunnel", "HBONE between agents"),
 ];
 // These cannot run in a virtual machine, whoever asks for them.
+const CONFORMANCE: (&str, &str) =
+    ("conformance", "what HTTP messages and frames mean, by programs that are not there");
 const ANNOTATION: (&str, &str) =
     ("annotation", "what an API server is told; it takes the machine's root certificates");
 const KUBE_SOURCE: (&str, &str) =
     ("kube_source", "what an API server says; it takes the machine's root certificates");
 const ROTEL: (&str, &str) = ("rotel", "a receiver that comes as a Python package");
+const UNABLE: &[(&str, &str)] = &[ANNOTATION, CONFORMANCE, KUBE_SOURCE, ROTEL];
 /// Single tests that run elsewhere, of subjects that do not, and why.
 const TESTS_ELSEWHERE: &[(&str, &str)] = &[
     (
@@ -96,7 +100,7 @@ pub(crate) struct Vm {
     kernel: Kernels,
 
     /// Only tests whose name contains this, those that do not concern the kernel included, except
-    /// `annotation`, `kube_source` and `rotel`, which cannot run there
+    /// `annotation`, `conformance`, `kube_source` and `rotel`, which cannot run there
     #[arg(long, value_name = "FILTER")]
     test: Option<String>,
 
@@ -152,8 +156,7 @@ impl Vm {
 
     /// Which tests are left out, by parts of their names with commas between.
     fn elsewhere(&self) -> String {
-        let subjects =
-            if self.test.is_some() { &[ANNOTATION, KUBE_SOURCE, ROTEL] } else { ELSEWHERE };
+        let subjects = if self.test.is_some() { UNABLE } else { ELSEWHERE };
         let subjects = subjects.iter().map(|(subject, _)| format!("{subject}::"));
         let tests = TESTS_ELSEWHERE.iter().filter(|_| self.test.is_none());
         subjects.chain(tests.map(|(test, _)| (*test).to_owned())).collect::<Vec<_>>().join(",")

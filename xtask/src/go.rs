@@ -1,7 +1,8 @@
-//! The programs of a cluster, built from their Go modules into the cache.
+//! Programs in Go that others wrote, built from their modules into the cache: those of a cluster, and
+//! those that judge HTTP.
 //!
-//! Each folder of `xtask/kube` is a Go module that names one project's programs as its tools,
-//! with the checksums of all they are made of. What is built from it is kept under a name that
+//! Each folder of `xtask/kube`, and `xtask/conformance`, is a Go module that names programs as its
+//! tools, with the checksums of all they are made of. What is built from it is kept under a name that
 //! holds the digest of that folder, so a change builds again and nothing else does.
 
 use std::{
@@ -15,9 +16,10 @@ use serde_json::Value;
 
 use crate::{cargo, image::Digest, needs, step::Step};
 
-/// A folder of `xtask/kube`.
+/// A module.
 struct Module {
-    name: &'static str,
+    /// Its folder in `xtask`.
+    folder: &'static str,
     /// What is built: the module's tools, or its own program.
     package: &'static str,
     /// The one program, when there is one: Go would name it after the last part of its path.
@@ -27,23 +29,23 @@ struct Module {
     minutes: &'static str,
 }
 
-const MODULES: [Module; 7] = [
+const KUBE: [Module; 7] = [
     Module {
-        name: "kubernetes",
+        folder: "kube/kubernetes",
         package: "tool",
         program: None,
         version: Some(("k8s.io/kubernetes", &["k8s.io/component-base/version.gitVersion"])),
         minutes: "6 minutes",
     },
     Module {
-        name: "etcd",
+        folder: "kube/etcd",
         package: "tool",
         program: Some("etcd"),
         version: None,
         minutes: "a minute",
     },
     Module {
-        name: "containerd",
+        folder: "kube/containerd",
         package: "tool",
         program: None,
         version: Some((
@@ -53,28 +55,28 @@ const MODULES: [Module; 7] = [
         minutes: "2 minutes",
     },
     Module {
-        name: "coredns",
+        folder: "kube/coredns",
         package: ".",
         program: Some("coredns"),
         version: None,
         minutes: "a minute",
     },
     Module {
-        name: "kube-router",
+        folder: "kube/kube-router",
         package: ".",
         program: Some("kube-router"),
         version: None,
         minutes: "2 minutes",
     },
     Module {
-        name: "helm",
+        folder: "kube/helm",
         package: "tool",
         program: Some("helm"),
         version: Some(("helm.sh/helm/v4", &["helm.sh/helm/v4/internal/version.version"])),
         minutes: "a minute",
     },
     Module {
-        name: "kubeconform",
+        folder: "kube/kubeconform",
         package: "tool",
         program: Some("kubeconform"),
         version: None,
@@ -82,24 +84,38 @@ const MODULES: [Module; 7] = [
     },
 ];
 
-/// Builds what is not in the cache. Returns the folders of all programs.
-pub(crate) fn programs() -> anyhow::Result<Vec<PathBuf>> {
-    MODULES.iter().map(Module::programs).collect()
+/// What judges HTTP in the end-to-end tests.
+const CONFORMANCE: Module = Module {
+    folder: "conformance",
+    package: "tool",
+    program: None,
+    version: None,
+    minutes: "2 minutes",
+};
+
+/// Builds what is not in the cache of a cluster's programs. Returns the folders of all of them.
+pub(crate) fn kube() -> anyhow::Result<Vec<PathBuf>> {
+    KUBE.iter().map(Module::programs).collect()
 }
 
-/// Builds the one program of the folder `name`, if it is not in the cache.
-pub(crate) fn program(name: &str) -> anyhow::Result<PathBuf> {
-    let module = MODULES.iter().find(|module| module.name == name);
-    let module = module.with_context(|| format!("xtask/kube has no {name}"))?;
-    let program = module.program.with_context(|| format!("{name} is several programs"))?;
+/// Builds what judges HTTP, if it is not in the cache. Returns the folder.
+pub(crate) fn conformance() -> anyhow::Result<PathBuf> {
+    CONFORMANCE.programs()
+}
+
+/// Builds the one program of a folder of `xtask`, if it is not in the cache.
+pub(crate) fn program(folder: &str) -> anyhow::Result<PathBuf> {
+    let module = KUBE.iter().find(|module| module.folder == folder);
+    let module = module.with_context(|| format!("xtask has no {folder}"))?;
+    let program = module.program.with_context(|| format!("{folder} is several programs"))?;
     Ok(module.programs()?.join(program))
 }
 
-/// The files of `module` in the version that the folder `name` requires, where Go keeps them.
-pub(crate) fn files(name: &str, module: &str) -> anyhow::Result<PathBuf> {
+/// The files of `module` in the version that a folder of `xtask` requires, where Go keeps them.
+pub(crate) fn files(folder: &str, module: &str) -> anyhow::Result<PathBuf> {
     let mut command = go()?;
     command.args(["mod", "download", "-json", module]);
-    command.current_dir(cargo::root().join("xtask/kube").join(name));
+    command.current_dir(source(folder));
     let output = command.output().with_context(|| format!("could not run {command:?}"))?;
     let said: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
     match said["Dir"].as_str() {
@@ -122,12 +138,13 @@ fn go() -> anyhow::Result<Command> {
 
 impl Module {
     fn programs(&self) -> anyhow::Result<PathBuf> {
-        let source = cargo::root().join("xtask/kube").join(self.name);
-        let built = needs::cache().join("kube").join(format!("{}-{}", self.name, key(&source)?));
+        let source = source(self.folder);
+        let built = needs::cache().join(format!("{}-{}", self.folder, key(&source)?));
         if built.is_dir() {
             return Ok(built);
         }
-        let step = Step::start(&format!("Building {} ({} on 2 cores)", self.name, self.minutes));
+        let name = self.folder.trim_start_matches("kube/");
+        let step = Step::start(&format!("Building {name} ({} on 2 cores)", self.minutes));
         // Under another name until it is complete.
         let partial = built.with_extension("partial");
         let _ = fs::remove_dir_all(&partial);
@@ -157,6 +174,11 @@ impl Module {
         command.env("CGO_ENABLED", "0");
         Ok(command)
     }
+}
+
+/// A folder of `xtask`.
+fn source(folder: &str) -> PathBuf {
+    cargo::root().join("xtask").join(folder)
 }
 
 /// The beginning of the digest of a module's files.
@@ -191,9 +213,9 @@ mod tests {
 
     #[test]
     fn every_module_is_there_with_its_checksums_and_version() {
-        for module in &MODULES {
-            let source = cargo::root().join("xtask/kube").join(module.name);
-            assert!(source.join("go.sum").is_file(), "{}", module.name);
+        for module in KUBE.iter().chain([&CONFORMANCE]) {
+            let source = source(module.folder);
+            assert!(source.join("go.sum").is_file(), "{}", module.folder);
             if let Some((required, _)) = module.version {
                 assert!(version(&source, required).unwrap().starts_with('v'));
             }
