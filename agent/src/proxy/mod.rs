@@ -17,6 +17,7 @@ mod io;
 mod last_words;
 mod loops;
 mod outbound;
+mod pipe;
 mod pods;
 mod refusal;
 mod relay;
