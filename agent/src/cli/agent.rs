@@ -124,6 +124,10 @@ pub(super) struct Agent {
     #[arg(long, env = "SLUICE_MAX_HANDSHAKES", value_name = "NUMBER", default_value_t = LimitOptions::DEFAULT.handshakes, value_parser = clap::value_parser!(u64).range(1..))]
     max_handshakes: u64,
 
+    /// Threads that carry traffic [default: one for each processor that the agent may use]
+    #[arg(long, env = "SLUICE_THREADS", value_name = "NUMBER", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    threads: Option<u16>,
+
     /// Share of new traces that are recorded, 0 to 1; a caller's decision is always kept
     #[arg(long, env = "SLUICE_TRACE_SAMPLING", value_name = "RATIO", default_value = "0.01", value_parser = ratio)]
     trace_sampling: f64,
@@ -151,11 +155,12 @@ pub(super) struct Agent {
 impl Agent {
     pub(super) fn run(self) -> anyhow::Result<()> {
         let log = self.log.to_stderr()?;
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .enable_all()
-            .thread_name("sluice")
-            .build()
-            .context("could not start the agent's threads")?;
+        let mut runtime = tokio::runtime::Builder::new_multi_thread();
+        runtime.enable_all().thread_name("sluice");
+        if let Some(threads) = self.threads {
+            runtime.worker_threads(threads.into());
+        }
+        let runtime = runtime.build().context("could not start the agent's threads")?;
         let ca = match self.ca_address {
             Some(address) => CaOptions::Istio(IstioCaOptions {
                 address,

@@ -8,7 +8,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::{
+    runtime::Handle,
+    sync::{OwnedSemaphorePermit, Semaphore},
+};
 use tokio_util::sync::PollSemaphore;
 
 /// What one direction of a connection moves before it is another's turn, if anybody is in line: some
@@ -20,11 +23,11 @@ const BUSY: Duration = Duration::from_millis(20);
 /// Those whose turn it is. A task that waits for a processor waits for all that came before it:
 /// with hundreds that have all they like to move, whoever has a small request would wait for a turn
 /// of each of them, at every task that the request passes. So no more of those are ready to run than
-/// keep all processors busy; the others are in line here.
+/// keep all threads busy; the others are in line here.
 static TURNS: LazyLock<Arc<Semaphore>> = LazyLock::new(|| {
-    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = Handle::try_current().map_or(1, |runtime| runtime.metrics().num_workers());
     // One that runs, and one that is ready when it is through.
-    Arc::new(Semaphore::new(2 * processors))
+    Arc::new(Semaphore::new(2 * threads))
 });
 
 /// The turn of one direction of a connection.

@@ -133,7 +133,9 @@ pub(super) const CASES: [Case; 27] = [
         "more room on large nodes",
         "agent: {maxConnections: 100000, maxBuffered: 1024, maxHandshakes: 2048}",
     )
-    .holds(&["--max-connections=100000\n", "--max-buffered=1024\n", "--max-handshakes=2048\n"]),
+    .holds(&["--max-connections=100000\n", "--max-buffered=1024\n", "--max-handshakes=2048\n"])
+    .lacks(&["--threads"]),
+    Case::with("few processors of many", "agent: {threads: 4}").holds(&["--threads=4\n"]),
     Case::with("one trace in ten thousand", "telemetry: {sampling: 0.0001}")
         .holds(&["--trace-sampling=0.0001\n"]),
     Case::with("no annotations for Prometheus", "metrics: {annotations: false}")
