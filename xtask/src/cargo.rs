@@ -259,6 +259,9 @@ impl Programs {
         build.args(["build", "--release", "--package", TESTS, "--bins"]);
         run(&mut build, "the build of the benchmark")?;
         let mut bench = self.named_to(Command::new(target_dir()?.join("release/bench")));
+        if needs::envoy_fits() {
+            bench.env("ENVOY_BIN", needs::envoy_program());
+        }
         run(bench.args(options), "the benchmark")
     }
 

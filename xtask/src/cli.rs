@@ -101,7 +101,7 @@ struct Demo {
     debug: bool,
 }
 
-/// Measure what the mesh costs, beside no mesh, in one interleaved run (root)
+/// Measure what the mesh costs, beside no mesh and beside sidecars, in one interleaved run (root)
 #[derive(Args, Debug)]
 struct Bench {
     /// For the benchmark itself; `cargo xtask bench -- --help` lists them
@@ -124,6 +124,9 @@ impl Cli {
             Command::Demo(demo) => demo.run(),
             Command::Bench(Bench { options }) => {
                 setup::run(&[Purpose::Build, Purpose::Lab])?;
+                if let Err(error) = setup::run(&[Purpose::Bench]) {
+                    eprintln!("Measuring without Envoy: {error:#}");
+                }
                 cargo::programs(Profile::Release)?.bench(&options)
             }
             Command::Image => {

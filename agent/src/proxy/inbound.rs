@@ -133,7 +133,8 @@ async fn hbone(
             // A task of its own, which the end of the tunnel does not end: the drain waits for its
             // span too.
             let drain = proxy.drain.clone();
-            let connected = connected(proxy, pod.clone(), connect, peer);
+            // Boxed: each of the four futures around it would have room for it twice.
+            let connected = Box::pin(connected(proxy, pod.clone(), connect, peer));
             drain.held(async move { pod.while_captured(connected).await })
         }
     };

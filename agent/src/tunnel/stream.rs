@@ -159,6 +159,16 @@ impl Drop for HboneStream {
     }
 }
 
+/// Copies what `buf` has room for, and returns the rest. Where that is nothing it holds nothing: `bytes`
+/// are part of what h2 read at once, up to 72 KiB, which stay as long as any part of them is held, and
+/// a stream may be idle for long.
+fn take_front(mut bytes: Bytes, buf: &mut ReadBuf<'_>) -> Bytes {
+    let take = bytes.len().min(buf.remaining());
+    buf.put_slice(&bytes[..take]);
+    bytes.advance(take);
+    if bytes.is_empty() { Bytes::new() } else { bytes }
+}
+
 /// To whoever uses a stream, every way to lose it is a reset.
 fn reset(error: h2::Error) -> io::Error {
     io::Error::new(io::ErrorKind::ConnectionReset, error)
@@ -173,11 +183,8 @@ impl AsyncRead for HboneStream {
         if buf.remaining() == 0 {
             return Poll::Ready(Ok(()));
         }
-        let mut bytes = ready!(self.poll_read_bytes(cx))?;
-        let take = bytes.len().min(buf.remaining());
-        buf.put_slice(&bytes[..take]);
-        bytes.advance(take);
-        self.unread = bytes;
+        let bytes = ready!(self.poll_read_bytes(cx))?;
+        self.unread = take_front(bytes, buf);
         Poll::Ready(Ok(()))
     }
 }
@@ -236,5 +243,35 @@ impl AsyncWrite for HboneStream {
             self.ended = true;
         }
         Poll::Ready(Ok(()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Stands for all that h2 read at once.
+    struct Read {
+        _held: Arc<()>,
+    }
+
+    impl AsRef<[u8]> for Read {
+        fn as_ref(&self) -> &[u8] {
+            b"request"
+        }
+    }
+
+    #[test]
+    fn what_was_read_to_its_last_byte_is_held_no_longer() {
+        let held = Arc::new(());
+        let bytes = Bytes::from_owner(Read { _held: held.clone() });
+        let mut room = [0; 4];
+        let rest = take_front(bytes, &mut ReadBuf::new(&mut room));
+        assert_eq!((&room[..], &rest[..]), (&b"requ"[..], &b"est"[..]));
+        assert_eq!(Arc::strong_count(&held), 2, "the rest is held");
+        let rest = take_front(rest, &mut ReadBuf::new(&mut room));
+        assert_eq!(&room[..3], b"est");
+        assert!(rest.is_empty());
+        assert_eq!(Arc::strong_count(&held), 1);
     }
 }

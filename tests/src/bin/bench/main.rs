@@ -1,47 +1,82 @@
-//! `cargo xtask bench`: what the mesh costs, beside no mesh at all.
+//! `cargo xtask bench`: what the mesh costs, beside no mesh, beside Envoys as sidecars and, with
+//! `--beside`, beside another build.
 //!
-//! One lab, one run, rounds interleaved (without, same node, across nodes, without, …), so that
-//! whatever else the machine does hits every way alike. Prints the median of each figure. Both
-//! ends of the traffic live in this process; only the agents' CPU time is counted. `--beside`
-//! measures another build's agents in the same rounds.
+//! One run, rounds interleaved (each row in every column, then the next row), so that whatever else
+//! the machine does hits every column alike. Both ends of the traffic live in this process; only CPU
+//! time of what is between them is counted. [`column`] and [`row`] say what there is to measure.
 //!
 //! `cargo xtask bench -- snapshot`: what a large cluster costs an agent that watches it.
 
-mod bulk;
-mod connects;
+mod carrier;
+mod column;
 mod cpu;
-mod requests;
+mod dialler;
+mod envoy;
+mod grpc;
+mod http1;
+mod latency;
+mod load;
+mod round;
+mod row;
+mod server;
+mod sink;
 mod snapshot;
 mod table;
+mod watch;
 mod world;
 
 use std::{path::PathBuf, time::Duration};
 
-use clap::{Parser, Subcommand};
+use anyhow::ensure;
+use clap::{Parser, Subcommand, ValueEnum};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use crate::{
-    table::{Column, Figure, Table},
-    world::{Way, World},
+    column::{Carriers, Column, Way},
+    round::Round,
+    row::Row,
+    table::{Against, Table},
+    world::World,
 };
 
-/// Measures the mesh against no mesh, in one interleaved run.
+/// The first round only warms everything up, and is shorter.
+const WARM_UP: Duration = Duration::from_millis(250);
+
+/// Measures the mesh against no mesh and against Envoys, in one interleaved run.
 #[derive(Debug, Parser)]
 struct Options {
     /// Rounds of each measurement; the table shows their medians
-    #[arg(long, default_value_t = 5)]
+    #[arg(long, default_value_t = 3)]
     rounds: usize,
 
-    /// Seconds one round of requests or connects lasts
-    #[arg(long, default_value_t = 2.0)]
+    /// Seconds that one round of a row lasts in each column, but for uploads
+    #[arg(long, default_value_t = 1.0)]
     seconds: f64,
 
-    /// MiB one round of the bulk stream moves
-    #[arg(long, default_value_t = 1024)]
+    /// MiB that one round's uploads move, all streams together
+    #[arg(long, default_value_t = 256)]
     mebibytes: u64,
+
+    /// Rows to measure, separated by commas [default: all]
+    #[arg(long, value_name = "ROWS", value_delimiter = ',', value_enum)]
+    only: Vec<Row>,
+
+    /// Columns to measure, separated by commas [default: all]
+    #[arg(long, value_name = "COLUMNS", value_delimiter = ',', value_enum)]
+    columns: Vec<Way>,
+
+    /// Column that the others are multiples of [default: the same way of the other build, where
+    /// there is one, or else the pair of Envoys]
+    #[arg(long, value_name = "COLUMN", value_enum)]
+    against: Option<Way>,
 
     /// Another build's `sluice`, measured in the same rounds
     #[arg(long, value_name = "PROGRAM")]
     beside: Option<PathBuf>,
+
+    /// When something fails or hangs, leave everything as it is until Enter
+    #[arg(long)]
+    pause_on_failure: bool,
 
     #[command(subcommand)]
     subject: Option<Subject>,
@@ -54,45 +89,119 @@ enum Subject {
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
-    let Options { rounds, seconds, mebibytes, beside, subject } = Options::parse();
-    if let Some(Subject::Snapshot(snapshot)) = subject {
-        return snapshot.measure().await;
+    let options = Options::parse();
+    match options.subject {
+        Some(Subject::Snapshot(snapshot)) => snapshot.measure().await,
+        None => options.measure().await,
     }
-    let round = Duration::from_secs_f64(seconds);
-    let world = World::make(None).await?;
-    let other = match &beside {
-        Some(program) => Some(World::make(Some(program)).await?),
-        None => None,
-    };
-    let ours = Way::ALL.map(|way| (&world, Column { way, beside: false }));
-    let theirs =
-        other.iter().flat_map(|other| Way::MESHED.map(|way| (other, Column { way, beside: true })));
-    let columns: Vec<_> = ours.into_iter().chain(theirs).collect();
-    let mut table = Table::default();
-    for number in 0..=rounds {
-        for &(world, column) in &columns {
-            let way = column.way;
-            let figures = [
-                requests::measure(world, way, round).await?,
-                bulk::measure(world, way, mebibytes << 20).await?,
-                connects::measure(world, way, round).await?,
-            ];
-            // The first round only warms everything up.
-            if number > 0 {
-                figures.into_iter().flatten().for_each(|figure| table.add(column, figure));
-            }
-        }
-        eprintln!("round {number} of {rounds}");
-    }
-    println!("{table}");
-    println!("Agents' memory afterwards: {}", world.memory()?);
-    if let Some(other) = other {
-        println!("Of the others: {}", other.memory()?);
-    }
-    Ok(())
 }
 
-/// One measured value: what it is, and how much.
-fn figure(name: &'static str, value: f64) -> Figure {
-    Figure { name, value }
+impl Options {
+    async fn measure(self) -> anyhow::Result<()> {
+        // Both ends of thousands of connections are here.
+        let (_, most_files) = getrlimit(Resource::RLIMIT_NOFILE)?;
+        setrlimit(Resource::RLIMIT_NOFILE, most_files, most_files)?;
+        let columns = self.columns();
+        let worlds = self.worlds(&columns).await?;
+        let mut table = Table::new(self.against(), columns.clone());
+        if self.rows().contains(&Row::Memory) {
+            let carried = columns
+                .iter()
+                .filter(|column| matches!(column.way, Way::AcrossTraced | Way::Envoy));
+            let rounds = carried.map(|column| self.round(&worlds, *column, Row::Memory, 1));
+            load::memory::measure(&rounds.collect::<Vec<_>>(), &mut table).await?;
+        }
+        for number in 0..=self.rounds {
+            for row in self.rows() {
+                for &column in &columns {
+                    let figures = row.measure(&self.round(&worlds, column, row, number)).await?;
+                    if number > 0 {
+                        figures.into_iter().for_each(|figure| table.add(row, column, figure));
+                    }
+                }
+            }
+            eprintln!("round {number} of {}", self.rounds);
+        }
+        println!("{table}");
+        for ((carriers, beside), world) in &worlds {
+            let other = if *beside { ", other build" } else { "" };
+            let (exports, dropped) =
+                (world.sink().taken(), world.carriers().spans_dropped().await?);
+            match carriers {
+                Carriers::Nobody => continue,
+                Carriers::Agents { sampling } => {
+                    println!(
+                        "Agents that sample {sampling}{other}: {exports} exports of spans arrived, \
+                         {dropped} spans were dropped"
+                    );
+                }
+                Carriers::Envoys => println!("Envoys: {exports} exports of spans arrived"),
+            }
+            ensure!(exports > 0, "no spans arrived");
+        }
+        Ok(())
+    }
+
+    fn rows(&self) -> Vec<Row> {
+        if self.only.is_empty() { Row::value_variants().to_vec() } else { self.only.clone() }
+    }
+
+    fn columns(&self) -> Vec<Column> {
+        let mut ways = if self.columns.is_empty() {
+            Way::value_variants().to_vec()
+        } else {
+            self.columns.clone()
+        };
+        if envoy::program().is_none() && ways.contains(&Way::Envoy) {
+            eprintln!("No Envoy: ENVOY_BIN names none, so its column is left out");
+            ways.retain(|way| *way != Way::Envoy);
+        }
+        let ours = ways.iter().map(|&way| Column { way, beside: false });
+        let theirs = ways.iter().filter(|way| self.beside.is_some() && way.is_meshed());
+        ours.chain(theirs.map(|&way| Column { way, beside: true })).collect()
+    }
+
+    fn against(&self) -> Against {
+        match self.against {
+            Some(way) => Against::Way(way),
+            None if self.beside.is_some() => Against::Other,
+            None => Against::Way(Way::Envoy),
+        }
+    }
+
+    async fn worlds(&self, columns: &[Column]) -> anyhow::Result<Vec<(Kind, World)>> {
+        let mut worlds: Vec<(Kind, World)> = Vec::new();
+        for column in columns {
+            let kind @ (carriers, beside) = kind(*column);
+            if worlds.iter().all(|(other, _)| *other != kind) {
+                let program = self.beside.as_deref().filter(|_| beside);
+                worlds.push((kind, World::make(carriers, program).await?));
+            }
+        }
+        Ok(worlds)
+    }
+
+    fn round<'a>(
+        &self,
+        worlds: &'a [(Kind, World)],
+        column: Column,
+        row: Row,
+        number: usize,
+    ) -> Round<'a> {
+        let world = worlds.iter().find(|(other, _)| *other == kind(column));
+        let (_, world) = world.expect("there is a world for each column");
+        let lasts = Duration::from_secs_f64(self.seconds);
+        let (lasts, mebibytes) = match number {
+            0 => (lasts.min(WARM_UP), self.mebibytes.min(32)),
+            _ => (lasts, self.mebibytes),
+        };
+        Round { world, column, row, lasts, bytes: mebibytes << 20, pause: self.pause_on_failure }
+    }
+}
+
+/// What columns with the same world have in common: who carries, and whether it is the other build.
+type Kind = (Carriers, bool);
+
+fn kind(column: Column) -> Kind {
+    (column.way.carriers(), column.beside)
 }

@@ -53,7 +53,7 @@ impl Snapshot {
         wait_for(&node, |configuration| configuration["workloads"] == self.pods).await?;
         println!("{} pods, {} Services, one agent:", self.pods, self.pods / REPLICAS);
         println!("| started, everything listed | {:.1} s |", began.elapsed().as_secs_f64());
-        println!("| CPU for that | {:.2} s |", cpu::used(&[id])?.as_secs_f64());
+        println!("| CPU for that | {:.2} s |", cpu::used([id])?.as_secs_f64());
         println!("| memory without pods | {empty} MiB |");
         println!("| memory | {} MiB |", agent.process().resident()? >> 20);
         println!("| memory at most, while listing | {} MiB |", agent.process().peak()? >> 20);
@@ -100,7 +100,7 @@ impl Snapshot {
 
     async fn change_one_by_one(&self, api: &KubeApi, node: &Node, id: u32) -> anyhow::Result<()> {
         let mut times = Vec::new();
-        let before = cpu::used(&[id])?;
+        let before = cpu::used([id])?;
         for change in 0..self.changes {
             let version = version(node)? + 1;
             let began = Instant::now();
@@ -108,7 +108,7 @@ impl Snapshot {
             wait_for(node, |configuration| configuration["version"] == version).await?;
             times.push(began.elapsed());
         }
-        let each = (cpu::used(&[id])? - before) / self.changes as u32;
+        let each = (cpu::used([id])? - before) / self.changes as u32;
         times.sort();
         let median = times.get(times.len() / 2).copied().unwrap_or_default();
         println!("| one pod changes: agent's CPU | {:.1} ms |", milliseconds(each));
@@ -118,7 +118,7 @@ impl Snapshot {
 
     async fn change_many(&self, api: &KubeApi, node: &Node, id: u32) -> anyhow::Result<()> {
         let many = self.pods.min(1000);
-        let (former, before) = (version(node)?, cpu::used(&[id])?);
+        let (former, before) = (version(node)?, cpu::used([id])?);
         for number in 0..many {
             let mut pod = pod(number, false);
             pod["metadata"]["labels"]["burst"] = "yes".into();
@@ -127,7 +127,7 @@ impl Snapshot {
         // Changes are taken in order: when this one is in force, all are.
         api.delete(KubeKind::Pod, &namespace_of(many - 1), &name_of(many - 1));
         wait_for(node, |configuration| configuration["workloads"] == self.pods - 1).await?;
-        let used = cpu::used(&[id])? - before;
+        let used = cpu::used([id])? - before;
         let snapshots = version(node)? - former;
         println!(
             "| {many} pods change at once | {snapshots} snapshots, {:.0} ms of CPU |",

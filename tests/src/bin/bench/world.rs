@@ -1,167 +1,117 @@
-//! Two nodes with an agent each, pods inside and outside the mesh, and servers in them.
+//! Two nodes with pods and servers in them, and whoever carries what the pods send.
 
-use std::{io, net::SocketAddr, path::Path, time::Duration};
-
-use sluice_tests::{Agent, AgentOptions, Lab, Node, OtlpReceiver, Pod, PodOptions, Protocol};
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpListener, TcpStream},
-    task::JoinSet,
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::Path,
+    sync::Arc,
 };
 
-use crate::cpu;
+use sluice_tests::{Lab, MeshConfig, Pod, Port, Service};
+use tokio::task::JoinSet;
 
-/// What answers HTTP requests.
-pub(crate) const HTTP: u16 = 8080;
-/// What swallows bytes.
-pub(crate) const SINK: u16 = 9000;
+use crate::{
+    carrier::{Carrier, Place},
+    column::{Carriers, Way},
+    dialler::Dialler,
+    server::{self, Spoken},
+    sink::Sink,
+};
 
-/// The body of every answer.
-pub(crate) const BODY: &str = "ok";
+/// Clients, and servers across. All loads but one use the first of each; an agent lets a pod have no
+/// more connections than are left for all others, so many idle ones take many pods.
+pub(crate) const PAIRS: usize = 8;
 
-/// The way traffic takes.
-#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
-pub(crate) enum Way {
-    /// Across nodes, both pods outside the mesh.
-    Without,
-    /// Between two pods of one node, in the mesh.
-    SameNode,
-    /// Across nodes, in the mesh.
-    AcrossNodes,
+/// A port of a Service, which names what is spoken.
+fn ports() -> Vec<Port<'static>> {
+    let port = |name, spoken: Spoken, opaque| {
+        let target = spoken.port(opaque);
+        Port { name, port: target, target }
+    };
+    vec![
+        port("http", Spoken::Http, false),
+        port("tcp-http", Spoken::Http, true),
+        port("grpc", Spoken::Grpc, false),
+        port("tcp-grpc", Spoken::Grpc, true),
+    ]
 }
 
-impl Way {
-    pub(crate) const ALL: [Self; 3] = [Self::Without, Self::SameNode, Self::AcrossNodes];
-
-    /// Those that lead through agents.
-    pub(crate) const MESHED: [Self; 2] = [Self::SameNode, Self::AcrossNodes];
-
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::Without => "no mesh",
-            Self::SameNode => "same node",
-            Self::AcrossNodes => "across nodes",
-        }
-    }
-}
-
-/// Fields are dropped in order: servers, agents, pods, nodes.
+/// Fields are dropped in order: servers, carriers, pods, the lab.
 pub(crate) struct World {
     _servers: JoinSet<()>,
-    agents: [Agent; 2],
-    _receiver: OtlpReceiver,
-    client: Pod,
+    carrier: Carrier,
+    sink: Sink,
+    clients: Vec<Arc<Pod>>,
     near: Pod,
-    far: Pod,
-    client_outside: Pod,
-    far_outside: Pod,
-    _nodes: [Node; 2],
-    _lab: Lab,
+    far: Vec<Pod>,
+    lab: Lab,
 }
 
 impl World {
-    /// With the agents of this build, or of another one's `program`.
-    pub(crate) async fn make(program: Option<&Path>) -> anyhow::Result<Self> {
+    /// With agents of this build, or of another one's `program`, if there are to be any.
+    pub(crate) async fn make(carriers: Carriers, program: Option<&Path>) -> anyhow::Result<Self> {
         let lab = Lab::new()?;
         let (a, b) = (lab.node("node-a")?, lab.node("node-b")?);
-        let outside = || PodOptions { meshed: false, ..PodOptions::default() };
-        let (client, near, far) = (a.pod("client")?, a.pod("near")?, b.pod("far")?);
-        let client_outside = a.pod_with("client-outside", outside())?;
-        let far_outside = b.pod_with("far-outside", outside())?;
+        let client = |number| a.pod(&format!("client-{number}")).map(Arc::new);
+        let clients = (0..PAIRS).map(client).collect::<anyhow::Result<Vec<_>>>()?;
+        let near = a.pod("near")?;
+        let far = (0..PAIRS).map(|number| b.pod(&format!("far-{number}")));
+        let far = far.collect::<anyhow::Result<Vec<_>>>()?;
         let mesh = lab.mesh()?;
-        for pod in [&client, &near, &far, &client_outside, &far_outside] {
-            mesh.pod(pod)?;
-        }
-        let receiver = OtlpReceiver::start(&lab)?;
-        // As users run it: one trace in a hundred is recorded.
-        let options = || AgentOptions {
-            program: program.map(Path::to_owned),
-            otlp: Some((&receiver, Protocol::Grpc)),
-            flags: ["--trace-sampling", "0.01", "--log", "warn"].map(String::from).to_vec(),
-            ..AgentOptions::default()
-        };
-        let first = Agent::start(&a, &mesh, options());
-        let second = Agent::start(&b, &mesh, options());
-        let agents = <[Agent; 2]>::from(tokio::try_join!(first, second)?);
+        clients.iter().try_for_each(|pod| mesh.pod(pod))?;
+        declare(&mesh, &near, near_service())?;
+        far.iter().enumerate().try_for_each(|(at, pod)| declare(&mesh, pod, far_service(at)))?;
+        let sink = Sink::start(&lab)?;
         let mut servers = JoinSet::new();
-        for pod in [&near, &far, &far_outside] {
-            servers.spawn(serve(pod.listen(HTTP)?, answer));
-            servers.spawn(serve(pod.listen(SINK)?, swallow));
-        }
-        Ok(Self {
-            _servers: servers,
-            agents,
-            _receiver: receiver,
-            client,
-            near,
-            far,
-            client_outside,
-            far_outside,
-            _nodes: [a, b],
-            _lab: lab,
-        })
+        far.iter().chain([&near]).try_for_each(|pod| server::start(&mut servers, pod))?;
+        let place = Place { mesh: &mesh, client: &clients[0], server: &far[0], sink: &sink };
+        let carrier = Carrier::start(carriers, program, place, [a, b]).await?;
+        Ok(Self { _servers: servers, carrier, sink, clients, near, far, lab })
     }
 
-    /// A connection from the client on this way to a server's `port`.
-    pub(crate) async fn connect(&self, way: Way, port: u16) -> io::Result<TcpStream> {
-        let (client, server) = match way {
-            Way::Without => (&self.client_outside, &self.far_outside),
-            Way::SameNode => (&self.client, &self.near),
-            Way::AcrossNodes => (&self.client, &self.far),
+    /// From a client to its server, this way; `ahead` says how many sockets are made at once.
+    pub(crate) fn dialler(&self, way: Way, spoken: Spoken, pair: usize, ahead: usize) -> Dialler {
+        let service = if way.is_near() { near_service() } else { far_service(pair) };
+        let to = match way.carriers() {
+            Carriers::Nobody => SocketAddr::new(self.server(way, pair).ip(), spoken.port(false)),
+            Carriers::Agents { .. } => SocketAddr::new(service, spoken.port(way.is_opaque())),
+            Carriers::Envoys => crate::envoy::outbound(spoken),
         };
-        let stream = client.connect(SocketAddr::new(server.ip(), port)).await?;
-        stream.set_nodelay(true)?;
-        Ok(stream)
+        Dialler::new(&self.clients[pair], to, ahead)
     }
 
-    /// CPU time both agents have used.
-    pub(crate) fn agents_cpu(&self) -> anyhow::Result<Duration> {
-        cpu::used(&self.agents.each_ref().map(|agent| agent.process().id()))
+    fn server(&self, way: Way, pair: usize) -> &Pod {
+        if way.is_near() { &self.near } else { &self.far[pair] }
     }
 
-    /// What both agents hold in memory, for people.
-    pub(crate) fn memory(&self) -> anyhow::Result<String> {
-        let [a, b] = self.agents.each_ref().map(|agent| agent.process().resident());
-        Ok(format!("{} MiB and {} MiB", a? >> 20, b? >> 20))
+    pub(crate) fn carriers(&self) -> &Carrier {
+        &self.carrier
+    }
+
+    pub(crate) fn sink(&self) -> &Sink {
+        &self.sink
+    }
+
+    /// The lab's name, which its namespaces' names begin with.
+    pub(crate) fn lab(&self) -> &str {
+        self.lab.name()
     }
 }
 
-async fn serve<F>(listener: TcpListener, connection: fn(TcpStream) -> F)
-where
-    F: Future<Output = io::Result<()>> + Send + 'static,
-{
-    let mut connections = JoinSet::new();
-    while let Ok((stream, _)) = listener.accept().await {
-        connections.spawn(async move {
-            // The client hangs up when its round is over.
-            let _ = connection(stream).await;
-        });
-        while connections.try_join_next().is_some() {}
-    }
+fn declare(mesh: &MeshConfig, pod: &Pod, ip: IpAddr) -> anyhow::Result<()> {
+    mesh.pod(pod)?;
+    mesh.service(&Service {
+        name: pod.name(),
+        namespace: pod.namespace(),
+        ips: vec![ip],
+        ports: ports(),
+        endpoints: vec![pod],
+    })
 }
 
-/// Answers each request, which has no body, with the same answer.
-async fn answer(mut stream: TcpStream) -> io::Result<()> {
-    stream.set_nodelay(true)?;
-    let response = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{BODY}", BODY.len());
-    let mut request = Vec::with_capacity(1024);
-    while stream.read_buf(&mut request).await? > 0 {
-        if request.ends_with(b"\r\n\r\n") {
-            stream.write_all(response.as_bytes()).await?;
-            request.clear();
-        }
-    }
-    Ok(())
+fn near_service() -> IpAddr {
+    IpAddr::from([10, 96, 0, 1])
 }
 
-/// Reads to the end, then says how much it was.
-async fn swallow(mut stream: TcpStream) -> io::Result<()> {
-    let mut buffer = vec![0; 256 << 10];
-    let mut total = 0_u64;
-    loop {
-        match stream.read(&mut buffer).await? {
-            0 => return stream.write_all(&total.to_be_bytes()).await,
-            read => total += read as u64,
-        }
-    }
+fn far_service(pair: usize) -> IpAddr {
+    IpAddr::from([10, 96, 1, u8::try_from(pair).expect("there are few pairs")])
 }
