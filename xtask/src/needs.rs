@@ -49,6 +49,8 @@ pub(crate) enum Purpose {
     Kube,
     /// Programs in Go: `kube`, `chart` and the end-to-end tests.
     Go,
+    /// `fuzz`.
+    Fuzz,
 }
 
 impl Purpose {
@@ -61,6 +63,7 @@ impl Purpose {
         Self::Cross,
         Self::Kube,
         Self::Go,
+        Self::Fuzz,
     ];
 }
 
@@ -296,6 +299,13 @@ pub(crate) static NEEDS: &[Need] = &[
         purpose: Purpose::Go,
         present: || go().is_some(),
         source: Source::Go,
+    },
+    Need {
+        what: "C++ compiler",
+        why: "compiles libFuzzer",
+        purpose: Purpose::Fuzz,
+        present: || on_path("c++"),
+        source: Source::Debian(&["g++"]),
     },
 ];
 
