@@ -7,6 +7,7 @@ use crate::{
     arch::Arch,
     cargo::{self, Profile},
     chart::Chart,
+    fuzz::Fuzz,
     go, image,
     kube::{self, Kube},
     lint,
@@ -33,6 +34,7 @@ enum Command {
     Vm(Vm),
     Demo(Demo),
     Bench(Bench),
+    Fuzz(Fuzz),
     /// Make the container images, as OCI archives, each with its bill of materials
     Image,
     Kube(Kube),
@@ -129,6 +131,7 @@ impl Cli {
                 }
                 cargo::programs(Profile::Release)?.bench(&options)
             }
+            Command::Fuzz(fuzz) => fuzz.run(),
             Command::Image => {
                 setup::run(&[Purpose::Build])?;
                 image::make().map(drop)

@@ -12,6 +12,7 @@ mod cross;
 #[cfg(test)]
 mod documents;
 mod ebpf;
+mod fuzz;
 mod go;
 mod image;
 mod install;

@@ -54,6 +54,8 @@ pub(crate) enum Purpose {
     Kube,
     /// Programs in Go: `kube`, `chart` and the end-to-end tests.
     Go,
+    /// `fuzz`.
+    Fuzz,
 }
 
 impl Purpose {
@@ -67,6 +69,7 @@ impl Purpose {
         Self::Cross,
         Self::Kube,
         Self::Go,
+        Self::Fuzz,
     ];
 }
 
@@ -318,6 +321,13 @@ pub(crate) static NEEDS: &[Need] = &[
         purpose: Purpose::Go,
         present: || go().is_some(),
         source: Source::Go,
+    },
+    Need {
+        what: "C++ compiler",
+        why: "compiles libFuzzer",
+        purpose: Purpose::Fuzz,
+        present: || on_path("c++"),
+        source: Source::Debian(&["g++"]),
     },
 ];
 

@@ -9,6 +9,8 @@ mod h1;
 pub mod h2;
 mod handler;
 mod message;
+#[cfg(test)]
+mod oracle;
 mod prefixed;
 mod sniff;
 mod stream;

@@ -51,7 +51,9 @@ fn is_scheme(byte: &u8) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use proptest::prelude::*;
+
+    use super::{super::oracle::target_is_right, *};
 
     fn parts(method: &str, target: &'static str) -> [Option<&'static str>; 4] {
         let Target { scheme, authority, path, query } =
@@ -75,6 +77,17 @@ mod tests {
             ("GET", "://a", [None, None, Some("://a"), None]),
         ] {
             assert_eq!(parts(method, target), expected, "{method} {target}");
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2000))]
+
+        #[test]
+        fn a_target_is_taken_apart_in_the_one_way_there_is(
+            method in "(GET|CONNECT)", target in "([a-zA-Z+.0-9-]{0,3}:?//)?[a-z/?#:@*]{0,12}",
+        ) {
+            target_is_right(method.as_bytes(), target.as_bytes());
         }
     }
 }

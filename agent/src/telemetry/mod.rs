@@ -12,6 +12,8 @@ mod flow;
 mod grpc;
 mod metrics;
 mod options;
+#[cfg(test)]
+mod oracle;
 mod queue;
 mod resource;
 mod sampling;

@@ -10,6 +10,8 @@ mod exchange;
 mod framing;
 mod head;
 mod known;
+#[cfg(test)]
+mod oracle;
 mod passing;
 mod serve;
 #[cfg(test)]
