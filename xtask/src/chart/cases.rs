@@ -75,7 +75,7 @@ impl Refused {
     }
 }
 
-pub(super) const CASES: [Case; 27] = [
+pub(super) const CASES: [Case; 28] = [
     Case::DEFAULTS,
     Case::with("a release of another name", "")
         .released("mesh", "mesh-system")
