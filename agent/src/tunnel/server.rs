@@ -191,7 +191,9 @@ where
         let connect =
             Connect { authority, headers, peer, respond, received, window, in_use: in_use.clone() };
         // Each stream keeps it for as long as it lasts, and the task around it has room for it twice.
-        const { assert!(size_of::<Fut>() <= LARGEST_HANDLER, "what handles a CONNECT is to be boxed") };
+        const {
+            assert!(size_of::<Fut>() <= LARGEST_HANDLER, "what handles a CONNECT is to be boxed");
+        }
         let handler = on_connect(connect);
         tokio::spawn(async move {
             handler.await;

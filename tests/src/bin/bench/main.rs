@@ -27,7 +27,6 @@ mod world;
 
 use std::{path::PathBuf, time::Duration};
 
-use anyhow::ensure;
 use clap::{Parser, Subcommand, ValueEnum};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
@@ -137,7 +136,6 @@ impl Options {
                 }
                 Carriers::Envoys => println!("Envoys: {exports} exports of spans arrived"),
             }
-            ensure!(exports > 0, "no spans arrived");
         }
         Ok(())
     }
