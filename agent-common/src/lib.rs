@@ -3,14 +3,16 @@
 //! Everything here crosses the kernel boundary as plain bytes: fixed layout, no padding, no
 //! pointers. A change of layout or meaning is a change of [`ABI`].
 //!
-//! With it is what userspace asks of a socket, and no safe interface has.
+//! With it is what userspace asks of a socket and of the C library, and no safe interface has.
 #![no_std]
 
+#[cfg(feature = "user")]
+mod memory;
 #[cfg(feature = "user")]
 mod socket;
 
 #[cfg(feature = "user")]
-pub use socket::unacknowledged;
+pub use {memory::give_back, socket::unacknowledged};
 
 /// Version of the maps' layout; pins of another version are never reused.
 pub const ABI: u32 = 2;

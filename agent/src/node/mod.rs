@@ -10,6 +10,7 @@ mod events;
 mod expected;
 mod keeping;
 mod kubelet;
+mod memory;
 mod new_pods;
 mod observe;
 mod pod_state;
@@ -193,6 +194,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let kubelet = AbortOnDropHandle::new(kubelet);
     let keeping = keeping::keep(capture.clone(), readiness.clone());
     let keeping = AbortOnDropHandle::new(essential.spawn("keeping what is pinned", keeping));
+    let _giving_back = AbortOnDropHandle::new(tokio::spawn(memory::give_back(proxy.drain.clone())));
     let enrolment = enrolment.get_or_init(|| {
         Enrolment::new(options.node_name.clone(), capture.clone(), proxy.clone(), events)
     });
