@@ -28,7 +28,8 @@ pub(in crate::proxy) async fn arriving(
     read: Bytes,
     server: Option<Io>,
 ) {
-    let drain = proxy.drain.started().clone();
+    // A child: the one of all has one lock, which each response would take.
+    let drain = proxy.drain.started().child_token();
     let flow = arrival.flow(&proxy, &pod);
     let handler = Arriving { proxy, pod, arrival, flow };
     let first = server.map(|server| ((), server.into()));

@@ -46,7 +46,8 @@ pub(in crate::proxy) async fn departing(
     read: Bytes,
     first: Option<First>,
 ) {
-    let drain = outbound.proxy.drain.started().clone();
+    // A child: the one of all has one lock, which each response would take.
+    let drain = outbound.proxy.drain.started().child_token();
     let buffered = outbound.pod.limits.buffered_out().clone();
     let (hop, server) = match first {
         Some(First { hop, server }) => (Some(hop), server),
