@@ -17,8 +17,8 @@ pub(super) async fn give_back(drain: Drain) {
     let mut most = 0;
     loop {
         sleep(PAUSE).await;
+        most = most.max(drain.most());
         let open = drain.open();
-        most = most.max(open);
         if most >= MANY && open <= most / 2 {
             most = open;
             if spawn_blocking(agent_common::give_back).await.is_err() {

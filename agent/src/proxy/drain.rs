@@ -1,6 +1,13 @@
 //! Letting connections end before the agent does.
 
-use std::{future::Future, time::Duration};
+use std::{
+    future::Future,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
 use tokio::time::{sleep, timeout};
 use tokio_util::{
@@ -26,6 +33,8 @@ pub struct Drain {
     started: CancellationToken,
     abort: CancellationToken,
     connections: TaskTracker,
+    /// The most that were open at once, since it was last asked.
+    most: Arc<AtomicUsize>,
     carried: TaskTracker,
     succeeded: CancellationToken,
     listeners: TaskTracker,
@@ -44,13 +53,15 @@ impl Drain {
     ) -> TrackedFuture<impl Future<Output = ()> + use<F>> {
         // A child: waiting on the one token of all connections takes its lock at every poll.
         let abort = self.abort.child_token();
-        self.connections.track_future(async move {
+        let held = self.connections.track_future(async move {
             tokio::select! {
                 biased;
                 () = connection => {}
                 () = abort.cancelled() => {}
             }
-        })
+        });
+        self.most.fetch_max(self.open(), Relaxed);
+        held
     }
 
     /// Has the drain wait until what a connection carries has told all it has to.
@@ -94,6 +105,11 @@ impl Drain {
     /// Connections open now.
     pub fn open(&self) -> usize {
         self.connections.len()
+    }
+
+    /// The most that were open at once since this was last asked.
+    pub fn most(&self) -> usize {
+        self.most.swap(self.open(), Relaxed)
     }
 
     /// Asks every connection to finish, waits at most `deadline`, then cuts what is left.
@@ -175,6 +191,15 @@ mod tests {
         drop(stuck);
         assert_eq!(second.run(Duration::from_secs(15)).await, 0);
         assert_eq!(began.elapsed(), LAST_SPANS);
+    }
+
+    #[tokio::test]
+    async fn those_that_came_and_went_between_two_looks_are_counted() {
+        let drain = Drain::default();
+        let held: Vec<_> = (0..5).map(|_| drain.held(std::future::pending())).collect();
+        drop(held);
+        let _one = drain.held(std::future::pending());
+        assert_eq!((drain.most(), drain.most()), (5, 1));
     }
 
     #[tokio::test(start_paused = true)]
