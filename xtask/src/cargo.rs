@@ -169,14 +169,19 @@ pub(crate) fn kube_bed() -> anyhow::Result<PathBuf> {
 
 /// Whether a test program of that package has tests that `filter` lets through.
 pub(crate) fn kube_test_has(program: &str, filter: Option<&str>) -> anyhow::Result<bool> {
+    Ok(!names(KUBE, program, filter.unwrap_or_default())?.is_empty())
+}
+
+/// The tests of a program that `filter` lets through, one a line.
+fn names(package: &str, program: &str, filter: &str) -> anyhow::Result<String> {
     let mut cargo = cargo();
-    cargo.args(["test", "--package", KUBE, "--test", program]).args(filter);
+    cargo.args(["test", "--package", package, "--test", program, filter]);
     let output = cargo.args(["--", "--list", "--format=terse"]).stderr(Stdio::inherit()).output();
     let output = output.with_context(|| format!("could not run {cargo:?}"))?;
     if !output.status.success() {
         bail!("the build of the tests failed; the lines above say why");
     }
-    Ok(!output.stdout.is_empty())
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 /// Runs a test program of the package that makes Kubernetes clusters.
@@ -226,12 +231,18 @@ impl Programs {
     /// Runs the end-to-end tests; what judges HTTP is in the folder `conformance`.
     pub(crate) fn end_to_end_tests(
         &self,
-        conformance: &Path,
+        conformance: impl FnOnce() -> anyhow::Result<PathBuf>,
         filter: Option<&str>,
     ) -> anyhow::Result<()> {
+        // Building what judges takes minutes once, and Go.
+        let is_judged = match filter {
+            Some(filter) => names(TESTS, "e2e", filter)?.contains(CONFORMANCE),
+            None => true,
+        };
+        let conformance = if is_judged { Some(conformance()?) } else { None };
         let test = |program: &str, arguments: &[&str]| {
             let mut cargo = self.named_to(cargo());
-            cargo.env("CONFORMANCE_BIN", conformance);
+            cargo.envs(conformance.as_ref().map(|folder| ("CONFORMANCE_BIN", folder)));
             cargo.args(["test", "--package", TESTS, "--test", program, "--"]);
             run(cargo.args(arguments).args(filter), "an end-to-end test")
         };

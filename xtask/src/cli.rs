@@ -171,9 +171,13 @@ impl Test {
             red.extend(cargo::unit_tests(filter).err());
         }
         if all || self.e2e {
-            setup::run(&[Purpose::Build, Purpose::Lab, Purpose::Test, Purpose::Go])?;
+            setup::run(&[Purpose::Build, Purpose::Lab, Purpose::Test])?;
             let programs = cargo::programs(Profile::optimised(!self.debug))?;
-            red.extend(programs.end_to_end_tests(&go::conformance()?, filter).err());
+            let conformance = || {
+                setup::run(&[Purpose::Go])?;
+                go::conformance()
+            };
+            red.extend(programs.end_to_end_tests(conformance, filter).err());
         }
         if self.vm || all && filter.is_none() {
             red.extend(Vm::matrix().run().err());

@@ -33,7 +33,7 @@ const COUNTERS: [&str; 5] = [
 #[derive(Args, Debug)]
 pub(crate) struct Fuzz {
     /// How long each is fuzzed
-    #[arg(long, default_value_t = 60)]
+    #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..))]
     seconds: u32,
 
     /// One target alone; its seeds are in tests/fuzz/seeds/TARGET
@@ -101,7 +101,9 @@ fn fuzz(program: &Path, target: &str, seconds: u32) -> anyhow::Result<()> {
     let mut command = Command::new(program);
     command.env("FUZZ_TARGET", target).env("RUST_BACKTRACE", "0").current_dir(&folder);
     command.args([&format!("-max_total_time={seconds}"), "-print_final_stats=1", "-timeout=10"]);
-    command.arg(corpus).arg(cargo::root().join(CRATE).join("seeds").join(target));
+    // What breaks it is tried first from then on, until it does no more.
+    command.arg(format!("-artifact_prefix={}/", corpus.display()));
+    command.arg(&corpus).arg(cargo::root().join(CRATE).join("seeds").join(target));
     let output = command.output().with_context(|| format!("could not run {command:?}"))?;
     let said = String::from_utf8_lossy(&output.stderr);
     if !output.status.success() {
@@ -111,7 +113,7 @@ fn fuzz(program: &Path, target: &str, seconds: u32) -> anyhow::Result<()> {
             "{target} failed ({}); the input is in {} (hint: `FUZZ_TARGET={target} {} FILE` tries it \
              again):{last}",
             output.status,
-            folder.display(),
+            corpus.display(),
             program.display(),
         );
     }

@@ -7,7 +7,7 @@ use std::{
     process::Command,
 };
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 
 use crate::{
     apt::{Apt, Suites},
@@ -94,6 +94,7 @@ pub(crate) fn envoy() -> anyhow::Result<()> {
     let mut python = Command::new(home.join("bin/python"));
     python.args(["-c", "import pathlib, envoy; print(pathlib.Path(envoy.__file__).parent)"]);
     let output = python.output().with_context(|| format!("could not run {python:?}"))?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let package = PathBuf::from(String::from_utf8_lossy(&output.stdout).trim());
     let program = needs::envoy_program();
     symlink(package.join("_bin/envoy"), &program)

@@ -24,6 +24,8 @@ const BUSY: Duration = Duration::from_millis(20);
 /// with hundreds that have all they like to move, whoever has a small request would wait for a turn
 /// of each of them, at every task that the request passes. So no more of those are ready to run than
 /// keep all threads busy; the others are in line here.
+///
+/// As many as the threads of the runtime that the first is taken on.
 static TURNS: LazyLock<Arc<Semaphore>> = LazyLock::new(|| {
     let threads = Handle::try_current().map_or(1, |runtime| runtime.metrics().num_workers());
     // One that runs, and one that is ready when it is through.

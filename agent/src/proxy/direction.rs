@@ -10,10 +10,7 @@ use std::{
 use bytes::Bytes;
 use tokio::io::AsyncWrite;
 
-use super::{
-    io::{Io, ReadSize},
-    pipe::Pipe,
-};
+use super::io::{Io, ReadSize};
 use crate::{
     http::Stream,
     limits::{Permit, Share, Turn},
@@ -27,15 +24,10 @@ pub(super) enum Failed {
     Overfull,
 }
 
-/// Once as much has gone from one socket to another, the rest goes by a pipe: making one costs as much as
-/// copying a hundredth of this.
-const LONG: u64 = 1 << 20;
-
 /// One direction of a connection.
 pub(super) struct Direction {
     pending: Bytes,
     read_size: ReadSize,
-    pipe: Piped,
     /// Bytes that were read, and of which no span was told.
     pub(super) untold: u64,
     /// Bytes that the sink has taken.
@@ -44,13 +36,6 @@ pub(super) struct Direction {
     /// While the sink takes nothing: for what waits here, and what the source may still send.
     waiting: Option<Permit>,
     turn: Turn,
-}
-
-enum Piped {
-    NotYet,
-    By(Pipe),
-    /// There were too many pipes.
-    Never,
 }
 
 enum Phase {
@@ -65,7 +50,6 @@ impl Direction {
         Self {
             pending,
             read_size: ReadSize::default(),
-            pipe: Piped::NotYet,
             untold,
             written: 0,
             phase: Phase::Moving,
@@ -134,68 +118,30 @@ impl Direction {
         buffered: &Arc<Share>,
     ) -> Poll<Result<(), Failed>> {
         loop {
-            while self.held() > 0 {
-                let Poll::Ready(written) = self.poll_write(cx, sink) else {
+            while !self.pending.is_empty() {
+                let before = self.pending.len();
+                let Poll::Ready(written) = sink.poll_write_bytes(cx, &mut self.pending) else {
                     self.turn.rest();
                     return self.wait(source, buffered);
                 };
-                self.written += written.map_err(|_| Failed::Sink)? as u64;
+                written.map_err(|_| Failed::Sink)?;
+                self.written += (before - self.pending.len()) as u64;
             }
             // An empty rest would hold the buffer it was read into, for as long as nothing comes.
             self.pending = Bytes::new();
             self.waiting = None;
             ready!(self.turn.poll_mine(cx));
-            let Poll::Ready(read) = self.poll_read(cx, source, sink) else {
+            let Poll::Ready(read) = source.poll_read_bytes(cx, &mut self.read_size) else {
                 self.turn.rest();
                 return Poll::Pending;
             };
-            let read = read.map_err(|_| Failed::Source)?;
-            if read == 0 {
+            self.pending = read.map_err(|_| Failed::Source)?;
+            if self.pending.is_empty() {
                 return Poll::Ready(Ok(()));
             }
-            self.untold += read as u64;
-            self.turn.moved(read);
+            self.untold += self.pending.len() as u64;
+            self.turn.moved(self.pending.len());
         }
-    }
-
-    /// Bytes that were taken from the source and not given to the sink.
-    fn held(&self) -> usize {
-        match &self.pipe {
-            Piped::By(pipe) => pipe.held(),
-            Piped::NotYet | Piped::Never => self.pending.len(),
-        }
-    }
-
-    fn poll_write(&mut self, cx: &mut Context<'_>, sink: &mut Io) -> Poll<io::Result<usize>> {
-        match (&mut self.pipe, sink) {
-            (Piped::By(pipe), Io::Tcp(sink)) => pipe.poll_drain(cx, sink),
-            (_, sink) => {
-                let before = self.pending.len();
-                ready!(sink.poll_write_bytes(cx, &mut self.pending))?;
-                Poll::Ready(Ok(before - self.pending.len()))
-            }
-        }
-    }
-
-    /// Takes the next bytes, while none are held.
-    fn poll_read(
-        &mut self,
-        cx: &mut Context<'_>,
-        source: &mut Io,
-        sink: &Io,
-    ) -> Poll<io::Result<usize>> {
-        if let (Io::Tcp(source), Io::Tcp(_)) = (&*source, sink)
-            && self.written >= LONG
-        {
-            if let Piped::NotYet = self.pipe {
-                self.pipe = Pipe::open().map_or(Piped::Never, Piped::By);
-            }
-            if let Piped::By(pipe) = &mut self.pipe {
-                return pipe.poll_fill(cx, source);
-            }
-        }
-        self.pending = ready!(source.poll_read_bytes(cx, &mut self.read_size))?;
-        Poll::Ready(Ok(self.pending.len()))
     }
 }
 
@@ -204,7 +150,7 @@ impl Direction {
     /// as long as somebody else likes: what was read, and the window that the source has to fill.
     fn wait(&mut self, source: &Io, buffered: &Arc<Share>) -> Poll<Result<(), Failed>> {
         if self.waiting.is_none() {
-            let most = self.held() + source.window();
+            let most = self.pending.len() + source.window();
             self.waiting = buffered.take(most as u64);
             if self.waiting.is_none() {
                 return Poll::Ready(Err(Failed::Overfull));

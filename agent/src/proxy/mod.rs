@@ -17,7 +17,6 @@ mod io;
 mod last_words;
 mod loops;
 mod outbound;
-mod pipe;
 mod pods;
 mod refusal;
 mod relay;

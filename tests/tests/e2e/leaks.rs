@@ -1,4 +1,4 @@
-//! Pods that go without a word: what the agent held for them is given back.
+//! Pods that go without a word, and connections that close: what the agent held for them is given back.
 
 use std::net::SocketAddr;
 

@@ -4,7 +4,7 @@
 use bytes::{Bytes, BytesMut};
 
 use super::{
-    chunked::{Broken, Chunked, Passed},
+    chunked::{Broken, Chunked, MOST_EXTENSIONS, Passed},
     framing::{self, Framing},
     head::{self, Lines, MOST_BYTES, MOST_FIELDS, RequestHead, ResponseHead},
 };
@@ -16,7 +16,7 @@ use crate::http::{
 };
 
 /// The most fields that trailers may have.
-const MOST_TRAILERS: usize = 100;
+const MOST_TRAILER_FIELDS: usize = 100;
 
 /// A field: its name, and its value without blanks around it.
 type Field = (Vec<u8>, Vec<u8>);
@@ -74,6 +74,10 @@ pub(crate) fn response(bytes: &[u8]) {
 /// When a slow reader says otherwise.
 pub(crate) fn chunked(pieces: &[&[u8]]) {
     let all = pieces.concat();
+    // Longer ones may meet a limit, of which a slow reader knows nothing.
+    if all.len() > MOST_EXTENSIONS {
+        return;
+    }
     let followed = follow(pieces);
     let Some((content, length)) = body(&all) else {
         assert!(!matches!(followed, Ok(Some(_))), "{followed:?}");
@@ -263,7 +267,7 @@ fn body(bytes: &[u8]) -> Option<(Vec<u8>, usize)> {
         }
         at += 2;
     }
-    for _ in 0..=MOST_TRAILERS {
+    for _ in 0..=MOST_TRAILER_FIELDS {
         let (line, next) = line_of(at)?;
         at = next;
         if line.is_empty() {

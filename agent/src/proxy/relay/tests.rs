@@ -7,10 +7,7 @@ use tokio::{
 
 use std::io;
 
-use super::{
-    super::{io::reset, pipe},
-    *,
-};
+use super::{super::io::reset, *};
 use crate::{
     limits::Budget,
     telemetry::{
@@ -187,58 +184,6 @@ async fn a_connection_for_which_more_waits_than_may_is_reset() {
     drop(server);
     assert!(is_reset(&error), "{error}");
     assert_eq!(relay.await.unwrap().failure, Some(Failure::BufferLimit));
-}
-
-/// Sends as many bytes of a pattern, and an end.
-async fn say(end: &mut (impl AsyncWriteExt + Unpin), length: usize) {
-    let pattern: Vec<u8> = (0..length).map(|at| (at % 251) as u8).collect();
-    end.write_all(&pattern).await.unwrap();
-    end.shutdown().await.unwrap();
-}
-
-async fn is_heard(end: &mut (impl AsyncReadExt + Unpin), length: usize) {
-    let mut heard = Vec::new();
-    end.read_to_end(&mut heard).await.unwrap();
-    assert_eq!(heard.len(), length);
-    assert!(heard.iter().enumerate().all(|(at, byte)| *byte == (at % 251) as u8));
-}
-
-#[tokio::test]
-async fn what_is_long_arrives_whole_in_both_directions() {
-    const UP: usize = 20 << 20;
-    const DOWN: usize = (9 << 20) + 1;
-    let Bench { mut client, mut server, relay } = bench(Early::default()).await;
-    let ((mut from_server, mut to_server), (mut from_client, mut to_client)) =
-        (client.split(), server.split());
-    tokio::join!(
-        say(&mut to_server, UP),
-        say(&mut to_client, DOWN),
-        is_heard(&mut from_client, UP),
-        is_heard(&mut from_server, DOWN),
-    );
-    let outcome = relay.await.unwrap();
-    assert_eq!(outcome, Outcome { sent: UP as u64, received: DOWN as u64, failure: None });
-}
-
-#[tokio::test]
-async fn what_is_long_goes_by_a_pipe_and_is_heard_to_its_last_word_when_it_breaks() {
-    let Bench { mut client, mut server, relay } = bench(Early::default()).await;
-    let (said, mut heard) = (vec![7; 1 << 20], vec![0; 1 << 20]);
-    for _ in 0..8 {
-        let passed = tokio::try_join!(client.write_all(&said), server.read_exact(&mut heard));
-        passed.unwrap();
-        assert!(heard == said);
-    }
-    assert!(pipe::in_use());
-    // Closed with unread input, it is reset right behind what it said.
-    server.write_all(b"unread").await.unwrap();
-    client.readable().await.unwrap();
-    client.write_all(b"goodbye").await.unwrap();
-    drop(client);
-    let mut heard = Vec::new();
-    let error = server.read_to_end(&mut heard).await.unwrap_err();
-    assert_eq!((&heard[..], error.kind()), (&b"goodbye"[..], io::ErrorKind::ConnectionReset));
-    assert_eq!(relay.await.unwrap().failure, Some(Failure::ResetLocal));
 }
 
 fn is_reset(error: &io::Error) -> bool {

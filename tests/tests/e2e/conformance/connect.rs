@@ -20,8 +20,6 @@ const FEATURES: &str = "features:
   supportsTls: false
   supportsHalfDuplexBidiOverHttp1: true
 ";
-/// Tests that fail. `docs/http.md` says why.
-const FAILING: [&str; 0] = [];
 
 /// Which end is the one that looks closely. The program that knows the tests is that end, and starts
 /// the other one.
@@ -55,9 +53,6 @@ impl Judge {
         let [ip, port] = [way.server.ip().to_string(), self.port().target.to_string()];
         let mut command = Command::new(program("connectconformance")?);
         command.arg("--conf").arg(ground.file("features"));
-        for name in FAILING {
-            command.args(["--known-failing", name]);
-        }
         let at = match self {
             Self::Client => {
                 command.args(["--mode", "server", "--max-servers", "1", "--"]);
