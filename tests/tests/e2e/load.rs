@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context, ensure};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use sha2::{Digest, Sha256};
-use sluice_tests::{Agent, OPAQUE, PATIENCE, Pod, TunnelLab, within};
+use sluice_tests::{Agent, Line, Mesh, OPAQUE, PATIENCE, Pod, TunnelLab, eventually, within};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::TcpListener,
@@ -267,4 +267,58 @@ async fn thirty_thousand_short_connections_within_a_minute_all_work() -> anyhow:
     within(AT_MOST, "all connections", done).await??;
     println!("{CONNECTIONS} connections in {:?}", began.elapsed());
     before.given_back(2).await
+}
+
+/// Answers requests, without content.
+async fn answer(listener: TcpListener) {
+    let mut connections = JoinSet::new();
+    while let Ok((mut stream, _)) = listener.accept().await {
+        connections.spawn(async move {
+            let mut asked = [0; 1024];
+            while stream.read(&mut asked).await.is_ok_and(|read| read > 0) {
+                let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await;
+            }
+        });
+    }
+}
+
+#[expect(clippy::await_holding_lock, reason = "each test has a runtime of its own")]
+#[tokio::test]
+async fn memory_of_connections_is_given_back_when_they_are_gone() -> anyhow::Result<()> {
+    const CONNECTIONS: usize = 1500;
+    let _alone = alone();
+    let mesh = Mesh::new()?;
+    let agents = mesh.start_agents(&["--trace-sampling", "0"]).await?;
+    let mut serving = JoinSet::new();
+    serving.spawn(answer(mesh.far.listen(Mesh::HTTP_TARGET)?));
+    let to = SocketAddr::new(mesh.service_ips(&mesh.far)[0], Mesh::HTTP);
+    let ask = async || {
+        let mut line = Line::new(mesh.client.connect(to).await?);
+        line.say("GET / HTTP/1.1\r\nHost: shop\r\n\r\n").await?;
+        let head = line.hear("\r\n\r\n").await?;
+        ensure!(head.starts_with("HTTP/1.1 200 "), "{head}");
+        anyhow::Ok(line)
+    };
+    drop(ask().await?);
+    let resident = || -> anyhow::Result<[u64; 2]> {
+        let [near, far] = agents.each_ref().map(|agent| agent.process().resident());
+        Ok([near?, far?])
+    };
+    let before = resident()?;
+    let mut open = Vec::new();
+    for _ in 0..CONNECTIONS {
+        open.push(within(PATIENCE, "an answer", ask()).await??);
+    }
+    let with = resident()?;
+    println!("bytes before, and with {CONNECTIONS} connections: {before:?}, {with:?}");
+    for agent in 0..2 {
+        ensure!(with[agent] > before[agent] + (4 << 20), "they take nothing worth giving back");
+    }
+    drop(open);
+    eventually("two thirds are given back", || async {
+        let now = resident()?;
+        let is_back = |agent| now[agent] <= before[agent] + (with[agent] - before[agent]) / 3;
+        Ok((0..2).all(is_back).then_some(()))
+    })
+    .await
 }
