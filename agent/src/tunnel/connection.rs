@@ -18,7 +18,7 @@ use super::{
     HboneStream, Made, PoolOptions, TunnelError,
     ahead::ReadAhead,
     error::within,
-    limits::{CONNECTION_WINDOW, FRAME, HEADER_BYTES, PROVOKED_RESETS, SEND_BUFFER, TLS_TIMEOUT},
+    limits::{CONNECTION_WINDOW, FRAME, HEADER_BYTES, RESET_REMEMBERED, SEND_BUFFER, TLS_TIMEOUT},
     usage::{GONE, InUse, Usage, peer_is_gone},
     window::Window,
 };
@@ -92,7 +92,10 @@ impl Connection {
             .max_frame_size(FRAME)
             .max_send_buffer_size(SEND_BUFFER)
             .max_header_list_size(HEADER_BYTES)
-            .max_local_error_reset_streams(Some(PROVOKED_RESETS))
+            .max_concurrent_reset_streams(RESET_REMEMBERED)
+            // A peer's agent that provokes some harms nobody but itself; counted for as long as the
+            // connection lasts, those that cross would end it in the end, with all it carries.
+            .max_local_error_reset_streams(None)
             .initial_max_send_streams(options.streams_per_connection)
             .enable_push(false)
             .handshake(stream)

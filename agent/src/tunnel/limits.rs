@@ -62,6 +62,9 @@ pub(super) const HEADER_BYTES: u32 = 64 << 10;
 pub(super) const CONNECTS_IN_WORK: usize = 2 * STREAMS as usize;
 /// Streams reset by the client before they were looked at; beyond it the connection ends.
 pub(super) const RESET_UNSEEN: usize = STREAMS as usize;
+/// Streams this side has reset that are remembered for a second, and may still be spoken on: what crosses a
+/// reset is nobody's fault. Whatever comes for one that is forgotten counts as provoked.
+pub(super) const RESET_REMEMBERED: usize = 1024;
 /// Streams this side may be provoked to reset (CVE-2025-8671); beyond it the connection ends.
 pub(super) const PROVOKED_RESETS: usize = 1024;
 

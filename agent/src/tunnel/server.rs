@@ -20,7 +20,8 @@ use super::{
     error::within,
     limits::{
         CONNECTION_WINDOW, CONNECTS_IN_WORK, FRAME, HEADER_BYTES, LINGER, PREFACE_TIMEOUT,
-        PROVOKED_RESETS, RESET_UNSEEN, SEND_BUFFER, SERVER_IDLE_TIMEOUT, STREAMS, TLS_TIMEOUT,
+        PROVOKED_RESETS, RESET_REMEMBERED, RESET_UNSEEN, SEND_BUFFER, SERVER_IDLE_TIMEOUT, STREAMS,
+        TLS_TIMEOUT,
     },
     usage::{GONE, InUse, Usage, peer_is_gone},
     window::Window,
@@ -97,6 +98,7 @@ where
         .max_header_list_size(HEADER_BYTES)
         .max_concurrent_streams(STREAMS)
         .max_pending_accept_reset_streams(RESET_UNSEEN)
+        .max_concurrent_reset_streams(RESET_REMEMBERED)
         .max_local_error_reset_streams(Some(PROVOKED_RESETS))
         .handshake(stream);
     let connection = within("the HTTP/2 preface", PREFACE_TIMEOUT, handshake)

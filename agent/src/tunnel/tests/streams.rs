@@ -323,6 +323,21 @@ async fn a_connection_with_few_streams_has_large_windows_again() {
 }
 
 #[tokio::test]
+async fn any_number_of_streams_may_be_dropped_while_the_other_end_still_speaks() {
+    let mut bench = Bench::new().await;
+    for number in 0..3000 {
+        let (mut client, mut server) = bench.stream().await;
+        exchange(&mut client, &mut server, b"asked").await;
+        exchange(&mut server, &mut client, b"answered").await;
+        // A reset and an end cross, in either direction.
+        let (first, mut second) = if number % 2 == 0 { (client, server) } else { (server, client) };
+        drop(first);
+        let _ = second.shutdown().await;
+    }
+    assert_eq!(bench.server.connections(), 1);
+}
+
+#[tokio::test]
 async fn a_window_that_becomes_smaller_stops_nobody() {
     let mut bench = Bench::new().await;
     let mut few = Vec::new();
