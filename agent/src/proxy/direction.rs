@@ -164,20 +164,10 @@ impl Direction {
 mod tests {
     use std::{future::poll_fn, task::Poll};
 
-    use tokio::{
-        io::{AsyncReadExt, AsyncWriteExt},
-        net::{TcpListener, TcpStream},
-    };
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-    use super::*;
+    use super::{super::relay::tests::pair, *};
     use crate::limits::Budget;
-
-    async fn pair() -> (TcpStream, TcpStream) {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let near = TcpStream::connect(listener.local_addr().unwrap());
-        let (near, far) = tokio::join!(near, listener.accept());
-        (near.unwrap(), far.unwrap().0)
-    }
 
     #[tokio::test]
     async fn no_buffer_is_held_where_nothing_comes() {

@@ -22,7 +22,7 @@ use crate::{
 };
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 
 /// Bytes that were read while finding out what the connection speaks.
 #[derive(Debug, Default)]

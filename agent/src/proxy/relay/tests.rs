@@ -24,7 +24,8 @@ struct Outcome {
     failure: Option<Failure>,
 }
 
-async fn pair() -> (TcpStream, TcpStream) {
+/// Both ends of a new connection.
+pub(in crate::proxy) async fn pair() -> (TcpStream, TcpStream) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let near = TcpStream::connect(listener.local_addr().unwrap());
     let (near, far) = tokio::join!(near, listener.accept());
