@@ -24,19 +24,46 @@ impl Stream for HboneStream {
     }
 }
 
-/// The client's agent: sends all requests to one server, through a tunnel.
+/// How an agent reaches the next one.
+trait Next: Clone + Send + Sync + 'static {
+    type Stream: Stream;
+
+    fn connect(&self) -> impl Future<Output = Self::Stream> + Send;
+}
+
+/// The client's agent: by a tunnel.
+impl Next for Arc<Near> {
+    type Stream = HboneStream;
+
+    async fn connect(&self) -> HboneStream {
+        let Near { pool, address, tls } = &**self;
+        let dial = || TcpStream::connect(*address);
+        pool.open(key(*address), connect_request(), dial, made(tls.clone())).await.unwrap()
+    }
+}
+
 struct Near {
     pool: HbonePool,
     address: SocketAddr,
     tls: Arc<rustls::ClientConfig>,
 }
 
-#[derive(Clone)]
-struct Via(Arc<Near>);
+/// The server's agent: its application is at this address.
+impl Next for SocketAddr {
+    type Stream = TcpStream;
 
-impl Handler for Via {
-    type Route = Via;
-    async fn route(&self, request: &mut (impl AnyRequest + Send)) -> Result<Via, Answer> {
+    async fn connect(&self) -> TcpStream {
+        TcpStream::connect(*self).await.unwrap()
+    }
+}
+
+/// An agent: sends all requests on.
+#[derive(Clone)]
+struct Via<N>(N);
+
+impl<N: Next> Handler for Via<N> {
+    type Route = Self;
+    async fn route(&self, request: &mut (impl AnyRequest + Send)) -> Result<Self, Answer> {
         request.add("traceparent", b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01");
         Ok(self.clone())
     }
@@ -45,53 +72,18 @@ impl Handler for Via {
     }
 }
 
-impl Watch for Via {
+impl<N> Watch for Via<N> {
     fn response(&mut self, _: &mut impl AnyResponse) {}
     fn sent(&mut self, _: usize) {}
     fn received(&mut self, _: usize) {}
 }
 
-impl Route for Via {
-    type Stream = HboneStream;
+impl<N: Next> Route for Via<N> {
+    type Stream = N::Stream;
     type Key = ();
     fn key(&self) {}
-    async fn connect(&mut self) -> Result<HboneStream, Answer> {
-        let Near { pool, address, tls } = &*self.0;
-        let dial = || TcpStream::connect(*address);
-        Ok(pool.open(key(*address), connect_request(), dial, made(tls.clone())).await.unwrap())
-    }
-    fn unanswered(&mut self, ended: &Ended) -> Answer {
-        panic!("{ended}");
-    }
-    fn finish(self, _: &Ended) {}
-}
-
-/// The server's agent: sends all requests to its application.
-#[derive(Clone)]
-struct Far(SocketAddr);
-
-impl Handler for Far {
-    type Route = Far;
-    async fn route(&self, _: &mut (impl AnyRequest + Send)) -> Result<Far, Answer> {
-        Ok(self.clone())
-    }
-    fn malformed(&self, _: u16, why: &dyn fmt::Display) {
-        panic!("{why}");
-    }
-}
-
-impl Watch for Far {
-    fn response(&mut self, _: &mut impl AnyResponse) {}
-    fn sent(&mut self, _: usize) {}
-    fn received(&mut self, _: usize) {}
-}
-
-impl Route for Far {
-    type Stream = TcpStream;
-    type Key = ();
-    fn key(&self) {}
-    async fn connect(&mut self) -> Result<TcpStream, Answer> {
-        Ok(TcpStream::connect(self.0).await.unwrap())
+    async fn connect(&mut self) -> Result<N::Stream, Answer> {
+        Ok(self.0.connect().await)
     }
     fn unanswered(&mut self, ended: &Ended) -> Answer {
         panic!("{ended}");
@@ -148,7 +140,7 @@ async fn requests_of_many_clients_at_once_are_all_answered() {
             let (stream, buffered) = (server.accept().await, counted.clone());
             connections.spawn(async move {
                 let never = CancellationToken::new();
-                http1(stream, BytesMut::new(), None, &Far(app), &buffered, &never).await;
+                http1(stream, BytesMut::new(), None, &Via(app), &buffered, &never).await;
             });
         }
     });
