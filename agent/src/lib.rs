@@ -6,6 +6,7 @@
 //! - [`proxy`]: decides per connection who, where and how; owns no protocol.
 //! - [`http`]: HTTP/1.1 and HTTP/2, request by request.
 //! - [`tunnel`]: HBONE between nodes.
+//! - [`workers`]: the threads that carry traffic, of which each pod has one.
 //! - [`limits`]: budgets of connections, handshakes and memory, and each pod's part of them.
 //! - [`identity`]: SPIFFE certificates and the TLS configurations made of them.
 //! - [`mesh`]: the immutable [`mesh::Snapshot`] everything above reads.
@@ -41,3 +42,4 @@ pub mod proxy;
 mod signals;
 pub mod telemetry;
 pub mod tunnel;
+pub mod workers;

@@ -54,6 +54,9 @@ impl Profile {
 pub(crate) fn cargo() -> Command {
     let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo.current_dir(root());
+    // What failed in a test is said by its error. Where in the runtime that was takes pages, and whoever
+    // has to shorten what was printed keeps those.
+    cargo.env("RUST_LIB_BACKTRACE", "0");
     cargo
 }
 

@@ -1,8 +1,8 @@
 //! The three small HTTP servers.
 
-use std::{convert::Infallible, io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{convert::Infallible, future::Future, io, net::SocketAddr, sync::Arc, time::Duration};
 
-use http::{Method, Request, Response, StatusCode};
+use http::{Method, Request, StatusCode};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{net::TcpStream, runtime::Handle, time::timeout};
@@ -49,13 +49,16 @@ pub fn own_thread() -> io::Result<Handle> {
 ///
 /// # Errors
 /// When `address` cannot be bound.
-pub fn serve(
+pub fn serve<F>(
     on: &Handle,
     what: &'static str,
     flag: &'static str,
     address: SocketAddr,
-    answer: impl Fn(&str) -> Option<Answer> + Send + Sync + 'static,
-) -> Result<(), AdminError> {
+    answer: impl Fn(&str) -> F + Send + Sync + 'static,
+) -> Result<(), AdminError>
+where
+    F: Future<Output = Option<Answer>> + Send + 'static,
+{
     let _there = on.enter();
     let listener = Listener::bind(what, address, BOUNDS);
     let listener = listener.map_err(|cause| AdminError { what, address, flag, cause })?;
@@ -63,10 +66,13 @@ pub fn serve(
     Ok(())
 }
 
-async fn run(
+async fn run<F>(
     listener: Listener,
-    answer: impl Fn(&str) -> Option<Answer> + Send + Sync + 'static,
-) -> Infallible {
+    answer: impl Fn(&str) -> F + Send + Sync + 'static,
+) -> Infallible
+where
+    F: Future<Output = Option<Answer>> + Send + 'static,
+{
     let answer = Arc::new(answer);
     loop {
         let (stream, guest) = listener.accept().await;
@@ -76,10 +82,13 @@ async fn run(
 
 /// One connection, which is one request: who asks again comes anew, and meanwhile holds nobody's
 /// place.
-async fn connection(stream: TcpStream, guest: Guest, answer: Arc<impl Fn(&str) -> Option<Answer>>) {
+async fn connection<F>(stream: TcpStream, guest: Guest, answer: Arc<impl Fn(&str) -> F>)
+where
+    F: Future<Output = Option<Answer>>,
+{
     let service = service_fn(move |request| {
         let response = respond(&request, &*answer);
-        async move { Ok::<_, Infallible>(response) }
+        async move { Ok::<_, Infallible>(response.await) }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -93,16 +102,30 @@ async fn connection(stream: TcpStream, guest: Guest, answer: Arc<impl Fn(&str) -
     }
 }
 
-fn respond(request: &Request<Incoming>, answer: &impl Fn(&str) -> Option<Answer>) -> Answer {
-    let response: Option<Response<_>> = match *request.method() {
-        Method::GET | Method::HEAD => answer(request.uri().path()),
-        _ => return text(StatusCode::METHOD_NOT_ALLOWED, "only GET\n"),
-    };
-    response.unwrap_or_else(|| text(StatusCode::NOT_FOUND, "not found\n"))
+fn respond<A, F>(
+    request: &Request<Incoming>,
+    answer: &A,
+) -> impl Future<Output = Answer> + use<A, F>
+where
+    A: Fn(&str) -> F,
+    F: Future<Output = Option<Answer>>,
+{
+    let answer = matches!(*request.method(), Method::GET | Method::HEAD)
+        .then(|| answer(request.uri().path()));
+    async move {
+        match answer {
+            Some(answer) => {
+                answer.await.unwrap_or_else(|| text(StatusCode::NOT_FOUND, "not found\n"))
+            }
+            None => text(StatusCode::METHOD_NOT_ALLOWED, "only GET\n"),
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::future::ready;
+
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;
@@ -111,10 +134,12 @@ mod tests {
     async fn started() -> SocketAddr {
         let listener = Listener::bind("test", "127.0.0.1:0".parse().unwrap(), BOUNDS).unwrap();
         let address = listener.address();
-        tokio::spawn(run(listener, |path| match path {
-            "/small" => Some(text(StatusCode::OK, "ready\n")),
-            "/large" => Some(openmetrics((0..1000).map(|_| "x".repeat(64 << 10)))),
-            _ => None,
+        tokio::spawn(run(listener, |path| {
+            ready(match path {
+                "/small" => Some(text(StatusCode::OK, "ready\n")),
+                "/large" => Some(openmetrics((0..1000).map(|_| "x".repeat(64 << 10)))),
+                _ => None,
+            })
         }));
         address
     }
@@ -159,6 +184,6 @@ mod tests {
     async fn a_thread_of_its_own_answers_too() {
         let thread = own_thread().unwrap();
         let address = "127.0.0.1:0".parse().unwrap();
-        serve(&thread, "test", "--test", address, |_| None).unwrap();
+        serve(&thread, "test", "--test", address, |_| ready(None)).unwrap();
     }
 }

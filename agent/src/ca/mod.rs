@@ -21,7 +21,7 @@ mod service;
 mod shelf;
 mod turns;
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{future::ready, net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use http::StatusCode;
@@ -86,15 +86,18 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         metrics.clone(),
     ));
     let state = readiness.clone();
-    let health = move |path: &str| health(path, &state);
+    let health = move |path: &str| ready(health(path, &state));
     let threads = Handle::current();
     admin::serve(&threads, "health", "--ready-addr", options.ready_addr, health)?;
     let (counted, kept) = (metrics.clone(), keeper.clone());
-    let answer = move |path: &str| {
-        (path == "/stats/prometheus")
-            .then(|| counted.readings(kept.authority().as_deref()))
-            .map(|readings| admin::openmetrics([telemetry::openmetrics(&readings)].into_iter()))
-    };
+    let answer =
+        move |path: &str| {
+            let readings = (path == "/stats/prometheus")
+                .then(|| counted.readings(kept.authority().as_deref()));
+            ready(readings.map(|readings| {
+                admin::openmetrics([telemetry::openmetrics(&readings)].into_iter())
+            }))
+        };
     admin::serve(&threads, "metrics", "--stats-addr", options.stats_addr, answer)?;
 
     let following = tokio::spawn({

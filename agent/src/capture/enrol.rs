@@ -11,7 +11,7 @@ use std::{
 };
 
 use aya::programs::links::FdLink;
-use tokio::{net::TcpListener, sync::watch};
+use tokio::{net::TcpListener, runtime::Handle, sync::watch};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{
@@ -142,7 +142,8 @@ impl Capture {
     }
 
     /// Captures the traffic of the pod whose network namespace is `namespace`. A pod that a former
-    /// agent enrolled changes hands without a moment in between.
+    /// agent enrolled changes hands without a moment in between. The listeners are for tasks of the
+    /// runtime `served_on`.
     ///
     /// # Errors
     /// When `namespace` is not the pod's, another agent is in charge, or the kernel refuses a step;
@@ -155,6 +156,7 @@ impl Capture {
         uid: &PodUid,
         namespace: Netns,
         ips: &[IpAddr],
+        served_on: &Handle,
     ) -> Result<EnrolledPod, CaptureError> {
         namespace.is_pods(ips)?;
         let netns = namespace.path().to_owned();
@@ -164,7 +166,11 @@ impl Capture {
         let step = |what: &str| format!("{what} in {}", netns.display());
         // News first: what changes after a look at the network must not be missed.
         let (news, outbound, inbound) = namespace
-            .run(|| Ok((News::subscribe()?, listen()?, listen()?)))
+            .run(|| {
+                let news = News::subscribe()?;
+                let _there = served_on.enter();
+                Ok((news, listen()?, listen()?))
+            })
             .step(step("listen"))?;
 
         // Held until the end: the pods become another agent's between two enrolments, never in one.

@@ -39,6 +39,17 @@ pub async fn accept(listener: &TcpListener) -> io::Result<Accepted> {
     Ok(Accepted { stream, peer: canonical(peer), original_destination, mark })
 }
 
+impl Accepted {
+    /// Has the calling thread's runtime watch over the socket from now on.
+    ///
+    /// # Errors
+    /// When the kernel has no room for that.
+    pub fn moved_here(self) -> io::Result<Self> {
+        let stream = TcpStream::from_std(self.stream.into_std()?)?;
+        Ok(Self { stream, ..self })
+    }
+}
+
 /// The port that both listeners of a pod have: that of HBONE, which is the agent's in any case, so
 /// that no application loses one to them.
 const PORT: u16 = 15008;

@@ -14,6 +14,7 @@ use crate::{
     mesh::{RootNamespace, TrustDomain},
     node::{self, CaOptions},
     proxy::SameNode,
+    workers::Threads,
 };
 
 /// Run the agent of this node.
@@ -124,7 +125,7 @@ pub(super) struct Agent {
     #[arg(long, env = "SLUICE_MAX_HANDSHAKES", value_name = "NUMBER", default_value_t = LimitOptions::DEFAULT.handshakes, value_parser = clap::value_parser!(u64).range(1..))]
     max_handshakes: u64,
 
-    /// Threads that carry traffic [default: one for each processor that the agent may use]
+    /// Threads that carry traffic, of which each pod has one; others take what is too much for it [default: one for each processor that the agent may use]
     #[arg(long, env = "SLUICE_THREADS", value_name = "NUMBER", value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
 
@@ -155,12 +156,15 @@ pub(super) struct Agent {
 impl Agent {
     pub(super) fn run(self) -> anyhow::Result<()> {
         let log = self.log.to_stderr()?;
-        let mut runtime = tokio::runtime::Builder::new_multi_thread();
-        runtime.enable_all().thread_name("sluice");
-        if let Some(threads) = self.threads {
-            runtime.worker_threads(threads.into());
-        }
-        let runtime = runtime.build().context("could not start the agent's threads")?;
+        let threads =
+            Threads::start(self.threads).context("could not start the agent's threads")?;
+        // For everything else, which traffic does not wait for.
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .thread_name("sluice")
+            .enable_all()
+            .build()
+            .context("could not start the agent's threads")?;
         let ca = match self.ca_address {
             Some(address) => CaOptions::Istio(IstioCaOptions {
                 address,
@@ -190,6 +194,7 @@ impl Agent {
                 buffered: self.max_buffered << 20,
                 handshakes: self.max_handshakes,
             },
+            workers: threads.workers(),
             trace_sampling: self.trace_sampling,
             ready_addr: self.ready_addr,
             stats_addr: self.stats_addr,

@@ -3,15 +3,12 @@
 use std::{
     future::poll_fn,
     pin::pin,
-    sync::{Arc, LazyLock},
+    sync::Arc,
     task::{Context, Poll, ready},
     time::{Duration, Instant},
 };
 
-use tokio::{
-    runtime::Handle,
-    sync::{OwnedSemaphorePermit, Semaphore},
-};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::PollSemaphore;
 
 /// What one direction of a connection moves before it is another's turn, if anybody is in line: some
@@ -23,14 +20,13 @@ const BUSY: Duration = Duration::from_millis(20);
 /// Those whose turn it is. A task that waits for a processor waits for all that came before it:
 /// with hundreds that have all they like to move, whoever has a small request would wait for a turn
 /// of each of them, at every task that the request passes. So no more of those are ready to run than
-/// keep all threads busy; the others are in line here.
-///
-/// As many as the threads of the runtime that the first is taken on.
-static TURNS: LazyLock<Arc<Semaphore>> = LazyLock::new(|| {
-    let threads = Handle::try_current().map_or(1, |runtime| runtime.metrics().num_workers());
-    // One that runs, and one that is ready when it is through.
-    Arc::new(Semaphore::new(2 * threads))
-});
+/// keep their thread busy, one that runs and one that is ready when it is through; the others are in
+/// line here.
+const TURNS: usize = 2;
+
+thread_local! {
+    static LINE: Arc<Semaphore> = Arc::new(Semaphore::new(TURNS));
+}
 
 /// The turn of one direction of a connection.
 #[derive(Debug)]
@@ -51,7 +47,7 @@ impl Default for Turn {
             left: TURN,
             began: Instant::now(),
             busy: BUSY,
-            line: PollSemaphore::new(TURNS.clone()),
+            line: PollSemaphore::new(LINE.with(Arc::clone)),
             in_line: false,
             place: None,
         }

@@ -30,6 +30,7 @@ use crate::{
     mesh::{PodUid, Snapshot, Workload},
     proxy::{self, LocalPod, Proxy},
     tunnel::{HbonePool, PoolOptions},
+    workers::Home,
 };
 
 /// How often the captured pods' namespaces are looked at: one that is made anew under the same
@@ -47,6 +48,14 @@ pub(super) struct Enrolment {
     expected: Mutex<Expected>,
     /// Told of whenever a pod was seen to.
     progress: watch::Sender<()>,
+}
+
+/// A pod that was just captured.
+struct Enrolled {
+    /// The inode of its network namespace.
+    netns: u64,
+    home: Home,
+    pod: EnrolledPod,
 }
 
 /// What this node's pods should be.
@@ -300,7 +309,7 @@ impl Enrolment {
         let (this, workload) = (self.clone(), workload.clone());
         underway.start(workload.uid.clone(), async move {
             match this.enroll(&workload, netns).await {
-                Ok((netns, enrolled)) => this.enrolled(&workload, netns, enrolled),
+                Ok(enrolled) => this.enrolled(&workload, enrolled),
                 // Another agent says what becomes of it.
                 Err(CaptureError::NotInCharge) => {}
                 Err(error) => this.failed(&workload, &error),
@@ -378,20 +387,23 @@ impl Enrolment {
         &self,
         workload: &Workload,
         netns: Result<Netns, CaptureError>,
-    ) -> Result<(u64, EnrolledPod), CaptureError> {
+    ) -> Result<Enrolled, CaptureError> {
         let netns = netns?;
         let inode = netns.inode();
         let (capture, uid, ips) =
             (self.capture.clone(), workload.uid.clone(), workload.ips.clone());
-        let enrolled = blocking(move || capture.enroll(&uid, netns, &ips)).await?;
-        Ok((inode, enrolled))
+        let home = self.proxy.workers.home();
+        let served_on = home.thread().clone();
+        let pod = blocking(move || capture.enroll(&uid, netns, &ips, &served_on)).await?;
+        Ok(Enrolled { netns: inode, home, pod })
     }
 
     /// Serves a pod that was just enrolled.
-    fn enrolled(&self, workload: &Arc<Workload>, netns: u64, enrolled: EnrolledPod) {
-        let EnrolledPod { outbound, inbound, dialer } = enrolled;
+    fn enrolled(&self, workload: &Arc<Workload>, enrolled: Enrolled) {
+        let Enrolled { netns, home, pod: EnrolledPod { outbound, inbound, dialer } } = enrolled;
         let tunnels = HbonePool::new(PoolOptions::default());
-        let mut pod = LocalPod::new(workload.clone(), dialer, tunnels, self.proxy.limits.pod());
+        let limits = self.proxy.limits.pod();
+        let mut pod = LocalPod::new(workload.clone(), home, dialer, tunnels, limits);
         let mut pods = self.pods();
         let mut left = None;
         match pods.get(&workload.uid) {

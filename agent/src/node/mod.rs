@@ -52,6 +52,7 @@ use crate::{
     proxy::{Admissions, Contradictions, Drain, LocalPods, Proxy, SameNode},
     signals::Signals,
     telemetry::{Telemetry, TelemetryOptions},
+    workers::Workers,
 };
 
 /// How long the next agent may take to take over every pod. It is ready for it, so that this is
@@ -79,6 +80,7 @@ pub struct Options {
     pub unknown_pods: UnknownPods,
     pub same_node: SameNode,
     pub limits: LimitOptions,
+    pub workers: Workers,
     pub trace_sampling: f64,
     pub ready_addr: SocketAddr,
     pub stats_addr: SocketAddr,
@@ -149,6 +151,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         contradictions: Contradictions::default(),
         same_node: options.same_node,
         limits: Arc::new(Limits::new(options.limits.within(descriptors))),
+        workers: options.workers,
     });
     let runtime = match (options.nri_socket, &source) {
         (Some(socket), Source::Kube(source)) => {

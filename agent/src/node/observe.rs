@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    future,
     net::SocketAddr,
     sync::{Arc, OnceLock},
     time::SystemTime,
@@ -35,8 +36,8 @@ pub(super) struct Observed {
 }
 
 impl Observed {
-    /// Starts the servers of health, metrics and status. Health is answered by the threads that
-    /// carry traffic: where they are stuck, so is the answer.
+    /// Starts the servers of health, metrics and status. Health is answered once all threads that
+    /// carry traffic have responded: where one is stuck, so is the answer.
     pub(super) fn serve(
         self,
         ready: SocketAddr,
@@ -44,14 +45,23 @@ impl Observed {
         admin: SocketAddr,
     ) -> anyhow::Result<()> {
         let observed = Arc::new(self);
-        let (traffic, own) = (Handle::current(), admin::own_thread()?);
+        let (here, own) = (Handle::current(), admin::own_thread()?);
         let state = observed.clone();
-        admin::serve(&traffic, "health", "--ready-addr", ready, move |path| state.health(path))?;
+        let health = move |path: &str| {
+            let (answer, workers) = (state.health(path), state.proxy.workers.clone());
+            async move {
+                workers.respond().await;
+                answer
+            }
+        };
+        admin::serve(&here, "health", "--ready-addr", ready, health)?;
         let state = observed.clone();
-        admin::serve(&own, "metrics", "--stats-addr", stats, move |path| state.metrics(path))?;
-        admin::serve(&own, "status", "--admin-addr", admin, move |path| {
-            observed.status(path).or_else(|| observed.metrics(path))
-        })?;
+        let metrics = move |path: &str| future::ready(state.metrics(path));
+        admin::serve(&own, "metrics", "--stats-addr", stats, metrics)?;
+        let status = move |path: &str| {
+            future::ready(observed.status(path).or_else(|| observed.metrics(path)))
+        };
+        admin::serve(&own, "status", "--admin-addr", admin, status)?;
         Ok(())
     }
 

@@ -9,7 +9,10 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::{sleep, timeout};
+use tokio::{
+    runtime::Handle,
+    time::{sleep, timeout},
+};
 use tokio_util::{
     sync::CancellationToken,
     task::{
@@ -41,9 +44,13 @@ pub struct Drain {
 }
 
 impl Drain {
-    /// Runs a connection to its end, or until the drain deadline.
-    pub fn connection(&self, connection: impl Future<Output = ()> + Send + 'static) {
-        tokio::spawn(self.held(connection));
+    /// Runs a connection on `thread` to its end, or until the drain deadline.
+    pub fn connection(
+        &self,
+        thread: &Handle,
+        connection: impl Future<Output = ()> + Send + 'static,
+    ) {
+        thread.spawn(self.held(connection));
     }
 
     /// The same of what is run by somebody else: the drain waits for it.
@@ -149,7 +156,7 @@ mod tests {
     async fn connections_that_finish_in_time_are_not_cut() {
         let drain = Drain::default();
         let asked = drain.started().clone();
-        drain.connection(async move { asked.cancelled().await });
+        drain.connection(&Handle::current(), async move { asked.cancelled().await });
         assert_eq!(drain.run(Duration::from_secs(15)).await, 0);
     }
 
@@ -161,7 +168,7 @@ mod tests {
         tokio::spawn(drain.listener(async move {
             loop {
                 tokio::select! {
-                    Some(takes) = arriving.recv() => listener.connection(sleep(takes)),
+                    Some(takes) = arriving.recv() => listener.connection(&Handle::current(), sleep(takes)),
                     () = listener.dry() => return,
                 }
             }
@@ -205,7 +212,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn connections_that_outlive_the_deadline_are_cut_and_counted() {
         let drain = Drain::default();
-        drain.connection(std::future::pending());
+        drain.connection(&Handle::current(), std::future::pending());
         assert_eq!(drain.open(), 1);
         assert_eq!(drain.run(Duration::from_secs(15)).await, 1);
     }

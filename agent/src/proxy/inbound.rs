@@ -4,7 +4,7 @@ use std::{fmt, net::SocketAddr, sync::Arc, time::Instant};
 
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
-use tokio::net::TcpStream;
+use tokio::{net::TcpStream, runtime::Handle};
 
 use super::{
     CONNECT_TIMEOUT, Io, LocalPod, Proxy,
@@ -134,8 +134,9 @@ async fn hbone(
             // span too.
             let drain = proxy.drain.clone();
             // Boxed: each of the four futures around it would have room for it twice.
-            let connected = Box::pin(connected(proxy, pod.clone(), connect, peer));
-            drain.held(async move { pod.while_captured(connected).await })
+            let connected = Box::pin(connected(proxy.clone(), pod.clone(), connect, peer));
+            let carried = drain.held(async move { pod.while_captured(connected).await });
+            (proxy.workers.elsewhere().unwrap_or_else(Handle::current), carried)
         }
     };
     let peer_of = identity::peer_principal;

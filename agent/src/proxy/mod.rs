@@ -40,6 +40,7 @@ use crate::{
     limits::{Limit, Limits, is_exhaustion},
     mesh::SnapshotStore,
     telemetry::Telemetry,
+    workers::Workers,
 };
 
 /// How long an application, or a server outside the mesh, may take to accept a connection.
@@ -69,10 +70,12 @@ pub struct Proxy {
     pub same_node: SameNode,
     /// What there is for all pods to share.
     pub limits: Arc<Limits>,
+    /// The threads that carry traffic.
+    pub workers: Workers,
 }
 
-/// Serves the two listeners of an enrolled pod until the returned handle is dropped, or until
-/// they have run dry after another agent took over.
+/// Serves the two listeners of an enrolled pod, which are of its home, until the returned handle is
+/// dropped, or until they have run dry after another agent took over.
 /// Connections already accepted live on until the pod is [released](LocalPod::release).
 pub fn serve(
     proxy: Arc<Proxy>,
@@ -83,9 +86,9 @@ pub fn serve(
     let mut accepting = tokio::task::JoinSet::new();
     let drain = proxy.drain.clone();
     let outbound = accept(outbound, proxy.clone(), pod.clone(), outbound::connection);
-    let inbound = accept(inbound, proxy, pod, inbound::connection);
-    accepting.spawn(drain.listener(outbound));
-    accepting.spawn(drain.listener(inbound));
+    let inbound = accept(inbound, proxy, pod.clone(), inbound::connection);
+    accepting.spawn_on(drain.listener(outbound), pod.home.thread());
+    accepting.spawn_on(drain.listener(inbound), pod.home.thread());
     Serving { _accepting: accepting }
 }
 
@@ -98,7 +101,7 @@ async fn accept<F>(
     listener: TcpListener,
     proxy: Arc<Proxy>,
     pod: Arc<LocalPod>,
-    connection: impl Fn(Arc<Proxy>, Arc<LocalPod>, capture::Accepted) -> F,
+    connection: impl Fn(Arc<Proxy>, Arc<LocalPod>, capture::Accepted) -> F + Copy + Send + 'static,
 ) where
     F: Future<Output = ()> + Send + 'static,
 {
@@ -118,10 +121,24 @@ async fn accept<F>(
         match accepted {
             Ok(accepted) => {
                 pause = FIRST_PAUSE;
+                let elsewhere = proxy.workers.elsewhere();
+                let thread = elsewhere.as_ref().unwrap_or(pod.home.thread());
+                let (proxy, pod, moves) = (proxy.clone(), pod.clone(), elsewhere.is_some());
+                let drain = proxy.drain.clone();
                 // Boxed: each future around it would have room for it twice.
-                let carried = Box::pin(connection(proxy.clone(), pod.clone(), accepted));
-                let pod = pod.clone();
-                proxy.drain.connection(async move { pod.while_captured(carried).await });
+                let carried = Box::pin({
+                    let pod = pod.clone();
+                    async move {
+                        let here = if moves { accepted.moved_here() } else { Ok(accepted) };
+                        match here {
+                            Ok(accepted) => connection(proxy, pod, accepted).await,
+                            Err(error) => {
+                                tracing::debug!(pod = %pod.uid, %error, "could not move a connection");
+                            }
+                        }
+                    }
+                });
+                drain.connection(thread, async move { pod.while_captured(carried).await });
                 // One at a time: the kernel may have any number ready, and each has much to do at
                 // first.
                 if !waited {

@@ -17,12 +17,15 @@ use crate::{
     mesh::{PodUid, Principal, Workload},
     telemetry::Failure,
     tunnel::HbonePool,
+    workers::Home,
 };
 
 /// One enrolled pod with the connections made on its behalf.
 pub struct LocalPod {
     /// The pod's UID.
     pub uid: PodUid,
+    /// The thread that carries its traffic.
+    pub home: Home,
     /// Makes sockets in the pod's network namespace.
     pub dialer: PodDialer,
     /// HBONE connections with this pod as their client.
@@ -41,12 +44,14 @@ impl LocalPod {
     /// A pod that was just enrolled.
     pub fn new(
         workload: Arc<Workload>,
+        home: Home,
         dialer: PodDialer,
         tunnels: HbonePool,
         limits: PodLimits,
     ) -> Self {
         Self {
             uid: workload.uid.clone(),
+            home,
             dialer,
             tunnels,
             outbound: Mutex::default(),

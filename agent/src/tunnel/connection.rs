@@ -1,6 +1,7 @@
 //! One HBONE connection from the client's side.
 
 use std::{
+    future::{Future, poll_fn},
     net::SocketAddr,
     pin::pin,
     sync::{Arc, Weak},
@@ -179,10 +180,11 @@ impl Reserved {
             return Err(Unopened::Failed(TunnelError::Refused { status }));
         }
         // It may have become larger for this stream, of which the peer was told before it answered.
-        let window = self.connection.window.now().max(before);
+        let window = &self.connection.window;
+        let most = window.now().max(before);
         let connection = self.connection.sender.clone();
         let (received, in_use) = (response.into_body(), Arc::new(self.in_use));
-        Ok(HboneStream::new(send, received, window, Some(connection), in_use))
+        Ok(HboneStream::new(send, received, window, most, Some(connection), in_use))
     }
 }
 
@@ -226,12 +228,18 @@ async fn drive<C: FnMut(&Arc<Connection>) -> bool>(
     let pings = connection.ping_pong().expect("nobody else has taken the pings");
     let mut gone = pin!(peer_is_gone(pings));
     let (usage, window) = (closer.usage.clone(), closer.window.clone());
-    let (mut streams, mut carried) = (usage.changes(), 0);
+    let mut streams = usage.changes();
     let why = {
         let mut closing = pin!(closer.run());
         loop {
             tokio::select! {
-                ended = &mut connection => break match ended {
+                ended = poll_fn(|cx| {
+                    let ended = Pin::new(&mut connection).poll(cx);
+                    if ended.is_pending() {
+                        window.driven(cx, |now| connection.set_initial_window_size(now).is_ok());
+                    }
+                    ended
+                }) => break match ended {
                     Ok(()) => TunnelError::broken("it was closed"),
                     Err(error) => TunnelError::from(&error),
                 },
@@ -240,15 +248,7 @@ async fn drive<C: FnMut(&Arc<Connection>) -> bool>(
                 // Fails only without a sender, and `usage` is one.
                 _ = streams.changed() => {
                     let count = usage.count();
-                    // One that is left may be from before, and is not the newest of all.
-                    let from_before = usize::from(carried > 0 && count == 1);
-                    carried = count;
-                    if let Some(next) = window.next(count + from_before)
-                        // Fails while the peer has not confirmed the last change.
-                        && connection.set_initial_window_size(next).is_ok()
-                    {
-                        window.set(next);
-                    }
+                    window.adjust(count, |next| connection.set_initial_window_size(next).is_ok());
                 }
             }
         }

@@ -1,6 +1,12 @@
 //! The server's side of HBONE.
 
-use std::{future::Future, io, net::SocketAddr, pin::pin, sync::Arc};
+use std::{
+    future::{Future, poll_fn},
+    io,
+    net::SocketAddr,
+    pin::pin,
+    sync::Arc,
+};
 
 use bytes::Bytes;
 use h2::{Reason, RecvStream, server::SendResponse};
@@ -9,6 +15,7 @@ use rustls_pki_types::CertificateDer;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
+    runtime::Handle,
     time::timeout,
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
@@ -39,7 +46,9 @@ pub struct Connect {
     pub peer: Principal,
     respond: SendResponse<Bytes>,
     received: RecvStream,
-    window: u32,
+    window: Window,
+    /// The most that the client may have sent unasked.
+    most: u32,
     in_use: Arc<InUse>,
 }
 
@@ -53,7 +62,7 @@ impl Connect {
             .respond
             .send_response(Response::new(()), false)
             .map_err(|error| io::Error::new(io::ErrorKind::ConnectionReset, error))?;
-        Ok(HboneStream::new(send, self.received, self.window, None, self.in_use))
+        Ok(HboneStream::new(send, self.received, &self.window, self.most, None, self.in_use))
     }
 
     /// Turns the client away.
@@ -62,7 +71,8 @@ impl Connect {
     }
 }
 
-/// Serves one connection: TLS, who the client is, then one `on_connect` task for each CONNECT.
+/// Serves one connection: TLS, who the client is, then a task for each CONNECT, of which `on_connect`
+/// says what it does and where it runs.
 ///
 /// `handshaking` is dropped as soon as the client is known and speaks HTTP/2. `connections` is how
 /// many the pod has with this one: more have less memory each.
@@ -83,7 +93,7 @@ pub async fn serve<P, F, Fut>(
 ) -> Result<(), TunnelError>
 where
     P: Fn(Option<&[CertificateDer<'_>]>) -> Result<Principal, IdentityError>,
-    F: Fn(Connect) -> Fut,
+    F: Fn(Connect) -> (Handle, Fut),
     Fut: Future<Output = ()> + Send + 'static,
 {
     let window = Window::new(connections);
@@ -141,7 +151,7 @@ async fn answer<F, Fut>(
     on_connect: F,
 ) -> Result<(), TunnelError>
 where
-    F: Fn(Connect) -> Fut,
+    F: Fn(Connect) -> (Handle, Fut),
     Fut: Future<Output = ()> + Send + 'static,
 {
     let pings = connection.ping_pong().expect("nobody else has taken the pings");
@@ -157,7 +167,13 @@ where
     let mut closed = false;
     loop {
         let (request, mut respond) = tokio::select! {
-            accepted = connection.accept() => match accepted {
+            accepted = poll_fn(|cx| {
+                let accepted = connection.poll_accept(cx);
+                if accepted.is_pending() {
+                    window.driven(cx, |now| connection.set_initial_window_size(now).is_ok());
+                }
+                accepted
+            }) => match accepted {
                 Some(Ok(accepted)) => accepted,
                 // A client that closes does not wait for our goodbye, which then fails.
                 Some(Err(error)) if in_work.is_zero() && is_hangup(&error) => return Ok(()),
@@ -181,23 +197,24 @@ where
         };
         // The peer may have opened it before it knew of a change.
         let before = window.now();
-        if let Some(next) = window.next(in_work.count())
-            // Fails while the peer has not confirmed the last change; the next stream tries again.
-            && connection.set_initial_window_size(next).is_ok()
-        {
-            window.set(next);
-        }
+        window.adjust(in_work.count(), |next| connection.set_initial_window_size(next).is_ok());
         let (head, received) = request.into_parts();
-        let (peer, window) = (peer.clone(), window.now().max(before));
-        let headers = head.headers;
-        let connect =
-            Connect { authority, headers, peer, respond, received, window, in_use: in_use.clone() };
+        let connect = Connect {
+            authority,
+            headers: head.headers,
+            peer: peer.clone(),
+            respond,
+            received,
+            most: window.now().max(before),
+            window: window.clone(),
+            in_use: in_use.clone(),
+        };
         // Each stream keeps it for as long as it lasts, and the task around it has room for it twice.
         const {
             assert!(size_of::<Fut>() <= LARGEST_HANDLER, "what handles a CONNECT is to be boxed");
         }
-        let handler = on_connect(connect);
-        tokio::spawn(async move {
+        let (thread, handler) = on_connect(connect);
+        thread.spawn(async move {
             handler.await;
             drop(in_use);
         });

@@ -11,7 +11,12 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use h2::{Reason, RecvStream, SendStream, client::SendRequest};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::{limits::SEND_BUFFER, unsent::Unsent, usage::InUse};
+use super::{
+    limits::SEND_BUFFER,
+    unsent::Unsent,
+    usage::InUse,
+    window::{Reader, Window},
+};
 
 /// One tunnelled byte stream; each direction ends by itself.
 ///
@@ -25,8 +30,7 @@ pub struct HboneStream {
     ended: bool,
     /// What h2 has of it.
     unsent: Unsent,
-    /// The most that can be under way to this end.
-    window: u32,
+    reader: Reader,
     /// The connection under it, at the end that opened the stream.
     opened_on: Option<SendRequest<Bytes>>,
     _in_use: Arc<InUse>,
@@ -35,19 +39,28 @@ pub struct HboneStream {
 impl HboneStream {
     pub(super) fn new(
         send: SendStream<Bytes>,
-        recv: RecvStream,
-        window: u32,
+        mut recv: RecvStream,
+        window: &Window,
+        most: u32,
         opened_on: Option<SendRequest<Bytes>>,
         in_use: Arc<InUse>,
     ) -> Self {
-        let unread = Bytes::new();
-        let (ended, unsent) = (false, Unsent::default());
-        Self { send, recv, unread, ended, unsent, window, opened_on, _in_use: in_use }
+        Self {
+            reader: window.reader(&mut recv, most),
+            send,
+            recv,
+            unread: Bytes::new(),
+            ended: false,
+            unsent: Unsent::default(),
+            opened_on,
+            _in_use: in_use,
+        }
     }
 
-    /// How much may arrive, and be held by this process, while nobody reads.
+    /// To be asked by a reader that stands still: how much may arrive meanwhile, and be held by this
+    /// process.
     pub fn window(&self) -> usize {
-        self.window as usize
+        self.reader.stands() as usize
     }
 
     /// Whether the peer's agent has asked to move what it carries elsewhere. At the end that was asked
@@ -66,6 +79,7 @@ impl HboneStream {
     /// [`io::ErrorKind::ConnectionReset`] when the peer reset the stream or the connection
     /// under it is gone.
     pub fn poll_read_bytes(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Bytes>> {
+        self.reader.reads();
         if !self.unread.is_empty() {
             return Poll::Ready(Ok(std::mem::take(&mut self.unread)));
         }

@@ -3,6 +3,7 @@
 
 use std::{fs, io, net::SocketAddr, os::unix::fs::MetadataExt, process::Command, time::Duration};
 
+use anyhow::Context;
 use sluice_tests::{
     Agent, AgentOptions, Footprint, HostPod, HostProcess, Mesh, Node, PATIENCE, Pod, Span, Talk,
     agent_program, bpftool, capture_events, eventually,
@@ -322,13 +323,17 @@ async fn the_nodes_address_alone_proves_nothing() -> anyhow::Result<()> {
     eventually("the exception is in force", is_newer).await?;
     let open = mesh.near.listen(Mesh::TCP_TARGET)?;
     let to = SocketAddr::new(mesh.near.ip(), Mesh::TCP_TARGET);
-    assert_eq!(Talk::start(&mesh.outsider, to, &open).await?.seen_client()?.ip(), node);
-    assert_eq!(passes(mesh.a.connect(to).await, &open).await?.seen_client()?.ip(), node);
+    let outsider = Talk::start(&mesh.outsider, to, &open).await.context("an open port")?;
+    assert_eq!(outsider.seen_client()?.ip(), node);
+    let host = passes(mesh.a.connect(to).await, &open).await.context("an open port, the node")?;
+    assert_eq!(host.seen_client()?.ip(), node);
 
     let listener = mesh.near.listen(PORT)?;
-    is_reset(mesh.outsider.connect(at(&mesh.near)).await, &listener).await?;
+    let client = mesh.outsider.connect(at(&mesh.near)).await;
+    is_reset(client, &listener).await.context("a STRICT port")?;
     is_said(&agent, &mesh.a, "no socket of this node's own network", "elsewhere").await?;
-    drop(passes(mesh.a.connect(at(&mesh.near)).await, &listener).await?);
+    let host = passes(mesh.a.connect(at(&mesh.near)).await, &listener).await;
+    drop(host.context("a STRICT port, the node")?);
     Ok(())
 }
 

@@ -27,6 +27,7 @@ use tempfile::TempDir;
 use tokio::{
     io::{AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::{TcpListener, TcpStream},
+    runtime::Handle,
     sync::mpsc,
     task::JoinSet,
 };
@@ -120,7 +121,7 @@ impl Server {
                 tokio::spawn(async move {
                     let on_connect = |arrived| {
                         let _ = connect.send(arrived);
-                        std::future::ready(())
+                        (Handle::current(), std::future::ready(()))
                     };
                     let _ = end
                         .send(serve(stream, tls, (), 1, peer_principal, drain, on_connect).await);

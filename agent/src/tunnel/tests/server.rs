@@ -132,7 +132,7 @@ async fn a_client_that_opens_and_resets_in_a_loop_meets_a_bound() {
         // Work that outlives the stream it is for, such as a dial to a slow application.
         let on_connect = |arrived: Connect| {
             connect.send(()).unwrap();
-            async { drop((arrived, pending::<()>().await)) }
+            (Handle::current(), async { drop((arrived, pending::<()>().await)) })
         };
         serve(stream, tls, (), 1, peer_principal, CancellationToken::new(), on_connect).await
     });

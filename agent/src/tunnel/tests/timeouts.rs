@@ -46,7 +46,7 @@ async fn a_peer_that_says_nothing_is_given_up_by_both_sides() {
     let _silent = TcpStream::connect(address).await.unwrap();
     let (stream, _) = listener.accept().await.unwrap();
     let tls = mesh.server("order").await;
-    let on_connect = |_| std::future::ready(());
+    let on_connect = |_| (Handle::current(), std::future::ready(()));
     let served = serve(stream, tls, (), 1, peer_principal, CancellationToken::new(), on_connect);
     times_out("the TLS handshake", served).await;
 }
