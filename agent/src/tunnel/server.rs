@@ -3,6 +3,7 @@
 use std::{future::Future, io, net::SocketAddr, pin::pin, sync::Arc};
 
 use bytes::Bytes;
+use futures_util::FutureExt;
 use h2::{Reason, RecvStream, server::SendResponse};
 use http::{HeaderMap, Method, Request, Response, StatusCode};
 use rustls_pki_types::CertificateDer;
@@ -192,20 +193,16 @@ where
         let headers = head.headers;
         let connect =
             Connect { authority, headers, peer, respond, received, window, in_use: in_use.clone() };
-        // Each stream keeps it for as long as it lasts, and the task around it has room for it twice.
+        // Each stream keeps it for as long as it lasts.
         const {
             assert!(size_of::<Fut>() <= LARGEST_HANDLER, "what handles a CONNECT is to be boxed");
         }
-        let handler = on_connect(connect);
-        tokio::spawn(async move {
-            handler.await;
-            drop(in_use);
-        });
+        tokio::spawn(on_connect(connect).map(move |()| drop(in_use)));
     }
 }
 
 /// Bytes of the future that a CONNECT is given to. With all its layers it once was 72 KiB a stream.
-const LARGEST_HANDLER: usize = 2 << 10;
+const LARGEST_HANDLER: usize = 512;
 
 /// Where a CONNECT leads. `None` for any other request, and for a name instead of an address.
 fn authority(request: &Request<RecvStream>) -> Option<SocketAddr> {
