@@ -1,6 +1,6 @@
 //! Connections that reach pods of this node: the server's side.
 
-use std::{fmt, net::SocketAddr, sync::Arc, time::Instant};
+use std::{fmt, future::ready, net::SocketAddr, sync::Arc, time::Instant};
 
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
@@ -9,6 +9,7 @@ use tokio::{net::TcpStream, runtime::Handle};
 use super::{
     CONNECT_TIMEOUT, Io, LocalPod, Proxy,
     admission::{Admitted, Denied, Party, Standing, admit, both_certified, certified},
+    carried::{Carried, lasting},
     cut::Cut,
     detect::{Contrary, Detection, Found},
     io,
@@ -133,8 +134,7 @@ async fn hbone(
             // A task of its own, which the end of the tunnel does not end: the drain waits for its
             // span too.
             let drain = proxy.drain.clone();
-            // Boxed: each of the four futures around it would have room for it twice.
-            let connected = Box::pin(connected(proxy.clone(), pod.clone(), connect, peer));
+            let connected = lasting(connected(proxy.clone(), pod.clone(), connect, peer));
             let carried = drain.held(async move { pod.while_captured(connected).await });
             (proxy.workers.elsewhere().unwrap_or_else(Handle::current), carried)
         }
@@ -148,28 +148,35 @@ async fn hbone(
     }
 }
 
-async fn connected(proxy: Arc<Proxy>, pod: Arc<LocalPod>, connect: Connect, peer: SocketAddr) {
+fn connected(
+    proxy: Arc<Proxy>,
+    pod: Arc<LocalPod>,
+    connect: Connect,
+    peer: SocketAddr,
+) -> impl Future<Output = ()> + Send {
     let app = connect.authority;
-    if !pod.workload().ips.contains(&app.ip()) {
-        // A tunnel into one pod must not become a way to somewhere else.
-        tracing::info!(%peer, %app, pod = %pod.uid, "CONNECT to an address that is not the pod's");
-        return connect.reject(StatusCode::NOT_FOUND);
-    }
-    let _permit = match pod.limits.arriving(peer.ip()) {
-        Ok(permit) => permit,
-        Err(limit) => {
-            connect.reject(StatusCode::SERVICE_UNAVAILABLE);
-            return over(&proxy, &pod, limit, &Arrival::unknown(&proxy, &pod, peer, app));
+    async move {
+        if !pod.workload().ips.contains(&app.ip()) {
+            // A tunnel into one pod must not become a way to somewhere else.
+            tracing::info!(%peer, %app, pod = %pod.uid, "CONNECT to an address that is not the pod's");
+            return connect.reject(StatusCode::NOT_FOUND);
         }
-    };
-    let principal = connect.peer.clone();
-    let source = proxy.snapshots.load().workload(peer.ip()).cloned();
-    let arrival = Arrival {
-        source: source.filter(|workload| workload.principal == principal),
-        principal: Some(principal),
-        ..Arrival::unknown(&proxy, &pod, peer, app)
-    };
-    carry(proxy, pod, arrival, Door::Tunnel(connect)).await;
+        let _permit = match pod.limits.arriving(peer.ip()) {
+            Ok(permit) => permit,
+            Err(limit) => {
+                connect.reject(StatusCode::SERVICE_UNAVAILABLE);
+                return over(&proxy, &pod, limit, &Arrival::unknown(&proxy, &pod, peer, app));
+            }
+        };
+        let principal = connect.peer.clone();
+        let source = proxy.snapshots.load().workload(peer.ip()).cloned();
+        let arrival = Arrival {
+            source: source.filter(|workload| workload.principal == principal),
+            principal: Some(principal),
+            ..Arrival::unknown(&proxy, &pod, peer, app)
+        };
+        carry(proxy, pod, arrival, Door::Tunnel(connect)).await;
+    }
 }
 
 /// A client that waits to be let in.
@@ -203,26 +210,34 @@ impl Door {
 }
 
 /// Carries one connection to the application, if policy lets it in.
-async fn carry(proxy: Arc<Proxy>, pod: Arc<LocalPod>, arrival: Arrival, door: Door) {
-    // Those that are large are boxed, here and at the client's side: a connection keeps room for the
-    // largest of all for as long as it lasts, be it over long since.
-    match Box::pin(admit(&proxy, &pod, &arrival)).await {
-        Ok(Admitted::Traffic(standing)) => traffic(proxy, pod, arrival, door, standing).await,
-        Ok(Admitted::Probe) => Box::pin(probe(&proxy, &pod, &arrival, door)).await,
-        Err(denied) if denied.is_of_nobody() => {
-            tracing::debug!(client = %arrival.client, app = %arrival.app, error = %denied,
+#[expect(clippy::manual_async_fn, reason = "an async fn keeps room for its arguments twice")]
+fn carry(
+    proxy: Arc<Proxy>,
+    pod: Arc<LocalPod>,
+    arrival: Arrival,
+    door: Door,
+) -> impl Future<Output = ()> + Send {
+    async move {
+        // Those that are large are boxed, here and at the client's side: a connection keeps room for the
+        // largest of all for as long as it lasts, be it over long since.
+        match Box::pin(admit(&proxy, &pod, &arrival)).await {
+            Ok(Admitted::Traffic(standing)) => traffic(proxy, pod, arrival, door, standing).await,
+            Ok(Admitted::Probe) => Box::pin(probe(&proxy, &pod, &arrival, door)).await,
+            Err(denied) if denied.is_of_nobody() => {
+                tracing::debug!(client = %arrival.client, app = %arrival.app, error = %denied,
                 "inbound connection refused");
-            door.refuse(StatusCode::FORBIDDEN);
-        }
-        Err(denied) => {
-            let why = denied.to_string();
-            tracing::info!(
-                client = %arrival.client, app = %arrival.app, error = why,
-                "inbound connection refused"
-            );
-            let span = proxy.telemetry.connection(&arrival.flow(&proxy, &pod), door.headers());
-            door.refuse(StatusCode::FORBIDDEN);
-            span.refuse(denied.failure(), &why);
+                door.refuse(StatusCode::FORBIDDEN);
+            }
+            Err(denied) => {
+                let why = denied.to_string();
+                tracing::info!(
+                    client = %arrival.client, app = %arrival.app, error = why,
+                    "inbound connection refused"
+                );
+                let span = proxy.telemetry.connection(&arrival.flow(&proxy, &pod), door.headers());
+                door.refuse(StatusCode::FORBIDDEN);
+                span.refuse(denied.failure(), &why);
+            }
         }
     }
 }
@@ -251,37 +266,21 @@ async fn probe(proxy: &Proxy, pod: &LocalPod, arrival: &Arrival, door: Door) {
 
 /// Carries one connection to the application, by what its port is declared to speak, and for as
 /// long as policy allows it.
-async fn traffic(
+fn traffic(
     proxy: Arc<Proxy>,
     pod: Arc<LocalPod>,
     arrival: Arrival,
     door: Door,
     standing: Standing,
-) {
+) -> Carried {
     let protocol = proxy.snapshots.load().spoken_at(arrival.app);
     let admitted = Admission { proxy, pod, arrival, standing };
-    if matches!(protocol, AppProtocol::Http | AppProtocol::Http2) {
-        if let Ok(client) = door.open() {
-            Box::pin(admitted.http(client)).await;
-        }
-        return;
-    }
-    // The application is reached before the client is let in: a client whose server cannot be
-    // reached is refused, and a server that speaks first is not kept waiting.
-    let (app, span) = match Box::pin(admitted.open(door.headers())).await {
-        Ok(opened) => opened,
-        Err((refusal, span)) => {
-            door.refuse(refusal.status);
-            return span.finish(Some(refusal.failure));
-        }
-    };
-    let Ok(client) = door.open() else {
-        io::reset(&app);
-        return span.finish(Some(Failure::ResetLocal));
-    };
     match protocol {
-        AppProtocol::Opaque => admitted.opaque(client, app, Early::default(), span).await,
-        _ => admitted.listen(client, app, span, Detection::undeclared()).await,
+        AppProtocol::Http | AppProtocol::Http2 => match door.open() {
+            Ok(client) => lasting(admitted.http(client)),
+            Err(_) => Box::pin(ready(())),
+        },
+        protocol => Box::pin(admitted.other(door, protocol)),
     }
 }
 
@@ -309,41 +308,79 @@ impl Admission {
         opened
     }
 
-    /// Where HTTP is declared, requests find their way by themselves. What turns out to be something
-    /// else is carried all the same, and counted.
-    async fn http(mut self, mut client: Io) {
-        let mut detection = Detection::declared();
-        let drain = self.proxy.drain.started().child_token();
-        let heard = tokio::select! {
-            heard = detection.client(&mut client) => heard,
-            () = drain.cancelled() => Some(Found::Declared),
-            denied = self.standing.revoked(&self.proxy, &self.pod, &self.arrival) => {
-                client.abort();
-                return drop(cut(&self.arrival, &denied));
+    /// The application is reached before the client is let in: a client whose server cannot be
+    /// reached is refused, and a server that speaks first is not kept waiting.
+    async fn other(self, door: Door, protocol: AppProtocol) {
+        let (app, span) = match Box::pin(self.open(door.headers())).await {
+            Ok(opened) => opened,
+            Err((refusal, span)) => {
+                door.refuse(refusal.status);
+                return span.finish(Some(refusal.failure));
             }
         };
-        match heard {
-            Some(Found::Http(_) | Found::Declared) => {
-                self.requests(client, detection.request(), None).await;
+        let Ok(client) = door.open() else {
+            io::reset(&app);
+            return span.finish(Some(Failure::ResetLocal));
+        };
+        match protocol {
+            AppProtocol::Opaque => {
+                Box::pin(self.opaque(client, app, Early::default(), span)).await;
             }
-            Some(Found::Opaque(why)) => match Box::pin(self.open(None)).await {
-                Ok((app, span)) => {
-                    self.contradicted(why);
-                    self.opaque(client, app, detection.early(), span).await;
+            _ => Box::pin(self.listen(client, app, span, Detection::undeclared())).await,
+        }
+    }
+
+    /// Where HTTP is declared, requests find their way by themselves. What turns out to be something
+    /// else is carried all the same, and counted.
+    fn http(mut self, mut client: Io) -> impl Future<Output = ()> + Send {
+        let mut detection = Detection::declared();
+        async move {
+            let heard = Box::pin(async {
+                let drain = self.proxy.drain.started().child_token();
+                tokio::select! {
+                    heard = detection.client(&mut client) => Ok(heard),
+                    () = drain.cancelled() => Ok(Some(Found::Declared)),
+                    denied = self.standing.revoked(&self.proxy, &self.pod, &self.arrival) => Err(denied),
                 }
-                Err((refusal, span)) => {
+            });
+            let carried: Carried = match heard.await {
+                Ok(Some(Found::Http(_) | Found::Declared)) => {
+                    self.requests(client, detection.request(), None)
+                }
+                Ok(Some(Found::Opaque(why))) => Box::pin(self.contrary(client, detection, why)),
+                Ok(None) => Box::pin(self.silent(client, detection)),
+                Err(denied) => {
                     client.abort();
-                    span.finish(Some(refusal.failure));
+                    return drop(cut(&self.arrival, &denied));
                 }
-            },
+            };
+            carried.await;
+        }
+    }
+
+    /// Carries what was declared as HTTP and is not.
+    async fn contrary(self, client: Io, detection: Detection, why: Option<Contrary>) {
+        match Box::pin(self.open(None)).await {
+            Ok((app, span)) => {
+                self.contradicted(why);
+                Box::pin(self.opaque(client, app, detection.early(), span)).await;
+            }
+            Err((refusal, span)) => {
+                client.abort();
+                span.finish(Some(refusal.failure));
+            }
+        }
+    }
+
+    /// Connects to the application of a client that says nothing: it may be the one to speak first.
+    async fn silent(self, client: Io, detection: Detection) {
+        match Box::pin(open(&self.proxy, &self.pod, &self.arrival, None)).await {
+            Ok((app, span)) => Box::pin(self.listen(client, app, span, detection)).await,
             // Without a server, a request is still answered with the reason.
-            None => match open(&self.proxy, &self.pod, &self.arrival, None).await {
-                Ok((app, span)) => self.listen(client, app, span, detection).await,
-                Err((_, span)) => {
-                    span.discard();
-                    self.requests(client, Bytes::new(), None).await;
-                }
-            },
+            Err((_, span)) => {
+                span.discard();
+                self.requests(client, Bytes::new(), None).await;
+            }
         }
     }
 
@@ -355,31 +392,39 @@ impl Admission {
         span: TcpSpan,
         mut detection: Detection,
     ) {
-        let found = tokio::select! {
-            found = detection.both(&mut client, &mut app) => found,
-            why = self.arrival.cut.happens() => {
-                io::reset(&app);
-                client.abort();
-                return span.finish(Some(why));
+        let heard = Box::pin(async {
+            tokio::select! {
+                found = detection.both(&mut client, &mut app) => Ok(found),
+                why = self.arrival.cut.happens() => Err(Over::Cut(why)),
+                denied = self.standing.revoked(&self.proxy, &self.pod, &self.arrival) => {
+                    Err(Over::Denied(denied))
+                }
             }
-            denied = self.standing.revoked(&self.proxy, &self.pod, &self.arrival) => {
+        });
+        let found = match heard.await {
+            Ok(found) => found,
+            Err(over) => {
                 io::reset(&app);
                 client.abort();
-                let why = cut(&self.arrival, &denied);
-                return span.refuse(denied.failure(), &why);
+                return match over {
+                    Over::Denied(denied) => {
+                        span.refuse(denied.failure(), &cut(&self.arrival, &denied));
+                    }
+                    Over::Cut(why) => span.finish(Some(why)),
+                };
             }
         };
         match found {
             Found::Opaque(why) => {
                 self.contradicted(why);
-                self.opaque(client, app, detection.early(), span).await;
+                Box::pin(self.opaque(client, app, detection.early(), span)).await;
             }
             Found::Http(protocol) => {
                 let app = match protocol {
                     Protocol::Http2 => {
                         let key = PoolKey::new(self.arrival.client.ip(), self.arrival.app);
                         let app = Upstream::to_pod(Io::Tcp(app), &self.pod);
-                        if let Err(error) = self.pod.inbound.adopt(key, app).await {
+                        if let Err(error) = Box::pin(self.pod.inbound.adopt(key, app)).await {
                             tracing::debug!(app = %self.arrival.app, %error, "the application was gone before it was asked");
                             client.abort();
                             return span.finish(Some(Failure::ResetRemote));
@@ -430,21 +475,30 @@ impl Admission {
 
     /// Answers the requests of one client for as long as policy allows it. `read` has been read of it,
     /// and `app` was connected to for its first request.
-    async fn requests(self, client: Io, read: Bytes, app: Option<Io>) {
+    fn requests(self, client: Io, read: Bytes, app: Option<Io>) -> Carried {
         let Self { proxy, pod, arrival, mut standing } = self;
         let arrival = Arc::new(arrival);
         let requests = arriving(proxy.clone(), pod.clone(), arrival.clone(), client, read, app);
-        tokio::select! {
-            () = Box::pin(requests) => {}
-            // Requests under way end with it, and their spans say so: they ask when they are dropped,
-            // which is before anything behind the arrow.
-            () = async {
-                let denied = standing.revoked(&proxy, &pod, &arrival).await;
-                arrival.cut.because(denied.failure());
-                drop(cut(&arrival, &denied));
-            } => {}
-        }
+        let requests = lasting(requests);
+        lasting(async move {
+            tokio::select! {
+                () = requests => {}
+                // Requests under way end with it, and their spans say so: they ask when they are
+                // dropped, which is before anything behind the arrow.
+                () = async {
+                    let denied = standing.revoked(&proxy, &pod, &arrival).await;
+                    arrival.cut.because(denied.failure());
+                    drop(cut(&arrival, &denied));
+                } => {}
+            }
+        })
     }
+}
+
+/// Why a connection is over before it is known what it speaks.
+enum Over {
+    Cut(Failure),
+    Denied(Denied),
 }
 
 /// Notes that a connection ends because policy does not allow it any more; in words.

@@ -6,6 +6,7 @@
 //! [`crate::mesh::Snapshot`] a decision.
 
 mod admission;
+mod carried;
 mod cut;
 mod detect;
 mod direction;

@@ -9,6 +9,7 @@ use tokio::{io::AsyncWriteExt, net::TcpStream};
 use super::{
     CONNECT_TIMEOUT, Hop, Io, LocalPod, Proxy, Way,
     admission::{Party, certified},
+    carried::{Carried, lasting},
     cut::Cut,
     detect::{Contrary, Detection, Found},
     generation::generation,
@@ -44,21 +45,18 @@ pub(super) async fn connection(proxy: Arc<Proxy>, pod: Arc<LocalPod>, accepted: 
         Ok(permit) => permit,
         Err(limit) => return outbound.over(limit, &stream, &destination),
     };
-    if !outbound.let_out(&stream, &destination).await {
+    if !Box::pin(outbound.let_out(&stream, &destination)).await {
         return;
     }
-    // What is large and soon over, or not of most connections, is boxed: each keeps room for the largest.
-    match outbound.declared(&destination) {
-        AppProtocol::Http | AppProtocol::Http2 => {
-            Box::pin(outbound.http(stream, &destination)).await
-        }
-        AppProtocol::Opaque => {
-            if let Some(opened) = outbound.open_or_reset(&stream, &destination).await {
-                opened.relay(stream, Early::default(), &outbound).await;
-            }
-        }
-        AppProtocol::Unknown => outbound.undeclared(stream, &destination).await,
-    }
+    // Each of the ways that a connection may go is boxed, here and below: it would keep room for the
+    // largest of all, in each future around it.
+    let protocol = outbound.declared(&destination);
+    let carried: Carried = match protocol {
+        AppProtocol::Http | AppProtocol::Http2 => lasting(outbound.http(stream, destination)),
+        AppProtocol::Opaque => Box::pin(outbound.opaque(stream, destination)),
+        AppProtocol::Unknown => lasting(outbound.undeclared(stream, destination)),
+    };
+    carried.await;
 }
 
 /// One connection a pod opened.
@@ -116,53 +114,90 @@ impl Outbound {
 
     /// Answers requests, of which `read` has been read, and to the first of which there may be a
     /// connection.
-    async fn requests(self, client: TcpStream, read: Bytes, first: Option<First>) {
-        Box::pin(departing(self, Io::Tcp(client), read, first)).await;
+    fn requests(self, client: TcpStream, read: Bytes, first: Option<First>) -> Carried {
+        lasting(departing(self, Io::Tcp(client), read, first))
     }
 
     /// Where HTTP is declared, requests find their way by themselves. What turns out to be something
     /// else is carried all the same, and counted.
-    async fn http(self, mut client: TcpStream, destination: &Destination) {
+    fn http(
+        self,
+        mut client: TcpStream,
+        destination: Destination,
+    ) -> impl Future<Output = ()> + Send {
         let mut detection = Detection::declared();
-        let drain = self.proxy.drain.started().child_token();
-        let heard = tokio::select! {
-            heard = detection.client(&mut client) => heard,
-            () = drain.cancelled() => Some(Found::Declared),
-        };
-        match heard {
-            Some(Found::Http(_) | Found::Declared) => {
-                self.requests(client, detection.request(), None).await;
-            }
-            Some(Found::Opaque(why)) => {
-                if let Some(opened) = self.open_or_reset(&client, destination).await {
-                    self.contradicted(why);
-                    opened.relay(client, detection.early(), &self).await;
+        async move {
+            let heard = Box::pin(async {
+                let drain = self.proxy.drain.started().child_token();
+                tokio::select! {
+                    heard = detection.client(&mut client) => heard,
+                    () = drain.cancelled() => Some(Found::Declared),
                 }
-            }
+            });
+            let carried: Carried = match heard.await {
+                Some(Found::Http(_) | Found::Declared) => {
+                    self.requests(client, detection.request(), None)
+                }
+                Some(Found::Opaque(why)) => {
+                    Box::pin(self.contrary(client, destination, detection, why))
+                }
+                None => Box::pin(self.silent(client, destination, detection)),
+            };
+            carried.await;
+        }
+    }
+
+    /// Carries what was declared as HTTP and is not.
+    async fn contrary(
+        self,
+        client: TcpStream,
+        destination: Destination,
+        detection: Detection,
+        why: Option<Contrary>,
+    ) {
+        let Some(opened) = self.open_or_reset(&client, &destination).await else { return };
+        self.contradicted(why);
+        Box::pin(opened.relay(client, detection.early(), &self)).await;
+    }
+
+    /// Connects to the server of a client that says nothing: it may be the one to speak first.
+    async fn silent(self, client: TcpStream, destination: Destination, detection: Detection) {
+        match Box::pin(self.open(&destination)).await {
+            Ok(opened) => Box::pin(self.listen(client, opened, detection)).await,
             // Without a server, a request is still answered with the reason.
-            None => match Box::pin(self.open(destination)).await {
-                Ok(opened) => self.listen(client, opened, detection).await,
-                Err(Unopened { spans, .. }) => {
-                    spans.into_iter().for_each(TcpSpan::discard);
-                    self.requests(client, Bytes::new(), None).await;
-                }
-            },
+            Err(Unopened { spans, .. }) => {
+                spans.into_iter().for_each(TcpSpan::discard);
+                self.requests(client, Bytes::new(), None).await;
+            }
+        }
+    }
+
+    /// What is declared to be opaque is carried as it is.
+    async fn opaque(self, client: TcpStream, destination: Destination) {
+        if let Some(opened) = self.open_or_reset(&client, &destination).await {
+            opened.relay(client, Early::default(), &self).await;
         }
     }
 
     /// Opens the way first and lets whoever speaks first decide, so that a server that speaks
     /// first is not kept waiting.
-    async fn undeclared(self, client: TcpStream, destination: &Destination) {
-        let Some(opened) = self.open_or_reset(&client, destination).await else { return };
-        self.listen(client, opened, Detection::undeclared()).await;
+    async fn undeclared(self, client: TcpStream, destination: Destination) {
+        let Some(opened) = self.open_or_reset(&client, &destination).await else { return };
+        Box::pin(self.listen(client, opened, Detection::undeclared())).await;
     }
 
     /// Carries what a connection turns out to be once one of its ends speaks.
     async fn listen(self, mut client: TcpStream, mut opened: Opened, mut detection: Detection) {
-        let cut = self.cut(&opened.hop);
-        let found = tokio::select! {
-            found = detection.both(&mut client, &mut opened.server) => found,
-            why = cut.happens() => {
+        let heard = Box::pin(async {
+            let cut = self.cut(&opened.hop);
+            tokio::select! {
+                found = detection.both(&mut client, &mut opened.server) => Ok(found),
+                why = cut.happens() => Err(why),
+            }
+        });
+        let found = match heard.await {
+            Ok(found) => found,
+            Err(why) => {
                 io::reset(&client);
                 return opened.abort(why);
             }
@@ -170,9 +205,9 @@ impl Outbound {
         match found {
             Found::Opaque(why) => {
                 self.contradicted(why);
-                opened.relay(client, detection.early(), &self).await;
+                Box::pin(opened.relay(client, detection.early(), &self)).await;
             }
-            Found::Http(protocol) => match opened.adopt(&self, protocol).await {
+            Found::Http(protocol) => match Box::pin(opened.adopt(&self, protocol)).await {
                 Ok(first) => self.requests(client, detection.request(), Some(first)).await,
                 Err(error) => {
                     tracing::debug!(dialled = %self.dialled, %error, "the server was gone before it was asked");
@@ -180,7 +215,7 @@ impl Outbound {
                 }
             },
             Found::Declared => {
-                opened.forget().await;
+                Box::pin(opened.forget()).await;
                 self.requests(client, detection.request(), None).await;
             }
         }

@@ -3,7 +3,7 @@
 use std::{
     future::{Future, poll_fn},
     net::SocketAddr,
-    pin::pin,
+    pin::{Pin, pin},
     sync::{Arc, Weak},
     time::Duration,
 };
@@ -163,7 +163,7 @@ impl Reserved {
     ) -> Result<HboneStream, Unopened> {
         let request =
             request(connect).map_err(|error| Unopened::Failed(TunnelError::broken(error)))?;
-        let before = self.connection.window.now();
+        let before = self.connection.window.unasked();
         let answer = async {
             let mut sender = self.connection.sender.clone().ready().await?;
             let (response, send) = sender.send_request(request, false)?;
@@ -180,11 +180,10 @@ impl Reserved {
             return Err(Unopened::Failed(TunnelError::Refused { status }));
         }
         // It may have become larger for this stream, of which the peer was told before it answered.
-        let window = &self.connection.window;
-        let most = window.now().max(before);
+        let (mut received, in_use) = (response.into_body(), Arc::new(self.in_use));
+        let reader = self.connection.window.reader(&mut received, before);
         let connection = self.connection.sender.clone();
-        let (received, in_use) = (response.into_body(), Arc::new(self.in_use));
-        Ok(HboneStream::new(send, received, window, most, Some(connection), in_use))
+        Ok(HboneStream::new(send, received, reader, Some(connection), in_use))
     }
 }
 
@@ -236,7 +235,8 @@ async fn drive<C: FnMut(&Arc<Connection>) -> bool>(
                 ended = poll_fn(|cx| {
                     let ended = Pin::new(&mut connection).poll(cx);
                     if ended.is_pending() {
-                        window.driven(cx, |now| connection.set_initial_window_size(now).is_ok());
+                        let tell = |now| connection.set_initial_window_size(now).is_ok();
+                        window.driven(cx, usage.count(), tell);
                     }
                     ended
                 }) => break match ended {

@@ -20,21 +20,21 @@ pub(super) const STREAMS: u32 = 100;
 
 // Memory decides about the rest. Whatever arrives for a reader that stands still is held by this
 // process, up to the stream's window, and somebody else says for how long. So the window is large
-// where few streams can fill it and small where many can: 64 KiB, HTTP/2's default, take half a Gbit/s
-// at 1 ms; within a rack, five times as much. What is too small costs processor time as well: one
-// upload between two agents took 1.8 s/GB of both with 1 MiB, 1.9 with 512 KiB, 2.1 with 192, since
-// its sender stops more often and each window given back is a frame.
+// where few streams can fill it and small where many can: 512 KiB take 4 Gbit/s at 1 ms, and 64 KiB,
+// HTTP/2's default, half a Gbit/s; within a rack, five times as much. What is too small costs processor
+// time as well, since its sender stops more often and each window given back is a frame: one upload
+// between two agents took 1.8 s/GB of both with 1 MiB, 1.9 with 512 KiB, 2.1 with 192.
 //
 // HTTP/2 has a window for the connection as well. Where it is less than its streams' together, a
 // few readers that stand still stop all others (ztunnel: 4 MiB a stream, 16 MiB a connection;
 // Envoy's default: 256 MiB for each, with watermarks of 1 MiB behind it). Here it is more than all
 // streams of a connection can hold, by the sizes below, so that nobody waits for another's reader:
-// 8 × 1 MiB and 92 × 64 KiB are 13.8 MiB. The rest is for streams that are opened before the peer
-// knows of a smaller window. A hundred readers that stand still thus cost 16 MiB at most, and
+// 8 × 512 KiB and 92 × 64 KiB are 9.8 MiB. The rest is for streams that are opened before the peer
+// knows of a smaller window. A hundred readers that stand still thus cost 12 MiB at most, and
 // `crate::limits` bounds what those of a pod cost together.
 
 /// Bytes one stream may have under way before its reader takes them, with [`FEW`] others.
-pub(super) const LARGEST_WINDOW: u32 = 1 << 20;
+pub(super) const LARGEST_WINDOW: u32 = 512 << 10;
 /// The same with more.
 pub(super) const SMALLEST_WINDOW: u32 = 64 << 10;
 /// So many streams of a connection may have the largest window.
@@ -42,7 +42,7 @@ pub(super) const FEW: usize = 8;
 /// So many connections of a pod may.
 pub(super) const FEW_CONNECTIONS: usize = 32;
 /// All streams' windows together.
-pub(super) const CONNECTION_WINDOW: u32 = 16 << 20;
+pub(super) const CONNECTION_WINDOW: u32 = 12 << 20;
 /// The largest DATA frame the peer may send. With its header of 9 bytes (RFC 9113 §4.1) it fills two
 /// records of TLS (RFC 8446 §5.1: 16 KiB each): 32 KiB would take a third for nine bytes.
 pub(super) const FRAME: u32 = (2 << 14) - 9;

@@ -9,6 +9,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use futures_util::FutureExt;
 use h2::{Reason, RecvStream, server::SendResponse};
 use http::{HeaderMap, Method, Request, Response, StatusCode};
 use rustls_pki_types::CertificateDer;
@@ -31,7 +32,7 @@ use super::{
         TLS_TIMEOUT,
     },
     usage::{GONE, InUse, Usage, peer_is_gone},
-    window::Window,
+    window::{Reader, Window},
 };
 use crate::{identity::IdentityError, limits::in_turn, mesh::Principal};
 
@@ -46,9 +47,7 @@ pub struct Connect {
     pub peer: Principal,
     respond: SendResponse<Bytes>,
     received: RecvStream,
-    window: Window,
-    /// The most that the client may have sent unasked.
-    most: u32,
+    reader: Reader,
     in_use: Arc<InUse>,
 }
 
@@ -62,7 +61,7 @@ impl Connect {
             .respond
             .send_response(Response::new(()), false)
             .map_err(|error| io::Error::new(io::ErrorKind::ConnectionReset, error))?;
-        Ok(HboneStream::new(send, self.received, &self.window, self.most, None, self.in_use))
+        Ok(HboneStream::new(send, self.received, self.reader, None, self.in_use))
     }
 
     /// Turns the client away.
@@ -170,7 +169,8 @@ where
             accepted = poll_fn(|cx| {
                 let accepted = connection.poll_accept(cx);
                 if accepted.is_pending() {
-                    window.driven(cx, |now| connection.set_initial_window_size(now).is_ok());
+                    let tell = |now| connection.set_initial_window_size(now).is_ok();
+                    window.driven(cx, in_work.count(), tell);
                 }
                 accepted
             }) => match accepted {
@@ -196,33 +196,29 @@ where
             continue;
         };
         // The peer may have opened it before it knew of a change.
-        let before = window.now();
+        let before = window.unasked();
         window.adjust(in_work.count(), |next| connection.set_initial_window_size(next).is_ok());
-        let (head, received) = request.into_parts();
+        let (head, mut received) = request.into_parts();
         let connect = Connect {
             authority,
             headers: head.headers,
             peer: peer.clone(),
             respond,
+            reader: window.reader(&mut received, before),
             received,
-            most: window.now().max(before),
-            window: window.clone(),
             in_use: in_use.clone(),
         };
-        // Each stream keeps it for as long as it lasts, and the task around it has room for it twice.
+        // Each stream keeps it for as long as it lasts.
         const {
             assert!(size_of::<Fut>() <= LARGEST_HANDLER, "what handles a CONNECT is to be boxed");
         }
         let (thread, handler) = on_connect(connect);
-        thread.spawn(async move {
-            handler.await;
-            drop(in_use);
-        });
+        thread.spawn(handler.map(move |()| drop(in_use)));
     }
 }
 
 /// Bytes of the future that a CONNECT is given to. With all its layers it once was 72 KiB a stream.
-const LARGEST_HANDLER: usize = 2 << 10;
+const LARGEST_HANDLER: usize = 512;
 
 /// Where a CONNECT leads. `None` for any other request, and for a name instead of an address.
 fn authority(request: &Request<RecvStream>) -> Option<SocketAddr> {

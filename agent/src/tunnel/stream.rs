@@ -15,7 +15,7 @@ use super::{
     limits::SEND_BUFFER,
     unsent::Unsent,
     usage::InUse,
-    window::{Reader, Window},
+    window::Reader,
 };
 
 /// One tunnelled byte stream; each direction ends by itself.
@@ -39,16 +39,15 @@ pub struct HboneStream {
 impl HboneStream {
     pub(super) fn new(
         send: SendStream<Bytes>,
-        mut recv: RecvStream,
-        window: &Window,
-        most: u32,
+        recv: RecvStream,
+        reader: Reader,
         opened_on: Option<SendRequest<Bytes>>,
         in_use: Arc<InUse>,
     ) -> Self {
         Self {
-            reader: window.reader(&mut recv, most),
             send,
             recv,
+            reader,
             unread: Bytes::new(),
             ended: false,
             unsent: Unsent::default(),

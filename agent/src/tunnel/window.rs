@@ -24,6 +24,8 @@ struct Shared {
     most: u32,
     /// The peer was told of a smaller one, and has not confirmed it yet.
     shrinks: AtomicBool,
+    /// The peer could not be told of another yet.
+    again: AtomicBool,
     streams: Mutex<Slab<Stream>>,
 }
 
@@ -54,17 +56,23 @@ impl Window {
             now: AtomicU32::new(most),
             most,
             shrinks: AtomicBool::new(false),
+            again: AtomicBool::new(false),
             streams: Mutex::default(),
         }))
     }
 
-    /// What the peer may send on a stream that is opened now.
+    /// What the peer is to send on a stream that is opened now.
     pub(super) fn now(&self) -> u32 {
         self.0.now.load(Relaxed)
     }
 
+    /// What it may send on a stream that has come: it may not have heard of a smaller one.
+    pub(super) fn unasked(&self) -> u32 {
+        if self.0.shrinks.load(Relaxed) { self.0.most } else { self.now() }
+    }
+
     /// Makes it what it should be now that there are `count` streams. `tell` says it to the peer, which
-    /// h2 refuses until the last change was confirmed; the next stream tries again.
+    /// h2 refuses until the last change was confirmed; then it is tried again.
     ///
     /// It becomes smaller with many, and larger again with a few unless one of their readers stands
     /// still: that one was told how much may come, and keeps room for it.
@@ -76,7 +84,11 @@ impl Window {
         }
         let mut streams = self.streams();
         let larger = wanted > now;
-        if larger && streams.iter().any(|(_, stream)| stream.stands) || !tell(wanted) {
+        if larger && streams.iter().any(|(_, stream)| stream.stands) {
+            return;
+        }
+        if !tell(wanted) {
+            self.0.again.store(true, Relaxed);
             return;
         }
         self.0.now.store(wanted, Relaxed);
@@ -87,7 +99,7 @@ impl Window {
         }
     }
 
-    /// A reader of what arrives on a stream, on which the peer may have `most` under way.
+    /// A reader of what arrives on a stream, on which the peer may have `most` under way already.
     pub(super) fn reader(&self, stream: &mut RecvStream, most: u32) -> Reader {
         let flow = stream.flow_control().clone();
         let mut streams = self.streams();
@@ -96,24 +108,43 @@ impl Window {
         Reader { window: self.clone(), key, stands: AtomicBool::new(false) }
     }
 
-    /// Called by the task that drives the connection whenever h2 has taken all that has come. `tell`
-    /// says the window to the peer once more, which h2 refuses until the last was confirmed.
+    /// Called by the task that drives the connection, of `count` streams, whenever h2 has taken all that
+    /// has come. Does what `adjust` could not. After a smaller window, `tell` says it to the peer once
+    /// more, which h2 refuses until it was confirmed.
     ///
     /// h2 gives a window back once its reader has taken half of what is left of it, and looks at that
     /// when more is taken, not when the window becomes smaller. A sender may then have nothing left,
     /// with nothing under way that could be taken, and would stand still for ever. So h2 is made to
     /// look at each stream once more.
-    pub(super) fn driven(&self, cx: &Context<'_>, tell: impl FnOnce(u32) -> bool) {
-        if !self.0.shrinks.load(Relaxed) || !tell(self.now()) {
-            return;
+    pub(super) fn driven(
+        &self,
+        cx: &Context<'_>,
+        count: usize,
+        mut tell: impl FnMut(u32) -> bool,
+    ) {
+        let mut told = false;
+        if self.0.again.swap(false, Relaxed) {
+            self.adjust(count, |next| {
+                told = tell(next);
+                told
+            });
+        } else if self.0.shrinks.load(Relaxed) && tell(self.now()) {
+            told = true;
+            self.0.shrinks.store(false, Relaxed);
+            let now = self.now();
+            for (_, stream) in self.streams().iter_mut() {
+                // Fails only for more than has been taken.
+                let _ = stream.flow.release_capacity(0);
+                if !stream.stands {
+                    let unread = stream.flow.used_capacity().try_into().unwrap_or(u32::MAX);
+                    stream.most = now.max(unread);
+                }
+            }
         }
-        self.0.shrinks.store(false, Relaxed);
-        for (_, stream) in self.streams().iter_mut() {
-            // Fails only for more than has been taken.
-            let _ = stream.flow.release_capacity(0);
+        if told {
+            // For what was said to the peer just now, and what h2 has found.
+            cx.waker().wake_by_ref();
         }
-        // For what was said to the peer just now, and what h2 has found.
-        cx.waker().wake_by_ref();
     }
 
     fn streams(&self) -> MutexGuard<'_, Slab<Stream>> {

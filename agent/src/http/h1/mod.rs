@@ -19,4 +19,4 @@ mod tests;
 mod upgrade;
 mod waiting;
 
-pub use serve::{Served, serve};
+pub use serve::{Served, Tunnel, serve};

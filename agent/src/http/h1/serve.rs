@@ -72,15 +72,18 @@ pub enum Served<S, R: Route> {
     Done,
     /// What has been read of it is the beginning of HTTP/2.
     Http2(S, BytesMut),
-    /// What follows is no HTTP: bytes in both directions, of which some have come already.
-    Tunnel {
-        /// The client's end.
-        client: (S, BytesMut),
-        /// The server's end.
-        server: (R::Stream, BytesMut),
-        /// What led there.
-        route: R,
-    },
+    /// What follows is no HTTP.
+    Tunnel(Box<Tunnel<S, R>>),
+}
+
+/// Bytes in both directions, of which some have come already.
+pub struct Tunnel<S, R: Route> {
+    /// The client's end.
+    pub client: (S, BytesMut),
+    /// The server's end.
+    pub server: (R::Stream, BytesMut),
+    /// What led there.
+    pub route: R,
 }
 
 struct Connection<'a, S, H: Handler> {
@@ -114,7 +117,7 @@ impl<H: Handler<Route: Route<Stream: Stream>>> Kept<H> {
 /// What follows an exchange.
 enum Next<R: Route> {
     Request,
-    Tunnel(Conn<R::Stream>, R),
+    Tunnel(Box<(Conn<R::Stream>, R)>),
     /// Nothing may follow, and the client is not to take what it has for everything.
     Reset,
     /// The end, after the client has been given the time to read what it was told last.
@@ -123,14 +126,14 @@ enum Next<R: Route> {
 
 /// Serves `io`, of which `read` has been read, until the client is done or `ending` is cancelled and
 /// what it has asked by then is answered. What waits for readers is counted in `buffered`.
-pub async fn serve<S, H>(
+pub fn serve<'a, S, H>(
     io: S,
     read: BytesMut,
     first: Option<First<H>>,
-    handler: &H,
-    buffered: &Arc<Share>,
-    ending: &CancellationToken,
-) -> Served<S, H::Route>
+    handler: &'a H,
+    buffered: &'a Arc<Share>,
+    ending: &'a CancellationToken,
+) -> impl Future<Output = Served<S, H::Route>>
 where
     S: Stream,
     H: Handler,
@@ -144,47 +147,48 @@ where
         waiting: Waiting::new(ending),
         kept: first.map(Kept::unused).into_iter().collect(),
     };
-    let mut is_first = true;
-    loop {
-        let head = match connection.head(is_first).await {
-            Ok(Head::Request(asked)) => asked,
-            Ok(Head::None) => {
-                // A client that ended what it sends may yet hear: a tunnel's stream that is not ended
-                // takes back what is on its way.
-                let client = &mut connection.client;
-                let _ = poll_fn(|cx| client.poll_shutdown(cx)).await;
-                return Served::Done;
-            }
-            Ok(Head::Http2) => {
-                let (io, read) = connection.client.into_parts();
-                return Served::Http2(io, read);
-            }
-            Err(why) => {
-                handler.malformed(why.status(), &why);
-                let answer = Answer { status: why.status(), text: format!("sluice: {why}\n") };
-                connection.answer(&answer, b"");
-                connection.linger().await;
-                return Served::Done;
-            }
-        };
-        is_first = false;
-        match connection.exchange(head).await {
-            Next::Request => connection.client.rest(),
-            Next::Linger => {
-                connection.linger().await;
-                return Served::Done;
-            }
-            Next::Tunnel(server, route) => {
-                let (client, server) = (connection.client.into_parts(), server.into_parts());
-                return Served::Tunnel { client, server, route };
-            }
-            Next::Reset => {
-                // As much of an answer as there was comes before the reset, as it did from its server.
-                let _ = timeout(LINGER, connection.write()).await;
-                let (mut io, _) = connection.client.into_parts();
-                io.delivered().await;
-                io.abort();
-                return Served::Done;
+    // An async fn would keep its arguments beside what is made of them, for as long as it lasts.
+    async move {
+        let mut is_first = true;
+        loop {
+            let head = match connection.head(is_first).await {
+                Ok(Head::Request(asked)) => asked,
+                Ok(Head::None) => {
+                    // A client that ended what it sends may yet hear: a tunnel's stream that is not ended
+                    // takes back what is on its way.
+                    let client = &mut connection.client;
+                    let _ = poll_fn(|cx| client.poll_shutdown(cx)).await;
+                    return Served::Done;
+                }
+                Ok(Head::Http2) => {
+                    let (io, read) = connection.client.into_parts();
+                    return Served::Http2(io, read);
+                }
+                Err(why) => {
+                    handler.malformed(why.status(), &why);
+                    let answer = Answer { status: why.status(), text: format!("sluice: {why}\n") };
+                    connection.answer(&answer, b"");
+                    Box::pin(connection.linger()).await;
+                    return Served::Done;
+                }
+            };
+            is_first = false;
+            // Boxed for as long as it lasts: an idle connection keeps no room for one.
+            match Box::pin(connection.exchange(head)).await {
+                Next::Request => connection.client.rest(),
+                Next::Linger => {
+                    Box::pin(connection.linger()).await;
+                    return Served::Done;
+                }
+                Next::Tunnel(led) => {
+                    let (server, route) = *led;
+                    let (client, server) = (connection.client.into_parts(), server.into_parts());
+                    return Served::Tunnel(Box::new(Tunnel { client, server, route }));
+                }
+                Next::Reset => {
+                    Box::pin(connection.reset()).await;
+                    return Served::Done;
+                }
             }
         }
     }
@@ -304,7 +308,7 @@ where
                         route.finish(&Ended::ClientGone(Some(error)));
                         return Next::Reset;
                     }
-                    return Next::Tunnel(server, route);
+                    return Next::Tunnel(Box::new((server, route)));
                 }
                 Outcome::Through { unread, until_close } => {
                     let key = route.key();
@@ -369,6 +373,8 @@ where
             // The one that was asked longest ago.
             self.kept.remove(0);
         }
+        // Most connections go to one server only.
+        self.kept.reserve_exact(1);
         self.kept.push(Kept { key, server, used: true });
     }
 
@@ -402,6 +408,15 @@ where
         let client = &mut self.client;
         poll_fn(|cx| client.poll_write(cx, &[])).await?;
         poll_fn(|cx| client.poll_flush(cx)).await
+    }
+
+    /// Ends the connection as broken. As much of an answer as there was comes before that, as it did from
+    /// its server.
+    async fn reset(mut self) {
+        let _ = timeout(LINGER, self.write()).await;
+        let (mut io, _) = self.client.into_parts();
+        io.delivered().await;
+        io.abort();
     }
 
     /// Ends the connection in such a way that what was said last is heard.
@@ -473,7 +488,7 @@ impl<S, R: Route> fmt::Debug for Served<S, R> {
         f.write_str(match self {
             Self::Done => "Done",
             Self::Http2(..) => "Http2",
-            Self::Tunnel { .. } => "Tunnel",
+            Self::Tunnel(_) => "Tunnel",
         })
     }
 }

@@ -29,12 +29,12 @@ pub(super) struct Waiting {
 }
 
 impl Waiting {
-    /// On a connection that is to end once `ending` is cancelled.
+    /// On a connection that is to end once `ending` is cancelled, a token of its own: waiting on one of
+    /// all connections would take its lock at every poll.
     pub(super) fn new(ending: &CancellationToken) -> Self {
         let since = Instant::now();
         Self {
-            // A child: waiting on the one token of all connections takes its lock at every poll.
-            ending: Box::pin(ending.child_token().cancelled_owned()),
+            ending: Box::pin(ending.clone().cancelled_owned()),
             has_to_end: ending.is_cancelled(),
             timer: Box::pin(sleep_until(since + IDLE)),
             since,

@@ -8,7 +8,7 @@ use crate::{
         self as web, Answer, AnyRequest, AnyResponse, Ended, Fields, Prefixed, Version, Watch,
         h2::{Pool, PoolKey},
     },
-    limits::Arrived,
+    limits::{Arrived, Share},
     proxy::{
         Io, LocalPod, Proxy,
         admission::both_certified,
@@ -20,38 +20,47 @@ use crate::{
 use bytes::{Bytes, BytesMut};
 
 /// Answers the requests of one client by sending them to the application.
-pub(in crate::proxy) async fn arriving(
+pub(in crate::proxy) fn arriving(
     proxy: Arc<Proxy>,
     pod: Arc<LocalPod>,
     arrival: Arc<Arrival>,
     client: Io,
     read: Bytes,
     server: Option<Io>,
-) {
+) -> impl Future<Output = ()> + Send {
     // A child: the one of all has one lock, which each response would take.
     let drain = proxy.drain.started().child_token();
     let flow = arrival.flow(&proxy, &pod);
     let handler = Arriving { proxy, pod, arrival, flow };
     let first = server.map(|server| ((), server.into()));
     let buffered = handler.pod.limits.buffered_in().clone();
-    match web::http1(client, BytesMut::from(read), first, &handler, &buffered, &drain).await {
-        web::Served::Done => {}
-        web::Served::Http2(client, read) => {
-            let client = Prefixed::new(read.freeze(), client);
-            // Boxed, as what few connections come to: others would carry its size along.
-            let ended = Box::pin(web::h2::serve(client, &handler, &buffered, &drain)).await;
-            if let Err(error) = ended {
-                tracing::debug!(%error, "an inbound HTTP/2 connection ended");
+    // An async fn would keep its arguments beside what is made of them, for as long as it lasts.
+    async move {
+        match web::http1(client, BytesMut::from(read), first, &handler, &buffered, &drain).await {
+            web::Served::Done => {}
+            web::Served::Http2(client, read) => {
+                let client = Prefixed::new(read.freeze(), client);
+                // Boxed, as what few connections come to: others would carry its size along.
+                let ended = Box::pin(web::h2::serve(client, &handler, &buffered, &drain)).await;
+                if let Err(error) = ended {
+                    tracing::debug!(%error, "an inbound HTTP/2 connection ended");
+                }
+            }
+            web::Served::Tunnel(led) => {
+                Box::pin(upgraded(led, &handler, &buffered)).await;
             }
         }
-        web::Served::Tunnel { client, server, mut route } => {
-            let spans = route.report.upgraded();
-            // Whatever cuts it drops what waits here.
-            let tunnel = tunnel(client, server, spans, &buffered, std::future::pending());
-            if Box::pin(tunnel).await.is_some() {
-                handler.proxy.limits.overfull(&handler.pod.uid);
-            }
-        }
+    }
+}
+
+/// Carries what a request has led to that is no HTTP.
+async fn upgraded(led: Box<web::Tunnel<Io, ToApp>>, by: &Arriving, buffered: &Arc<Share>) {
+    let web::Tunnel { client, server, mut route } = *led;
+    let spans = route.report.upgraded();
+    // Whatever cuts it drops what waits here.
+    let left = std::future::pending();
+    if tunnel(client, server, spans, buffered, left).await.is_some() {
+        by.proxy.limits.overfull(&by.pod.uid);
     }
 }
 

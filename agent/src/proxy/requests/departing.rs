@@ -12,7 +12,7 @@ use crate::{
         self as web, Answer, AnyRequest, AnyResponse, Ended, Fields, Prefixed, Version, Watch,
         h2::{Pool, PoolKey},
     },
-    limits::Permit,
+    limits::{Permit, Share},
     mesh::{PodUid, Principal},
     proxy::{
         Hop, Io, LocalPod, Way,
@@ -40,12 +40,12 @@ pub(in crate::proxy) struct First {
 
 /// Answers the requests of `client`, of which `read` has been read, by sending each to an endpoint of
 /// its own.
-pub(in crate::proxy) async fn departing(
+pub(in crate::proxy) fn departing(
     outbound: Outbound,
     client: Io,
     read: Bytes,
     first: Option<First>,
-) {
+) -> impl Future<Output = ()> + Send {
     // A child: the one of all has one lock, which each response would take.
     let drain = outbound.proxy.drain.started().child_token();
     let buffered = outbound.pod.limits.buffered_out().clone();
@@ -65,24 +65,30 @@ pub(in crate::proxy) async fn departing(
         next: Arc::new(Mutex::new(Next { hop, bound: false })),
         flows: Mutex::default(),
     };
-    match web::http1(client, BytesMut::from(read), server, &handler, &buffered, &drain).await {
-        web::Served::Done => {}
-        web::Served::Http2(client, read) => {
-            let client = Prefixed::new(read.freeze(), client);
-            // Boxed, as what few connections come to: others would carry its size along.
-            let ended = Box::pin(web::h2::serve(client, &handler, &buffered, &drain)).await;
-            if let Err(error) = ended {
-                tracing::debug!(%error, "an outbound HTTP/2 connection ended");
+    // An async fn would keep its arguments beside what is made of them, for as long as it lasts.
+    async move {
+        match web::http1(client, BytesMut::from(read), server, &handler, &buffered, &drain).await {
+            web::Served::Done => {}
+            web::Served::Http2(client, read) => {
+                let client = Prefixed::new(read.freeze(), client);
+                // Boxed, as what few connections come to: others would carry its size along.
+                let ended = Box::pin(web::h2::serve(client, &handler, &buffered, &drain)).await;
+                if let Err(error) = ended {
+                    tracing::debug!(%error, "an outbound HTTP/2 connection ended");
+                }
             }
+            web::Served::Tunnel(led) => Box::pin(upgraded(led, &buffered)).await,
         }
-        web::Served::Tunnel { client, server, route } => {
-            let Departs { mut report, outbound, hop, .. } = route;
-            let (spans, left) = (report.upgraded(), outbound.server_left(&hop));
-            let tunnel = tunnel(client, server, spans, &buffered, left);
-            if Box::pin(tunnel).await.is_some() {
-                outbound.proxy.limits.overfull(&outbound.pod.uid);
-            }
-        }
+    }
+}
+
+/// Carries what a request has led to that is no HTTP.
+async fn upgraded(led: Box<web::Tunnel<Io, Departs>>, buffered: &Arc<Share>) {
+    let web::Tunnel { client, server, route } = *led;
+    let Departs { mut report, outbound, hop, .. } = route;
+    let (spans, left) = (report.upgraded(), outbound.server_left(&hop));
+    if tunnel(client, server, spans, buffered, left).await.is_some() {
+        outbound.proxy.limits.overfull(&outbound.pod.uid);
     }
 }
 
@@ -180,6 +186,8 @@ impl Departing {
         if flows.len() == MOST_FLOWS {
             flows.remove(0);
         }
+        // Most connections go to one endpoint only.
+        flows.reserve_exact(1);
         let near = outbound.flow(Some(hop), hop.service.clone());
         let far = match &hop.way {
             Way::SameNode(pod) => Some(outbound.arrival(hop).flow(&outbound.proxy, pod)),

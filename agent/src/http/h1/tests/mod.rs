@@ -24,7 +24,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{Served, serve};
+use super::{Served, Tunnel, serve};
 use crate::{
     http::{
         Stream,
@@ -401,7 +401,8 @@ async fn what_follows_an_upgrade_belongs_to_no_message() {
     let mut server = bench.server().await;
     say(&mut server, &format!("{switch}first")).await;
     bench.hear(switch).await;
-    let Served::Tunnel { client, server, .. } = bench.served.await.unwrap() else { panic!() };
+    let Served::Tunnel(led) = bench.served.await.unwrap() else { panic!() };
+    let Tunnel { client, server, .. } = *led;
     assert_eq!((&client.1[..], &server.1[..]), (&b"early"[..], &b"first"[..]));
 }
 
