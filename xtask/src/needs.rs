@@ -30,6 +30,8 @@ const QEMU_PACKAGE: &str =
     if cfg!(target_arch = "aarch64") { "qemu-system-arm" } else { "qemu-system-x86" };
 /// Where Debian puts the CNI plugins.
 const CNI: &str = "/usr/lib/cni";
+/// Where Debian puts the modules of Apache httpd.
+const APACHE_MODULES: &str = "/usr/lib/apache2/modules";
 /// The keys that Debian's own package brings.
 pub(crate) const ARCHIVE_KEYS: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
@@ -202,6 +204,27 @@ pub(crate) static NEEDS: &[Need] = &[
         purpose: Purpose::Test,
         present: || on_path("node"),
         source: Source::Debian(&["nodejs"]),
+    },
+    Need {
+        what: "nginx",
+        why: "is an HTTP server that is not ours, in tests",
+        purpose: Purpose::Test,
+        present: || find("nginx").is_some(),
+        source: Source::Debian(&["nginx"]),
+    },
+    Need {
+        what: "Apache httpd",
+        why: "is another one, in tests",
+        purpose: Purpose::Test,
+        present: || find("apache2").is_some() && Path::new(APACHE_MODULES).is_dir(),
+        source: Source::Debian(&["apache2-bin"]),
+    },
+    Need {
+        what: "wget",
+        why: "is another HTTP client that is not ours, in tests",
+        purpose: Purpose::Test,
+        present: || on_path("wget"),
+        source: Source::Debian(&["wget"]),
     },
     Need {
         what: "Python with venv",

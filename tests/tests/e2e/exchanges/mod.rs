@@ -59,6 +59,7 @@ async fn both_ends_hear_through_the_mesh_what_they_hear_without_it() -> anyhow::
     }
     let mut wrong = rows.iter().map(|_| Vec::new()).collect::<Vec<_>>();
     for way in Way::MESH {
+        let rows: Vec<_> = rows.iter().map(|row| row.at(way.is_declared())).collect();
         let through = heard(ground, &rows, way).await?;
         for (((row, direct), mesh), wrong) in rows.iter().zip(&direct).zip(through).zip(&mut wrong)
         {

@@ -330,7 +330,8 @@ impl Stage<'_> {
             servers.iter().enumerate().map(|(number, end)| (format!("server {}", number + 1), end));
         for (name, end) in clients.chain(servers) {
             let Heard { bytes, end: ended } = end.wire.heard(Heard::clone);
-            let mut heard = match name.starts_with("server") && !self.row.traced {
+            let is_client = name.starts_with("client");
+            let mut heard = match !is_client && !self.row.traced {
                 true => trace::without_context(&bytes),
                 false => bytes,
             };
@@ -339,11 +340,13 @@ impl Stage<'_> {
                 (Some(_), Some(false)) => heard.extend(b"[end]"),
                 (Some(Ending::Fin), Some(true)) => heard.extend(b"[FIN]"),
                 (Some(Ending::Reset), Some(true)) => heard.extend(b"[RST]"),
-                (Some(_), None) if stopped.is_some() => heard.extend(b"[end]"),
+                // Of one that was made ahead and never used nobody knows.
+                (Some(_), None) if stopped.is_some() && (is_client || !heard.is_empty()) => {
+                    heard.extend(b"[end]");
+                }
                 _ => {}
             }
-            // Of one that was made ahead nobody knows.
-            if !heard.is_empty() || name.starts_with("client") {
+            if !heard.is_empty() || is_client {
                 ends.insert(name, heard);
             }
         }

@@ -17,10 +17,20 @@ pub(super) struct Row {
     pub(super) server: Server,
     /// Where the mesh does something else on purpose.
     pub(super) differs: Option<Differs>,
+    /// It does so where HTTP is declared alone: else what is said is no HTTP to it.
+    pub(super) declared: bool,
     /// How what servers hear is compared.
     pub(super) servers: Servers,
     /// What servers hear of the trace's context is compared too.
     pub(super) traced: bool,
+}
+
+impl Row {
+    /// As it is at a port that is declared as HTTP, or at one that nothing is said of.
+    pub(super) fn at(&self, declared: bool) -> Self {
+        let differs = self.differs.clone().filter(|_| declared || !self.declared);
+        Self { differs, ..self.clone() }
+    }
 }
 
 /// What the server does that no step says.
@@ -174,6 +184,7 @@ impl<'a> Reader<'a> {
             steps: Vec::new(),
             server: Server::Plain,
             differs: None,
+            declared: false,
             servers: Servers::Apart,
             traced: false,
         };
@@ -194,6 +205,7 @@ impl<'a> Reader<'a> {
             match option {
                 "servers together" => row.servers = Servers::Together,
                 "servers whatever" => row.servers = Servers::Whatever,
+                "differs where HTTP is declared" => row.declared = true,
                 "traced" => row.traced = true,
                 "server closes when asked again" => row.server = Server::OneAnswer,
                 "server resets when asked again" => row.server = Server::OneAnswerReset,

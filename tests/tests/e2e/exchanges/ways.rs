@@ -20,11 +20,19 @@ pub(super) enum Way {
     Into,
     /// From a pod to one outside the mesh.
     Out,
+    /// From a pod to one on another node, at a port of which no Service says anything.
+    Undeclared,
 }
 
 impl Way {
     /// Those through the mesh.
-    pub(super) const MESH: [Self; 4] = [Self::SameNode, Self::Across, Self::Into, Self::Out];
+    pub(super) const MESH: [Self; 5] =
+        [Self::SameNode, Self::Across, Self::Into, Self::Out, Self::Undeclared];
+
+    /// Whether a Service says that what is spoken is HTTP.
+    pub(super) fn is_declared(self) -> bool {
+        self != Self::Undeclared
+    }
 
     /// What it is called in reports.
     pub(super) fn name(self) -> &'static str {
@@ -34,6 +42,7 @@ impl Way {
             Self::Across => "across nodes",
             Self::Into => "into the mesh",
             Self::Out => "out of the mesh",
+            Self::Undeclared => "undeclared",
         }
     }
 }
@@ -41,6 +50,8 @@ impl Way {
 /// Where servers listen for the first row; every row has a port of its own, so that no connection
 /// that was kept for one is used for another.
 const PORTS: u16 = 10_000;
+/// The same of ports that nothing is said of.
+const UNDECLARED: u16 = 20_000;
 /// The address of the Service in front of the pod outside the mesh.
 const PLAIN: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 96, 0, 3));
 
@@ -53,7 +64,7 @@ pub(super) struct Ground {
 }
 
 impl Ground {
-    /// With ports for so many rows, all of which are declared to be HTTP.
+    /// With two ports for so many rows: one that is declared to be HTTP, and one that nothing is said of.
     pub(super) async fn lay(rows: usize) -> anyhow::Result<Self> {
         let mesh = Mesh::new()?;
         let outside = PodOptions { meshed: false, ..PodOptions::default() };
@@ -90,14 +101,17 @@ impl Ground {
             Way::Across => (client, self.mesh.service_ips(far)[0], far),
             Way::Into => (outsider, far.ip(), far),
             Way::Out => (client, PLAIN, &self.plain),
+            Way::Undeclared => (client, far.ip(), far),
         };
-        let port = self.port(row);
+        let [declared, undeclared] = self.ports(row);
+        let port = if way.is_declared() { declared } else { undeclared };
         (from, SocketAddr::new(ip, port), server, port)
     }
 
-    /// Where servers listen for a row.
-    pub(super) fn port(&self, row: usize) -> u16 {
-        PORTS + u16::try_from(row).expect("as many rows as a group of ports has room for")
+    /// Where servers listen for a row: where it is declared, and where not.
+    pub(super) fn ports(&self, row: usize) -> [u16; 2] {
+        let row = u16::try_from(row).expect("as many rows as a group of ports has room for");
+        [PORTS, UNDECLARED].map(|first| first + row)
     }
 
     /// Every pod in which servers are asked.

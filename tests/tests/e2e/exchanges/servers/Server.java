@@ -7,7 +7,13 @@ import java.util.concurrent.Executors;
 /** As the JDK's own server does. */
 class Server {
   public static void main(String[] arguments) throws Exception {
-    int port = Integer.parseInt(arguments[0]);
+    for (String port : arguments) {
+      serve(Integer.parseInt(port));
+    }
+    System.out.println("listening");
+  }
+
+  private static void serve(int port) throws Exception {
     HttpServer server = HttpServer.create(new InetSocketAddress(port), 0);
     server.setExecutor(Executors.newCachedThreadPool());
     server.createContext("/", exchange -> {
@@ -31,6 +37,5 @@ class Server {
       exchange.close();
     });
     server.start();
-    System.out.println("listening");
   }
 }

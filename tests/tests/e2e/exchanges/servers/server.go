@@ -4,6 +4,7 @@ package main
 import (
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/url"
 	"os"
@@ -25,6 +26,13 @@ func main() {
 		w.Header().Set("X-Target", url.QueryEscape(r.RequestURI))
 		fmt.Fprintln(w, "hello")
 	})
-	go func() { fmt.Println("listening") }()
-	panic(http.ListenAndServe(":"+os.Args[1], nil))
+	for _, port := range os.Args[1:] {
+		listener, err := net.Listen("tcp", ":"+port)
+		if err != nil {
+			panic(err)
+		}
+		go func() { panic(http.Serve(listener, nil)) }()
+	}
+	fmt.Println("listening")
+	select {}
 }

@@ -1,6 +1,7 @@
 """As Python's own library serves."""
 import http.server
 import sys
+import threading
 import time
 import urllib.parse
 
@@ -43,6 +44,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         pass
 
 
-server = http.server.ThreadingHTTPServer(("0.0.0.0", int(sys.argv[1])), Handler)
+for port in sys.argv[1:]:
+    server = http.server.ThreadingHTTPServer(("0.0.0.0", int(port)), Handler)
+    threading.Thread(target=server.serve_forever).start()
 print("listening", flush=True)
-server.serve_forever()
