@@ -3,10 +3,10 @@
 //! Enters: pods, each of which is at home at one thread. Leaves: the thread to carry something on.
 //! Knows neither sockets nor protocols.
 //!
-//! All that happens to a pod's connections and tunnels happens at its home, so that one task wakes
-//! another without waking a thread, and no two threads want the same at once. With threads that all take
-//! whatever is to be done, as tokio's do, a request between two nodes took a quarter more of the
-//! processors. While a thread has no time left, what comes new goes to one that has.
+//! A pod's connections are carried at its home, and what their tasks spawn as well, so that one task
+//! wakes another without waking a thread. With threads that all take whatever is to be done, as tokio's
+//! do, a request between two nodes took a quarter more of the processors. While a thread has no time
+//! left, what comes new goes to one that has.
 
 use std::{
     cell::Cell,
@@ -50,10 +50,17 @@ struct Worker {
     thread: Handle,
     /// How many are at home here.
     pods: AtomicUsize,
-    /// When it was last looked at, and how long it had been busy until then.
-    seen: Mutex<(Instant, Duration)>,
+    seen: Mutex<Seen>,
     /// Percent of the time before that.
     busy: AtomicU32,
+}
+
+/// A worker when it was last looked at.
+#[derive(Debug)]
+struct Seen {
+    at: Instant,
+    /// How long it had been busy until then.
+    busy: Duration,
 }
 
 /// Where a pod's traffic is carried, until this is dropped.
@@ -87,6 +94,11 @@ impl Threads {
         Ok(Self { workers, _runtimes: runtimes })
     }
 
+    /// Files that they have open themselves: what epoll needs, and signals.
+    pub fn descriptors(&self) -> u64 {
+        4 * self.workers.0.len() as u64
+    }
+
     /// What is known of them.
     pub fn workers(&self) -> Workers {
         self.workers.clone()
@@ -106,7 +118,8 @@ impl Workers {
     /// and another has.
     pub fn elsewhere(&self) -> Option<Handle> {
         let number = with_time(share_of_this_thread(), self.0.iter().map(Worker::busy))?;
-        Some(self.0[number].thread.clone())
+        let thread = &self.0[number].thread;
+        (thread.id() != Handle::current().id()).then(|| thread.clone())
     }
 
     /// Waits until each of them has done something: none is stuck.
@@ -121,7 +134,7 @@ impl Worker {
         Self {
             thread: thread.clone(),
             pods: AtomicUsize::new(0),
-            seen: Mutex::new((Instant::now(), Duration::ZERO)),
+            seen: Mutex::new(Seen { at: Instant::now(), busy: Duration::ZERO }),
             busy: AtomicU32::new(0),
         }
     }
@@ -130,11 +143,17 @@ impl Worker {
     fn busy(&self) -> u32 {
         // Somebody else is looking.
         let Ok(mut seen) = self.seen.try_lock() else { return self.busy.load(Relaxed) };
-        let now = Instant::now();
-        if now.duration_since(seen.0) >= LOOK {
-            let busy = self.thread.metrics().worker_total_busy_duration(0);
-            self.busy.store(percent(busy - seen.1, now - seen.0), Relaxed);
-            *seen = (now, busy);
+        let passed = seen.at.elapsed();
+        if passed >= LOOK {
+            let metrics = self.thread.metrics();
+            let busy = metrics.worker_total_busy_duration(0);
+            // It is told after some tasks, or when there are none left: one that is in the same task
+            // for long has told nothing. Every other time it is counted, it goes on.
+            let is_stuck =
+                busy == seen.busy && metrics.worker_park_unpark_count(0).is_multiple_of(2);
+            let share = if is_stuck { 100 } else { percent(busy - seen.busy, passed) };
+            self.busy.store(share, Relaxed);
+            *seen = Seen { at: seen.at + passed, busy };
         }
         self.busy.load(Relaxed)
     }
@@ -240,9 +259,35 @@ mod tests {
         let threads = Threads::start(Some(2)).unwrap();
         let workers = threads.workers();
         let home = workers.home();
-        let elsewhere = home.spawn(async move { workers.elsewhere().is_some() });
+        let elsewhere = home.spawn(async move {
+            // From here on it is counted what the thread does, which is to wait.
+            share_of_this_thread();
+            tokio::time::sleep(2 * LOOK).await;
+            workers.elsewhere().is_some()
+        });
         let control = Builder::new_current_thread().build().unwrap();
         assert!(!control.block_on(elsewhere).unwrap());
+    }
+
+    #[test]
+    fn a_thread_that_is_in_one_task_for_long_is_busy() {
+        let threads = Threads::start(Some(2)).unwrap();
+        let workers = threads.workers();
+        let (go_on, stuck) = std::sync::mpsc::channel::<()>();
+        let (began, begins) = std::sync::mpsc::channel::<()>();
+        let home = workers.home();
+        home.spawn(async move {
+            began.send(()).unwrap();
+            stuck.recv()
+        });
+        begins.recv().unwrap();
+        let busy = || {
+            std::thread::sleep(LOOK);
+            workers.0[home.number].busy()
+        };
+        // The first look may see how it began.
+        assert!((0..10).any(|_| busy() == 100));
+        go_on.send(()).unwrap();
     }
 
     #[test]
@@ -255,14 +300,11 @@ mod tests {
         workers.home().spawn(async move { stuck.recv() });
         let mut responds = Box::pin(workers.respond());
         let mut now = std::task::Context::from_waker(std::task::Waker::noop());
-        {
-            let _here = control.enter();
-            // The other has long responded when the stuck one still has not.
-            for worker in workers.0.iter().skip(1) {
-                control.block_on(worker.thread.spawn(async {})).unwrap();
-            }
-            assert!(responds.as_mut().poll(&mut now).is_pending());
-        }
+        // Asks them all.
+        assert!(responds.as_mut().poll(&mut now).is_pending());
+        // One has long responded when the stuck one still has not.
+        control.block_on(workers.0[1].thread.spawn(async {})).unwrap();
+        assert!(responds.as_mut().poll(&mut now).is_pending());
         go_on.send(()).unwrap();
         control.block_on(responds);
     }

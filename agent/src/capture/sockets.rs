@@ -43,9 +43,12 @@ impl Accepted {
     /// Has the calling thread's runtime watch over the socket from now on.
     ///
     /// # Errors
-    /// When the kernel has no room for that.
+    /// When the kernel has no room for that; the connection is reset then.
     pub fn moved_here(self) -> io::Result<Self> {
-        let stream = TcpStream::from_std(self.stream.into_std()?)?;
+        let stream = self.stream.into_std()?;
+        SockRef::from(&stream).set_linger(Some(Duration::ZERO))?;
+        let stream = TcpStream::from_std(stream)?;
+        SockRef::from(&stream).set_linger(None)?;
         Ok(Self { stream, ..self })
     }
 }

@@ -156,6 +156,7 @@ pub(super) struct Agent {
 impl Agent {
     pub(super) fn run(self) -> anyhow::Result<()> {
         let log = self.log.to_stderr()?;
+        let descriptors = node::prepare()?;
         let threads =
             Threads::start(self.threads).context("could not start the agent's threads")?;
         // For everything else, which traffic does not wait for.
@@ -193,7 +194,8 @@ impl Agent {
                 connections: self.max_connections,
                 buffered: self.max_buffered << 20,
                 handshakes: self.max_handshakes,
-            },
+            }
+            .within(descriptors.saturating_sub(threads.descriptors())),
             workers: threads.workers(),
             trace_sampling: self.trace_sampling,
             ready_addr: self.ready_addr,

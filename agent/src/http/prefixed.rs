@@ -38,6 +38,10 @@ impl<S: Stream> Stream for Prefixed<S> {
         self.inner.delivered()
     }
 
+    fn end(self) -> impl Future<Output = ()> + Send {
+        self.inner.end()
+    }
+
     fn abort(self) {
         self.inner.abort();
     }

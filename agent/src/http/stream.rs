@@ -16,7 +16,8 @@ pub trait Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static {
         false
     }
 
-    /// How much more the other end may send into memory of this process while nobody reads.
+    /// To be asked by a reader that stands still: how much more the other end may send into memory of this
+    /// process until something is read.
     fn window(&self) -> usize {
         0
     }
@@ -24,6 +25,16 @@ pub trait Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static {
     /// Waits until a reset overtakes nothing that was written, or for as long as the other end takes
     /// some of it.
     fn delivered(&mut self) -> impl Future<Output = ()> + Send {
+        ready(())
+    }
+
+    /// Ends the connection in order: the other end hears all that was said to it, and then the end.
+    fn end(self) -> impl Future<Output = ()> + Send
+    where
+        Self: Sized,
+    {
+        // Of a socket, the kernel sees to that.
+        drop(self);
         ready(())
     }
 

@@ -8,7 +8,7 @@ use std::{
 };
 
 use arc_swap::{ArcSwap, ArcSwapOption};
-use tokio::{sync::watch, time::timeout};
+use tokio::{runtime::Handle, sync::watch, time::timeout};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{
@@ -32,6 +32,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub struct IdentityStore {
     source: Arc<dyn CertificateSource>,
     trust_domain: TrustDomain,
+    /// Where certificates are asked for.
+    on: Handle,
     kept: ArcSwap<HashMap<Principal, Arc<Kept>>>,
     /// Held by whoever changes which principals are kept.
     changing: Mutex<()>,
@@ -60,11 +62,14 @@ struct Kept {
 }
 
 impl IdentityStore {
-    /// A store that asks `source`, for workloads of `trust_domain`.
+    /// A store that asks `source`, for workloads of `trust_domain`, on the runtime that calls.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime.
     pub fn new(source: Arc<dyn CertificateSource>, trust_domain: TrustDomain) -> Arc<Self> {
         let kept = ArcSwap::default();
         let (changing, requests) = (Mutex::default(), Arc::default());
-        Arc::new(Self { source, trust_domain, kept, changing, requests })
+        Arc::new(Self { source, trust_domain, on: Handle::current(), kept, changing, requests })
     }
 
     /// What `who` accepts HBONE connections with: TLS 1.3, clients of the trust domain only.
@@ -194,7 +199,7 @@ impl IdentityStore {
                 state: state.clone(),
                 requests: self.requests.clone(),
             };
-            let renewal = tokio::spawn(renewal.run());
+            let renewal = self.on.spawn(renewal.run());
             Arc::new(Kept { state, _renewal: AbortOnDropHandle::new(renewal) })
         });
         let kept = kept.clone();

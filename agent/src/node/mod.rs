@@ -107,6 +107,15 @@ const CAPTURE: &str = "capture";
 const IDENTITY: &str = "identity";
 const CONFIGURATION: &str = "configuration";
 
+/// To be called before anything else. Returns how many files the agent may have open.
+///
+/// # Errors
+/// Without root: everything else would fail on some file, which says less.
+pub fn prepare() -> anyhow::Result<u64> {
+    capture::need_root()?;
+    Ok(descriptors::allow_all())
+}
+
 /// Runs the agent until it is told to stop and its connections are drained.
 ///
 /// # Errors
@@ -114,9 +123,6 @@ const CONFIGURATION: &str = "configuration";
 /// captured stays closed then, and the next agent goes on. Other failures are logged, counted and
 /// shown by `sluice status` once it runs.
 pub async fn run(options: Options) -> anyhow::Result<()> {
-    // First, since everything else without root fails on some file, which says less.
-    capture::need_root()?;
-    let descriptors = descriptors::allow_all();
     let mut signals = Signals::listen()?;
     let readiness = Readiness::waiting_for([CAPTURE, IDENTITY, CONFIGURATION]);
 
@@ -150,7 +156,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         admissions: Admissions::default(),
         contradictions: Contradictions::default(),
         same_node: options.same_node,
-        limits: Arc::new(Limits::new(options.limits.within(descriptors))),
+        limits: Arc::new(Limits::new(options.limits)),
         workers: options.workers,
     });
     let runtime = match (options.nri_socket, &source) {

@@ -48,10 +48,10 @@ impl Observed {
         let (here, own) = (Handle::current(), admin::own_thread()?);
         let state = observed.clone();
         let health = move |path: &str| {
-            let (answer, workers) = (state.health(path), state.proxy.workers.clone());
+            let (state, path) = (state.clone(), path.to_owned());
             async move {
-                workers.respond().await;
-                answer
+                state.proxy.workers.respond().await;
+                state.health(&path)
             }
         };
         admin::serve(&here, "health", "--ready-addr", ready, health)?;

@@ -116,6 +116,12 @@ impl Stream for Io {
         last_words::delivered(self).await;
     }
 
+    async fn end(self) {
+        if let Io::Hbone(stream) = self {
+            last_words::end(stream).await;
+        }
+    }
+
     fn abort(self) {
         match self {
             Io::Tcp(stream) => stream.abort(),

@@ -3,18 +3,24 @@
 //! A reset discards what it overtakes: of a socket what the peer's kernel has not got, of a tunnel's
 //! stream what h2 has not sent. Without a mesh nothing is overtaken that was sent before it.
 
-use std::time::Duration;
+use std::{future::poll_fn, io, time::Duration};
 
 use tokio::{
+    io::AsyncWriteExt,
     net::TcpStream,
     time::{Instant, sleep, timeout},
 };
 
 use super::io::Io;
+use crate::tunnel::HboneStream;
 
 /// How long an end that is to be reset may take nothing of what was said to it before. A segment that
 /// was lost is sent again after one second or three (RFC 6298 §2).
 pub(super) const PATIENCE: Duration = Duration::from_secs(5);
+
+/// How long the other end of a tunnel's stream may take to end as well. What is on its way is 64 KiB and a
+/// window, which a reader of 20 KiB a second takes in that time.
+const LONGEST_END: Duration = Duration::from_secs(30);
 
 /// How often the kernel is asked, at first and at last: it tells nobody when the last byte was
 /// acknowledged.
@@ -29,6 +35,17 @@ pub(super) async fn delivered(end: &mut Io) {
         // What waits for the peer's reader is a buffer's content at most.
         Io::Hbone(stream) => drop(timeout(PATIENCE, stream.sent()).await),
     }
+}
+
+/// Ends `stream` in order, and keeps it until its other end has ended as well: one that is dropped before
+/// is reset, which discards what waits here for its reader.
+pub(super) async fn end(mut stream: HboneStream) {
+    let ending = async {
+        stream.shutdown().await?;
+        while !poll_fn(|cx| stream.poll_read_bytes(cx)).await?.is_empty() {}
+        io::Result::Ok(())
+    };
+    let _ = timeout(LONGEST_END, ending).await;
 }
 
 async fn acknowledged(stream: &TcpStream) {

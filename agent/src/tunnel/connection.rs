@@ -1,14 +1,15 @@
 //! One HBONE connection from the client's side.
 
 use std::{
-    future::{Future, poll_fn},
+    future::poll_fn,
     net::SocketAddr,
-    pin::{Pin, pin},
+    pin::pin,
     sync::{Arc, Weak},
     time::Duration,
 };
 
 use bytes::Bytes;
+use futures_util::FutureExt;
 use h2::{Reason, client::SendRequest};
 use http::{HeaderMap, Method, Request, Uri};
 use rustls_pki_types::ServerName;
@@ -233,7 +234,7 @@ async fn drive<C: FnMut(&Arc<Connection>) -> bool>(
         loop {
             tokio::select! {
                 ended = poll_fn(|cx| {
-                    let ended = Pin::new(&mut connection).poll(cx);
+                    let ended = connection.poll_unpin(cx);
                     if ended.is_pending() {
                         let tell = |now| connection.set_initial_window_size(now).is_ok();
                         window.driven(cx, usage.count(), tell);

@@ -11,12 +11,7 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use h2::{Reason, RecvStream, SendStream, client::SendRequest};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::{
-    limits::SEND_BUFFER,
-    unsent::Unsent,
-    usage::InUse,
-    window::Reader,
-};
+use super::{limits::SEND_BUFFER, unsent::Unsent, usage::InUse, window::Reader};
 
 /// One tunnelled byte stream; each direction ends by itself.
 ///

@@ -116,12 +116,7 @@ impl Window {
     /// when more is taken, not when the window becomes smaller. A sender may then have nothing left,
     /// with nothing under way that could be taken, and would stand still for ever. So h2 is made to
     /// look at each stream once more.
-    pub(super) fn driven(
-        &self,
-        cx: &Context<'_>,
-        count: usize,
-        mut tell: impl FnMut(u32) -> bool,
-    ) {
+    pub(super) fn driven(&self, cx: &Context<'_>, count: usize, mut tell: impl FnMut(u32) -> bool) {
         let mut told = false;
         if self.0.again.swap(false, Relaxed) {
             self.adjust(count, |next| {

@@ -361,6 +361,43 @@ async fn large_bodies_stream_both_ways_at_once_and_arrive_whole() -> anyhow::Res
     Ok(())
 }
 
+/// A body that does not fit into what is between the two.
+const LONG: usize = 8 << 20;
+
+#[tokio::test]
+async fn a_request_arrives_whole_at_a_server_that_has_answered_and_whose_client_has_gone()
+-> anyhow::Result<()> {
+    let shop = Shop::open().await?;
+    for server in shop.servers() {
+        for fields in ["", "Connection: close\r\n"] {
+            let head =
+                format!("POST /x HTTP/1.1\r\nHost: shop\r\n{fields}Content-Length: {LONG}\r\n\r\n");
+            let Call { mut client, mut app, .. } = call(&shop, server, &head).await?;
+            app.say("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await?;
+            client.hear("ok").await?;
+            let asking = async {
+                client.say("a".repeat(LONG)).await?;
+                drop(client);
+                anyhow::Ok(())
+            };
+            // Slower than the client, so that what it says last waits on its way.
+            let hearing = async {
+                let (mut read, _write) = app.into_stream().into_split();
+                let (mut heard, mut piece) = (0, [0; 2048]);
+                while heard < LONG {
+                    let read = read.read(&mut piece).await?;
+                    ensure!(read > 0, "{} ended after {heard} of {LONG} bytes", server.name());
+                    heard += read;
+                    tokio::task::yield_now().await;
+                }
+                anyhow::Ok(())
+            };
+            timeout(PATIENCE, async { tokio::try_join!(asking, hearing) }).await??;
+        }
+    }
+    Ok(())
+}
+
 #[tokio::test]
 async fn a_server_sees_that_its_client_broke_off_within_a_body() -> anyhow::Result<()> {
     let shop = Shop::open().await?;

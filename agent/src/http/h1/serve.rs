@@ -11,6 +11,7 @@ use std::{
 };
 
 use bytes::{Buf, BufMut, BytesMut};
+use futures_util::future::join_all;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
@@ -158,6 +159,7 @@ where
                     // takes back what is on its way.
                     let client = &mut connection.client;
                     let _ = poll_fn(|cx| client.poll_shutdown(cx)).await;
+                    Box::pin(connection.let_go()).await;
                     return Served::Done;
                 }
                 Ok(Head::Http2) => {
@@ -257,7 +259,13 @@ where
             return Poll::Ready(read.is_ok_and(|read| read > 0));
         }
         // Nothing is to be heard of them: an end is one, and bytes are nobody's.
-        self.kept.retain_mut(|kept| kept.server.poll_fill(cx).is_pending());
+        self.kept.retain_mut(|kept| {
+            let stays = kept.server.poll_fill(cx).is_pending();
+            if !stays {
+                part(&mut kept.server);
+            }
+            stays
+        });
         self.waiting.poll_over(cx, begun).map(|()| false)
     }
 
@@ -313,13 +321,17 @@ where
                 Outcome::Through { unread, until_close } => {
                     let key = route.key();
                     route.finish(&Ended::Through);
-                    if unread || until_close || server_closes || client_closes {
+                    if unread || until_close {
                         return Next::Linger;
                     }
-                    if server.input.is_empty() && !exchange.has_ended() {
+                    // A client that has ended asks for nothing more.
+                    let is_last = server_closes || client_closes || exchange.has_ended();
+                    if server.input.is_empty() || is_last {
                         self.keep(key, server);
+                    } else {
+                        part(&mut server);
                     }
-                    return Next::Request;
+                    return if is_last { Next::Linger } else { Next::Request };
                 }
                 Outcome::Failed(ended) => ended,
             };
@@ -371,7 +383,7 @@ where
         server.rest();
         if self.kept.len() == MOST_KEPT {
             // The one that was asked longest ago.
-            self.kept.remove(0);
+            part(&mut self.kept.remove(0).server);
         }
         // Most connections go to one server only.
         self.kept.reserve_exact(1);
@@ -384,6 +396,9 @@ where
         let mut kept = self.kept.remove(at);
         let mut now = Context::from_waker(Waker::noop());
         let stays = !kept.server.is_leaving() && kept.server.poll_fill(&mut now).is_pending();
+        if !stays {
+            part(&mut kept.server);
+        }
         stays.then_some(kept)
     }
 
@@ -419,14 +434,21 @@ where
         io.abort();
     }
 
+    /// Ends the connections of servers that were kept for requests that will not come. A server may have
+    /// answered before it has read what it was asked: that is still on its way.
+    async fn let_go(&mut self) {
+        let kept = std::mem::take(&mut self.kept);
+        join_all(kept.into_iter().map(|kept| kept.server.into_parts().0.end())).await;
+    }
+
     /// Ends the connection in such a way that what was said last is heard.
     async fn linger(&mut self) {
-        // Those who were kept for requests that will not come.
-        self.kept.clear();
         let lingering = async {
             self.write().await?;
             let client = &mut self.client;
             poll_fn(|cx| client.poll_shutdown(cx)).await?;
+            self.let_go().await;
+            let client = &mut self.client;
             // Closed with bytes that nobody read, the kernel would send a reset, which can overtake.
             while timeout(LINGER, poll_fn(|cx| client.poll_fill(cx))).await?? > 0 {
                 client.input.clear();
@@ -436,6 +458,13 @@ where
         // Whoever does not read by then has had its time.
         let _ = timeout(LONGEST_LINGER, lingering).await;
     }
+}
+
+/// Ends what is said to a server of which nothing more is wanted, in order: a tunnel's stream that is not
+/// ended takes back what is on its way.
+fn part<S: Stream>(server: &mut Conn<S>) {
+    // Never waits: sockets and tunnels' streams take an end at any time.
+    let _ = server.poll_shutdown(&mut Context::from_waker(Waker::noop()));
 }
 
 /// Notes what decides about the connections.

@@ -49,6 +49,14 @@ impl Stream for Upstream {
         self.io.window()
     }
 
+    fn delivered(&mut self) -> impl Future<Output = ()> + Send {
+        self.io.delivered()
+    }
+
+    fn end(self) -> impl Future<Output = ()> + Send {
+        self.io.end()
+    }
+
     fn abort(self) {
         self.io.abort();
     }

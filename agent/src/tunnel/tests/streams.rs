@@ -1,5 +1,7 @@
 //! Bytes, ends and resets.
 
+use futures_util::future::join_all;
+
 use super::*;
 
 #[tokio::test]
@@ -284,6 +286,40 @@ async fn readers_that_stand_still_do_not_stall_another_stream() {
     let mut window = vec![0; *sent];
     server.read_exact(&mut window).await.unwrap();
     exchange(client, server, b"hello").await;
+}
+
+#[tokio::test]
+async fn streams_that_come_all_at_once_to_a_new_connection_leave_room_as_well() {
+    let Bench { mesh, pool, mut server } = Bench::new().await;
+    let tls = mesh.client().await;
+    let opening = join_all((0..STREAMS).map(|_| open(&pool, server.address, tls.clone())));
+    let accepting = async {
+        let mut accepted = Vec::new();
+        for _ in 0..STREAMS {
+            accepted.push(server.accept().await);
+        }
+        accepted
+    };
+    let (clients, mut servers) = tokio::join!(opening, accepting);
+    let mut clients: Vec<_> = clients.into_iter().map(Result::unwrap).collect();
+    // By what was said first by all, settings have gone to and fro.
+    for _ in 0..3 {
+        all_hear(&mut servers, &mut clients).await;
+        all_hear(&mut clients, &mut servers).await;
+    }
+    assert_eq!(server.connections(), 1);
+    let mut held = 0;
+    for stream in &mut clients {
+        held += fill(stream).await;
+    }
+    let most: usize = servers.iter().map(HboneStream::window).sum();
+    assert!(held <= most, "{held} bytes wait in windows of {most}");
+    assert!(held < 10 << 20, "{held} bytes for readers that stand still");
+}
+
+async fn all_hear(from: &mut [HboneStream], to: &mut [HboneStream]) {
+    join_all(from.iter_mut().map(|stream| stream.write_u8(1))).await;
+    join_all(to.iter_mut().map(|stream| stream.read_u8())).await;
 }
 
 /// Sends until nothing more is taken.

@@ -36,8 +36,6 @@ pub(super) const OF_FRONTS: &[&[&str]] = &[
     &["--range", "100-200", "/big.txt"],
     &["--header", "Accept-Encoding: gzip", "/big.txt"],
     &["--data", "hello", "/echo"],
-    // curl asks by itself whether it may, as for all that is larger than 1 MiB.
-    &["--expect100-timeout", "60", "--upload-file", "large", "/digest"],
 ];
 /// What it asks of one in HTTP/1 alone.
 pub(super) const IN_HTTP1: &[&[&str]] = &[
@@ -49,7 +47,10 @@ pub(super) const IN_HTTP1: &[&[&str]] = &[
     &["--http1.0", "/"],
     &["--header", "Connection: close", "/"],
     &["--header", "Transfer-Encoding: chunked", "--upload-file", "upload", "/digest"],
-    // In HTTP/2 what curl makes of a stream that is reset behind its answer is a matter of luck.
+    // curl asks by itself whether it may, as for all that is larger than 1 MiB. In HTTP/2 nginx answers
+    // some of these with 400, and what curl makes of a stream that is reset behind its answer is a matter
+    // of luck, both without the mesh too.
+    &["--expect100-timeout", "60", "--upload-file", "large", "/digest"],
     &["--expect100-timeout", "60", "--upload-file", "large", "/small"],
     &["--header", "Expect:", "--upload-file", "large", "/small"],
 ];
