@@ -9,7 +9,7 @@ use std::{
 };
 
 use anyhow::{Context, ensure};
-use sluice_tests::{Mesh, PATIENCE, Pod, Talk};
+use sluice_tests::{Mesh, PATIENCE, Pod};
 use socket2::{Domain, SockRef, Socket};
 
 const CONNECTIONS: usize = 10_000;
@@ -62,28 +62,6 @@ fn dial(client: &Pod, to: SocketAddr) -> anyhow::Result<()> {
         }
         let asked = ask(sockets.pop().expect("there are some"), to);
         asked.with_context(|| format!("connection {number}, {:?}", began.elapsed()))?;
-    }
-    Ok(())
-}
-
-/// How many connections a client outside the mesh holds to one port: the agent dials in its name for
-/// each of them, and of so many dials some would have a port of the client's own, if they could.
-const HELD: usize = 400;
-
-#[tokio::test]
-async fn no_dial_in_a_clients_name_meets_a_connection_that_the_client_holds() -> anyhow::Result<()>
-{
-    let mesh = Mesh::new()?;
-    let _agent = mesh.start_agent(&mesh.a, &["--trace-sampling", "0"]).await?;
-    let listener = mesh.near.listen(Mesh::TCP_TARGET)?;
-    let to = SocketAddr::new(mesh.near.ip(), Mesh::TCP_TARGET);
-    let mut held = Vec::new();
-    for number in 0..2 * HELD {
-        let talk = Talk::start(&mesh.outsider, to, &listener).await;
-        let talk = talk.with_context(|| format!("connection {number}"))?;
-        if number < HELD {
-            held.push(talk);
-        }
     }
     Ok(())
 }

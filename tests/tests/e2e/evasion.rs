@@ -161,7 +161,8 @@ async fn an_address_that_the_mesh_does_not_know_is_strict_as_well() -> anyhow::R
         let told = refused(&mesh.outsider, to, &listener, SILENCE).await?;
         let kind = told.map(|error| error.kind());
         assert_eq!(kind, Some(io::ErrorKind::ConnectionReset), "{to}");
-        assert_eq!(capture_events(&mesh.a, "steered_in")?, before + 1, "{to} was not captured");
+        // On a slow machine, a SYN is sent again.
+        assert!(capture_events(&mesh.a, "steered_in")? > before, "{to} was not captured");
     }
     Ok(())
 }
@@ -356,7 +357,12 @@ async fn a_mark_of_the_applications_own_goes_on_with_its_connection() -> anyhow:
 async fn rules_that_somebody_takes_away_are_there_again() -> anyhow::Result<()> {
     let mesh = Mesh::new()?;
     let _agents = mesh.start_agents(&[]).await?;
-    let rules = || shell(&mesh.client, "ip rule; ip -6 rule");
+    let rules = || {
+        shell(
+            &mesh.client,
+            "ip rule; ip -6 rule; ip route show table 1337; cat /proc/sys/net/ipv4/tcp_fwmark_accept",
+        )
+    };
     let before = rules()?;
     let repairs = "sluice_capture_repairs_total";
     assert_eq!(Agent::counter(&mesh.a, repairs)?, 0);

@@ -94,8 +94,8 @@ async fn the_next_agent_takes_over_what_a_killed_one_left() -> anyhow::Result<()
     Ok(())
 }
 
-/// Below where Linux, and the agent for its dials, take ports from.
-const OWN_PORTS: std::ops::Range<u16> = 10_000..32_768;
+/// Above those that the agent dials from.
+const OWN_PORTS: std::ops::Range<u16> = 32_768..61_000;
 
 /// How long a client that was refused waits before it tries again.
 const PAUSE: Duration = Duration::from_millis(10);
