@@ -10,7 +10,6 @@
 
 use std::{
     cell::Cell,
-    future::Future,
     io,
     num::NonZero,
     sync::{
@@ -22,10 +21,7 @@ use std::{
 
 use futures_util::future::join_all;
 use nix::time::{ClockId, clock_gettime};
-use tokio::{
-    runtime::{Builder, Handle, Runtime},
-    task::JoinHandle,
-};
+use tokio::runtime::{Builder, Handle, Runtime};
 
 /// How often it is looked at what a thread does, at most.
 const LOOK: Duration = Duration::from_millis(100);
@@ -164,14 +160,6 @@ impl Home {
     pub fn thread(&self) -> &Handle {
         &self.workers.0[self.number].thread
     }
-
-    /// Runs `task` there.
-    pub fn spawn<F>(&self, task: F) -> JoinHandle<F::Output>
-    where
-        F: Future<Output: Send> + Send + 'static,
-    {
-        self.thread().spawn(task)
-    }
 }
 
 impl Drop for Home {
@@ -237,7 +225,7 @@ mod tests {
     fn what_a_pod_spawns_runs_on_one_thread() {
         let threads = Threads::start(Some(2)).unwrap();
         let home = threads.workers().home();
-        let ids = home.spawn(async {
+        let ids = home.thread().spawn(async {
             let id = || std::thread::current().id();
             let others = join_all((0..100).map(|_| tokio::spawn(async move { id() }))).await;
             others.into_iter().all(|other| other.unwrap() == id())
@@ -259,7 +247,7 @@ mod tests {
         let threads = Threads::start(Some(2)).unwrap();
         let workers = threads.workers();
         let home = workers.home();
-        let elsewhere = home.spawn(async move {
+        let elsewhere = home.thread().spawn(async move {
             // From here on it is counted what the thread does, which is to wait.
             share_of_this_thread();
             tokio::time::sleep(2 * LOOK).await;
@@ -276,7 +264,7 @@ mod tests {
         let (go_on, stuck) = std::sync::mpsc::channel::<()>();
         let (began, begins) = std::sync::mpsc::channel::<()>();
         let home = workers.home();
-        home.spawn(async move {
+        home.thread().spawn(async move {
             began.send(()).unwrap();
             stuck.recv()
         });
@@ -297,7 +285,7 @@ mod tests {
         let (go_on, stuck) = std::sync::mpsc::channel::<()>();
         let control = Builder::new_current_thread().build().unwrap();
         control.block_on(workers.respond());
-        workers.home().spawn(async move { stuck.recv() });
+        workers.home().thread().spawn(async move { stuck.recv() });
         let mut responds = Box::pin(workers.respond());
         let mut now = std::task::Context::from_waker(std::task::Waker::noop());
         // Asks them all.
