@@ -125,7 +125,8 @@ pub(super) struct Agent {
     #[arg(long, env = "SLUICE_MAX_HANDSHAKES", value_name = "NUMBER", default_value_t = LimitOptions::DEFAULT.handshakes, value_parser = clap::value_parser!(u64).range(1..))]
     max_handshakes: u64,
 
-    /// Threads that carry traffic, of which each pod has one; others take what is too much for it [default: one for each processor that the agent may use]
+    /// Threads that carry traffic, of which each pod has one; others take what is too much for it
+    /// [default: one for each processor that the agent may use]
     #[arg(long, env = "SLUICE_THREADS", value_name = "NUMBER", value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
 

@@ -180,8 +180,8 @@ impl Reserved {
             let status = response.status();
             return Err(Unopened::Failed(TunnelError::Refused { status }));
         }
-        // It may have become larger for this stream, of which the peer was told before it answered.
         let (mut received, in_use) = (response.into_body(), Arc::new(self.in_use));
+        // It may have become larger for this stream, of which the peer was told before it answered.
         let reader = self.connection.window.reader(&mut received, before);
         let connection = self.connection.sender.clone();
         Ok(HboneStream::new(send, received, reader, Some(connection), in_use))
