@@ -77,14 +77,9 @@ impl Threads {
             None => std::thread::available_parallelism().map_or(1, NonZero::get),
         };
         // Each a runtime of its own: between threads of one, tasks would move.
-        let runtime = || {
-            Builder::new_multi_thread()
-                .worker_threads(1)
-                .thread_name("sluice-worker")
-                .enable_all()
-                .build()
-        };
-        let runtimes = (0..count.max(1)).map(|_| runtime()).collect::<io::Result<Vec<_>>>()?;
+        let runtimes = (0..count.max(1))
+            .map(|_| one_thread("sluice-worker"))
+            .collect::<io::Result<Vec<_>>>()?;
         let workers =
             Workers(runtimes.iter().map(|runtime| Worker::new(runtime.handle())).collect());
         Ok(Self { workers, _runtimes: runtimes })
@@ -166,6 +161,14 @@ impl Drop for Home {
     fn drop(&mut self) {
         self.workers.0[self.number].pods.fetch_sub(1, Relaxed);
     }
+}
+
+/// A runtime of one thread called `name`, beside those that block.
+///
+/// # Errors
+/// When the system has no more threads or file descriptors.
+pub fn one_thread(name: &str) -> io::Result<Runtime> {
+    Builder::new_multi_thread().worker_threads(1).thread_name(name).enable_all().build()
 }
 
 /// Which one is to have what is new, where `here` is full; all are `busy` for some percent of the time.

@@ -14,7 +14,7 @@ use crate::{
     mesh::{RootNamespace, TrustDomain},
     node::{self, CaOptions},
     proxy::SameNode,
-    workers::Threads,
+    workers::{Threads, one_thread},
 };
 
 /// Run the agent of this node.
@@ -161,12 +161,7 @@ impl Agent {
         let threads =
             Threads::start(self.threads).context("could not start the agent's threads")?;
         // For everything else, which traffic does not wait for.
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(1)
-            .thread_name("sluice")
-            .enable_all()
-            .build()
-            .context("could not start the agent's threads")?;
+        let runtime = one_thread("sluice").context("could not start the agent's threads")?;
         let ca = match self.ca_address {
             Some(address) => CaOptions::Istio(IstioCaOptions {
                 address,
