@@ -15,7 +15,12 @@ use crate::{
 pub struct Tcpdump {
     process: Process,
     file: PathBuf,
+    /// Packets that the kernel dropped before it had the filter: whatever passed then.
+    dropped: u64,
 }
+
+/// How tcpdump's count of those ends.
+const DROPPED: &str = "packets dropped by kernel";
 
 impl Tcpdump {
     /// Records what crosses between `node` and the other nodes, and matches `filter`. `name`
@@ -41,7 +46,13 @@ impl Tcpdump {
 
     async fn start(process: Process, file: PathBuf) -> anyhow::Result<Self> {
         process.output().line(PATIENCE, |line| line.contains("listening on")).await?;
-        Ok(Self { process, file })
+        // It has given the kernel the filter by now, and tells what it has counted.
+        process.signal(Signal::SIGUSR1)?;
+        let counts = process.output().line(PATIENCE, |line| line.ends_with(DROPPED)).await?;
+        let dropped =
+            counts.rsplit(", ").next().and_then(|count| count.split(' ').next()?.parse().ok());
+        let dropped = dropped.with_context(|| format!("tcpdump counts nothing: {counts}"))?;
+        Ok(Self { process, file, dropped })
     }
 
     /// Ends the recording and reads it.
@@ -55,11 +66,11 @@ impl Tcpdump {
         self.process.exit(PATIENCE).await?;
         let lines = self.process.output().lines();
         let count = |what: &str| {
-            let line = lines.iter().find(|line| line.ends_with(what))?;
+            let line = lines.iter().rfind(|line| line.ends_with(what))?;
             line.split(' ').next()?.parse::<u64>().ok()
         };
         let packets = count("packets captured").or_else(|| count("packet captured"));
-        if count("dropped by kernel") != Some(0) {
+        if count(DROPPED) != Some(self.dropped) {
             bail!("the recording has gaps: {}", self.process.output().tail(5));
         }
         let bytes = fs::read(&self.file)
