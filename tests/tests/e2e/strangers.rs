@@ -29,9 +29,12 @@ async fn a_crowd_at_the_admin_servers_costs_little_and_keeps_nobody_out() -> any
             let end = timeout(PATIENCE, stream.read(&mut [0])).await?;
             assert_eq!(end.unwrap_or(0), 0);
         }
-        let held = agent.process().open_files()?.saturating_sub(before);
-        println!("{CROWD} connections to :{port}: {held} files more");
-        assert!(held < 100, "{held} files for {CROWD} connections to :{port}");
+        // The other half has been, or is about to be.
+        let held = eventually("most of the crowd has gone", || async {
+            let held = agent.process().open_files()?.saturating_sub(before);
+            Ok((held < 100).then_some(held))
+        });
+        println!("{CROWD} connections to :{port}: {} files more", held.await?);
     }
     Ok(())
 }
