@@ -10,6 +10,7 @@
 //! - [`limits`]: budgets of connections, handshakes and memory, and each pod's part of them.
 //! - [`identity`]: SPIFFE certificates and the TLS configurations made of them.
 //! - [`mesh`]: the immutable [`mesh::Snapshot`] everything above reads.
+//! - [`policy`]: who may ask what of a workload.
 //! - [`config`]: the sources that write a `Snapshot`.
 //! - [`nri`]: news of pods from the container runtime, before their containers start.
 //! - [`telemetry`]: spans and metrics on their way off the node.
@@ -38,6 +39,7 @@ mod log;
 pub mod mesh;
 pub mod node;
 pub mod nri;
+pub mod policy;
 pub mod proxy;
 mod signals;
 pub mod telemetry;

@@ -61,6 +61,7 @@ fn workload(name: &str) -> Arc<Workload> {
         policed: None,
         captured: true,
         mtls: Arc::default(),
+        authorization: Arc::default(),
         starts: 1,
         netns: None,
         resource_attributes: BTreeMap::new(),

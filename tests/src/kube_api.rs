@@ -46,6 +46,7 @@ pub enum KubeKind {
     EndpointSlice,
     PeerAuthentication,
     NetworkPolicy,
+    AuthorizationPolicy,
 }
 
 /// An API server at the lab's router. It answers from [`Self::start`] to [`Self::stop`], and
@@ -86,13 +87,14 @@ struct State {
 }
 
 impl KubeKind {
-    const ALL: [Self; 6] = [
+    const ALL: [Self; 7] = [
         Self::Namespace,
         Self::Pod,
         Self::Service,
         Self::EndpointSlice,
         Self::PeerAuthentication,
         Self::NetworkPolicy,
+        Self::AuthorizationPolicy,
     ];
 
     fn path(self) -> &'static str {
@@ -103,6 +105,7 @@ impl KubeKind {
             Self::EndpointSlice => "/apis/discovery.k8s.io/v1/endpointslices",
             Self::PeerAuthentication => "/apis/security.istio.io/v1/peerauthentications",
             Self::NetworkPolicy => "/apis/networking.k8s.io/v1/networkpolicies",
+            Self::AuthorizationPolicy => "/apis/security.istio.io/v1/authorizationpolicies",
         }
     }
 
@@ -114,13 +117,14 @@ impl KubeKind {
             Self::EndpointSlice => "EndpointSlice",
             Self::PeerAuthentication => "PeerAuthentication",
             Self::NetworkPolicy => "NetworkPolicy",
+            Self::AuthorizationPolicy => "AuthorizationPolicy",
         }
     }
 
     fn version(self) -> &'static str {
         match self {
             Self::EndpointSlice => "discovery.k8s.io/v1",
-            Self::PeerAuthentication => "security.istio.io/v1",
+            Self::PeerAuthentication | Self::AuthorizationPolicy => "security.istio.io/v1",
             Self::NetworkPolicy => "networking.k8s.io/v1",
             _ => "v1",
         }

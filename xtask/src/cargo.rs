@@ -273,9 +273,6 @@ impl Programs {
         build.args(["build", "--release", "--package", TESTS, "--bins"]);
         run(&mut build, "the build of the benchmark")?;
         let mut bench = self.named_to(Command::new(target_dir()?.join("release/bench")));
-        if needs::envoy_fits() {
-            bench.env("ENVOY_BIN", needs::envoy_program());
-        }
         run(bench.args(options), "the benchmark")
     }
 
@@ -283,6 +280,9 @@ impl Programs {
     fn named_to(&self, mut command: Command) -> Command {
         command.env("SLUICE_BIN", &self.agent).env("SLUICE_SAMPLE_BIN", &self.sample);
         command.env("ROTEL_BIN", needs::rotel_program());
+        if needs::envoy_fits() {
+            command.env("ENVOY_BIN", needs::envoy_program());
+        }
         command
     }
 }

@@ -126,7 +126,7 @@ impl Cli {
             Command::Demo(demo) => demo.run(),
             Command::Bench(Bench { options }) => {
                 setup::run(&[Purpose::Build, Purpose::Lab])?;
-                if let Err(error) = setup::run(&[Purpose::Bench]) {
+                if let Err(error) = setup::run(&[Purpose::Envoy]) {
                     eprintln!("Measuring without Envoy: {error:#}");
                 }
                 cargo::programs(Profile::Release)?.bench(&options)
@@ -171,7 +171,7 @@ impl Test {
             red.extend(cargo::unit_tests(filter).err());
         }
         if all || self.e2e {
-            setup::run(&[Purpose::Build, Purpose::Lab, Purpose::Test])?;
+            setup::run(&[Purpose::Build, Purpose::Lab, Purpose::Test, Purpose::Envoy])?;
             let programs = cargo::programs(Profile::optimised(!self.debug))?;
             let conformance = || {
                 setup::run(&[Purpose::Go])?;

@@ -44,8 +44,9 @@ pub(crate) enum Purpose {
     Lint,
     /// Nodes and pods made of namespaces: `demo`, `bench` and the end-to-end tests.
     Lab,
-    /// What `bench` measures the mesh beside. It does without what cannot be had.
-    Bench,
+    /// What `bench` measures the mesh beside, without which it does where that cannot be had, and what the
+    /// end-to-end tests compare it with.
+    Envoy,
     /// The end-to-end tests alone.
     Test,
     /// The same on other kernels: `vm`.
@@ -61,12 +62,13 @@ pub(crate) enum Purpose {
 }
 
 impl Purpose {
-    /// Those that have to be met. `bench` sees to its own.
+    /// Those that have to be met.
     pub(crate) const ALL: &[Self] = &[
         Self::Build,
         Self::Lint,
         Self::Lab,
         Self::Test,
+        Self::Envoy,
         Self::Vm,
         Self::Cross,
         Self::Kube,
@@ -250,14 +252,14 @@ pub(crate) static NEEDS: &[Need] = &[
     Need {
         what: "Python with venv, for Envoy",
         why: "installs Envoy",
-        purpose: Purpose::Bench,
+        purpose: Purpose::Envoy,
         present: || envoy_fits() || succeeds("python3", &["-c", "import ensurepip, venv"]),
         source: Source::Debian(&["python3", "python3-venv"]),
     },
     Need {
         what: "Envoy",
-        why: "is the sidecar that the mesh is measured beside",
-        purpose: Purpose::Bench,
+        why: "is the sidecar that the mesh is measured beside, and compared with",
+        purpose: Purpose::Envoy,
         present: envoy_fits,
         source: Source::Envoy,
     },

@@ -79,6 +79,9 @@ pub struct Pod {
     /// What it accepts: the mode of mutual TLS and the policy that says so, then ports with a
     /// mode of their own.
     pub mutual_tls: String,
+    /// The AuthorizationPolicies that hold for it, in the order in which they are asked.
+    #[serde(default)]
+    pub authorization: Vec<String>,
     /// Why it is not captured; `None` when it is.
     pub error: Option<String>,
     /// Why it has no valid certificate, so that its connections are refused once it is captured;
@@ -208,6 +211,9 @@ impl fmt::Display for Status {
                 (None, None) => {
                     writeln!(f, "  {:<32} {ips:<40} captured, mutual TLS {mutual_tls}", pod.name)?;
                 }
+            }
+            if !pod.authorization.is_empty() {
+                writeln!(f, "    authorization: {}", pod.authorization.join(", "))?;
             }
             if let Some(why) = &pod.same_node {
                 writeln!(f, "    on this node tunnel: {why}")?;

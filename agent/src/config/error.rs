@@ -134,6 +134,14 @@ pub(super) fn nearest<'a>(
         .map(|(_, name)| name)
 }
 
+/// What to write instead of `unknown`: the nearest of `names`, or else which there are of the `kind`.
+pub(super) fn meant_or_all(unknown: &str, kind: &str, names: &[&str]) -> String {
+    match nearest(unknown, names.iter().copied()) {
+        Some(near) => format!("did you mean `{near}`?"),
+        None => format!("the {kind} are {}", names.join(", ")),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

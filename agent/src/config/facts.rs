@@ -2,11 +2,14 @@
 //!
 //! Every source turns Kubernetes objects into these, one by one, and lets go of the objects.
 
-use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use crate::mesh::{AppProtocol, MutualTlsMode, Workload};
+use crate::{
+    mesh::{AppProtocol, MutualTlsMode, Workload},
+    policy::Policy,
+};
 
 /// What `istio.io/dataplane-mode` says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,22 +29,33 @@ pub(super) struct NamespaceFacts {
 /// A Pod that has not ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct PodFacts {
-    /// `meshed` and `mtls` are settled together with what others say, see [`Facts::compile`].
-    ///
-    /// [`Facts::compile`]: super::compile::Facts::compile
+    /// `meshed`, `mtls`, `authorization` and `policed` are settled together with what others say, see
+    /// [`Compiler::compile`](super::compile::Compiler::compile).
     pub(super) workload: Arc<Workload>,
-    /// Its addresses, which are the node's when it uses the host's network; none while it starts.
-    pub(super) addresses: Vec<IpAddr>,
+    /// The node's addresses by which it is reached, where it uses the host's network.
+    pub(super) host_addresses: Box<[IpAddr]>,
     /// The addresses of its node, as the kubelet tells them.
     pub(super) node_addresses: Arc<[IpAddr]>,
     /// What its own label says.
     pub(super) mode: Option<Mode>,
     pub(super) host_network: bool,
-    pub(super) ready: bool,
+    pub(super) condition: Condition,
     /// TCP ports by their names.
-    pub(super) ports: Vec<(Box<str>, u16)>,
+    pub(super) ports: NamedPorts,
     /// Unix time; 0 where nobody noted it.
     pub(super) created: i64,
+}
+
+/// Ports by their names; those of a Deployment's pods are the same.
+pub(super) type NamedPorts = Arc<[(Box<str>, u16)]>;
+
+/// Whether a pod takes traffic. The first is the one that does most.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub(super) enum Condition {
+    Ready,
+    /// It is on its way out, and still serves.
+    Leaving,
+    NotReady,
 }
 
 /// A Service.
@@ -52,9 +66,13 @@ pub(super) struct ServiceFacts {
     pub(super) external: Vec<IpAddr>,
     /// One is usually assigned, and is not there.
     pub(super) lacks_vip: bool,
-    pub(super) selector: BTreeMap<String, String>,
+    pub(super) selector: Box<[(Box<str>, Box<str>)]>,
     /// Pods that are not ready count too.
     pub(super) publish_not_ready: bool,
+    /// `sessionAffinity: ClientIP`, with its timeout.
+    pub(super) affinity: Option<Duration>,
+    /// `internalTrafficPolicy: Local`.
+    pub(super) stays_on_node: bool,
     /// Its TCP ports.
     pub(super) ports: Vec<PortFacts>,
 }
@@ -86,17 +104,32 @@ pub(super) struct SliceFacts {
     /// The Service's name, in the slice's own namespace.
     pub(super) service: Arc<str>,
     /// TCP ports by their names; the same name is empty as in the Service.
-    pub(super) ports: Vec<(Box<str>, u16)>,
-    /// The ready endpoints.
-    pub(super) endpoints: Vec<EndpointFacts>,
+    pub(super) ports: NamedPorts,
+    pub(super) endpoints: Box<[EndpointFacts]>,
+    /// The zone that one of its endpoints on this node is in.
+    pub(super) zone: Option<Arc<str>>,
 }
 
-/// A ready endpoint.
+/// An endpoint.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct EndpointFacts {
-    pub(super) addresses: Vec<IpAddr>,
-    /// Namespace and name of the pod it is said to be.
-    pub(super) pod: Option<(Arc<str>, Arc<str>)>,
+    pub(super) address: IpAddr,
+    /// The name of the pod it is said to be, in the slice's own namespace.
+    pub(super) pod: Option<Arc<str>>,
+    pub(super) condition: Condition,
+    /// Whether it is on this node.
+    pub(super) is_here: bool,
+    pub(super) hints: Option<Arc<Hints>>,
+}
+
+/// For whom an endpoint is meant, as the control plane spreads traffic.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub(super) struct Hints {
+    /// For nodes, of whichever names.
+    pub(super) for_nodes: bool,
+    /// Those nodes are this one, too.
+    pub(super) for_this_node: bool,
+    pub(super) for_zones: Vec<String>,
 }
 
 /// A PeerAuthentication. A mode of `None` is left to a policy of a wider scope.
@@ -110,6 +143,22 @@ pub(super) struct PeerAuthenticationFacts {
     pub(super) ports: BTreeMap<u16, Option<MutualTlsMode>>,
     /// Unix time; 0 where nobody noted it.
     pub(super) created: i64,
+}
+
+/// An AuthorizationPolicy.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct AuthorizationPolicyFacts {
+    pub(super) selects: Selects,
+    pub(super) policy: Arc<Policy>,
+}
+
+/// The workloads that a policy speaks for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum Selects {
+    /// By their labels; without any, all of its namespace, or of the mesh.
+    Labels(BTreeMap<String, String>),
+    /// Those of these Services, in its namespace.
+    Services(Vec<Arc<str>>),
 }
 
 /// A NetworkPolicy: which pods of its namespace it selects. The default selects all of them.
@@ -145,7 +194,31 @@ pub(super) enum LabelTest {
     DoesNotExist(String),
 }
 
+/// Whether `labels` have all that is `wanted`, as the `matchLabels` of a selector.
+pub(super) fn match_labels(
+    wanted: &BTreeMap<String, String>,
+    labels: &BTreeMap<String, String>,
+) -> bool {
+    wanted.iter().all(|(key, value)| labels.get(key) == Some(value))
+}
+
+impl ServiceFacts {
+    /// Whether it selects a pod of its own namespace with `labels`.
+    pub(super) fn selects(&self, labels: &BTreeMap<String, String>) -> bool {
+        !self.selector.is_empty()
+            && self
+                .selector
+                .iter()
+                .all(|(key, value)| labels.get(&**key).is_some_and(|label| **label == **value))
+    }
+}
+
 impl PodFacts {
+    /// Its addresses, which are the node's when it uses the host's network; none while it starts.
+    pub(super) fn addresses(&self) -> &[IpAddr] {
+        if self.host_network { &self.host_addresses } else { &self.workload.ips }
+    }
+
     /// Whether the pod belongs to the mesh, where its namespace says `mode`. That is Istio's
     /// rule (`PodRedirectionEnabled`): either may ask for it, the pod's own `none` goes before
     /// both, and whoever has a proxy already, or the node's network, gets no second one.

@@ -1,23 +1,23 @@
 //! The source that reads Kubernetes YAML from a directory, and follows its changes.
 
-use std::{path::Path, sync::Arc};
+use std::{
+    path::Path,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use k8s_openapi::api::core::v1::{Pod, Service};
 use tokio::{sync::watch, task::JoinHandle};
 
 use super::{
-    Origin, SourceState,
-    compile::Compiled,
+    MeshSettings, Origin, SourceState,
+    compile::Compiler,
     directory::{self, File},
     error::{ConfigError, Problem},
     manifest::Manifests,
     object::named,
     watch::Watch,
 };
-use crate::{
-    essential::Essential,
-    mesh::{RootNamespace, Snapshot, SnapshotStore, TrustDomain},
-};
+use crate::{essential::Essential, mesh::SnapshotStore};
 
 /// Keeps a [`SnapshotStore`] what a directory of Kubernetes YAML says; until it is dropped.
 ///
@@ -39,15 +39,14 @@ impl FileSource {
     /// When the directory or anything in it cannot be read or obeyed, or cannot be watched.
     pub fn start(
         dir: &Path,
-        trust_domain: TrustDomain,
-        root_namespace: RootNamespace,
+        settings: MeshSettings,
         store: Arc<SnapshotStore>,
         essential: &Essential,
     ) -> Result<Self, ConfigError> {
         let watch =
             Watch::new(dir).map_err(|cause| ConfigError::Watch { dir: dir.to_owned(), cause })?;
-        let dir = dir.into();
-        let loader = Arc::new(Loader { dir, trust_domain, root_namespace, store, watch });
+        let (dir, compiler) = (dir.into(), Mutex::new(Compiler::new(settings.clone())));
+        let loader = Arc::new(Loader { dir, settings, compiler, store, watch });
         loader.load()?;
         let (publish, state) = watch::channel(SourceState::new(Origin::Files));
         let following = essential.spawn("following the directory", follow(loader, publish));
@@ -92,8 +91,9 @@ async fn follow(loader: Arc<Loader>, state: watch::Sender<SourceState>) {
 #[derive(Debug)]
 struct Loader {
     dir: Box<Path>,
-    trust_domain: TrustDomain,
-    root_namespace: RootNamespace,
+    settings: MeshSettings,
+    /// What is in force; one load at a time has it.
+    compiler: Mutex<Compiler>,
     store: Arc<SnapshotStore>,
     watch: Watch,
 }
@@ -105,21 +105,24 @@ impl Loader {
         self.watch.begin().map_err(unwatched)?;
         let mut problems = Vec::new();
         let files = directory::read(&self.dir, |file| self.watch.file(file), &mut problems)?;
-        let former = self.store.load();
-        let (compiled, warnings) =
-            compile(&files, &self.trust_domain, &self.root_namespace, &former, &mut problems);
+        let mut compiler = self.compiler.lock().unwrap_or_else(PoisonError::into_inner);
+        // A copy shares what neither changes; this one is in force until the other is known to be good.
+        let mut next = compiler.clone();
+        let (changed, warnings) = compile(&files, &self.settings, &mut next, &mut problems);
         if !problems.is_empty() {
             problems.sort();
             return Err(ConfigError::Invalid(problems));
         }
-        if former.version > 0 && compiled.is_in(&former) {
+        *compiler = next;
+        let former = self.store.load();
+        if former.version > 0 && !changed {
             return Ok(false);
         }
         for warning in &warnings {
             tracing::warn!("{warning}");
         }
-        let mut snapshot = compiled.snapshot(self.trust_domain.clone(), former.version + 1);
-        snapshot.complete = true;
+        let mut snapshot = compiler.snapshot().clone();
+        (snapshot.version, snapshot.complete) = (former.version + 1, true);
         tracing::info!(
             version = snapshot.version,
             workloads = snapshot.workloads().len(),
@@ -131,20 +134,21 @@ impl Loader {
     }
 }
 
-/// Compiles `files`; with what is legal but probably not meant. Whatever cannot be obeyed is added
-/// to `problems`.
+/// Compiles `files` into what `compiler` knows; whether that changed anything, and what is legal but
+/// probably not meant. Whatever cannot be obeyed is added to `problems`.
 pub(super) fn compile(
     files: &[File],
-    trust_domain: &TrustDomain,
-    root_namespace: &RootNamespace,
-    former: &Snapshot,
+    settings: &MeshSettings,
+    compiler: &mut Compiler,
     problems: &mut Vec<Problem>,
-) -> (Compiled, Vec<String>) {
+) -> (bool, Vec<String>) {
     let manifests = Manifests::read(files, problems);
-    let mut facts = manifests.facts(trust_domain, problems);
-    let compiled = facts.compile(former, root_namespace);
-    problems.extend(compiled.conflicts.iter().map(|conflict| manifests.conflict(conflict)));
-    let unaddressed = facts.pods.iter().filter(|(_, pod)| pod.addresses.is_empty());
+    compiler.replace(manifests.facts(settings, problems));
+    let changed = compiler.compile();
+    let conflicts = compiler.conflicts();
+    problems.extend(conflicts.iter().map(|conflict| manifests.conflict(conflict)));
+    let facts = compiler.facts();
+    let unaddressed = facts.pods.iter().filter(|(_, pod)| pod.addresses().is_empty());
     let unaddressed = unaddressed.map(|((namespace, name), _)| {
         format!("{} is left out: no status.podIPs", named::<Pod>(namespace, name))
     });
@@ -156,7 +160,7 @@ pub(super) fn compile(
             named::<Service>(namespace, name)
         )
     });
-    (compiled, unaddressed.chain(unassigned).collect())
+    (changed, unaddressed.chain(unassigned).collect())
 }
 
 #[cfg(test)]

@@ -1,9 +1,6 @@
 //! Turns files into Kubernetes objects of the kinds the agent understands, and those into facts.
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    fmt,
-};
+use std::{collections::HashMap, fmt};
 
 use k8s_openapi::{
     Metadata, Resource,
@@ -17,7 +14,9 @@ use k8s_openapi::{
 use serde::Deserialize;
 
 use super::{
-    compile::{Claim, Conflict, Facts, Key},
+    MeshSettings,
+    authorization_policy::{self, AuthorizationPolicy},
+    compile::{Claim, Conflict, Facts, Key, Table},
     directory::File,
     error::{Place, Problem, nearest},
     network_policy,
@@ -29,7 +28,6 @@ use super::{
     workload,
     yaml::{self, Position, Step, Value},
 };
-use crate::mesh::TrustDomain;
 
 /// Every object of every file, by kind.
 #[derive(Debug, Default)]
@@ -41,12 +39,13 @@ pub(super) struct Manifests {
     pub(super) slices: Vec<Object<EndpointSlice>>,
     pub(super) peer_authentications: Vec<Object<PeerAuthentication>>,
     pub(super) network_policies: Vec<Object<NetworkPolicy>>,
+    pub(super) authorization_policies: Vec<Object<AuthorizationPolicy>>,
     /// There is a policy of a kind that the CNI alone understands.
     pub(super) cni_policies: bool,
 }
 
 /// Kinds by name, with the versions each is read in, the one to be written first.
-const KINDS: [(&str, &[&str]); 8] = [
+const KINDS: [(&str, &[&str]); 9] = [
     (Namespace::KIND, &[Namespace::API_VERSION]),
     (ServiceAccount::KIND, &[ServiceAccount::API_VERSION]),
     (Pod::KIND, &[Pod::API_VERSION]),
@@ -56,13 +55,18 @@ const KINDS: [(&str, &[&str]); 8] = [
         PeerAuthentication::KIND,
         &[PeerAuthentication::API_VERSION, PeerAuthentication::FORMER_API_VERSION],
     ),
+    (
+        AuthorizationPolicy::KIND,
+        &[AuthorizationPolicy::API_VERSION, AuthorizationPolicy::FORMER_API_VERSION],
+    ),
     (NetworkPolicy::KIND, &[NetworkPolicy::API_VERSION]),
     ("List", &["v1"]),
 ];
 
 impl Manifests {
     /// What the objects say; whatever cannot be obeyed is added to `problems`.
-    pub(super) fn facts(&self, trust_domain: &TrustDomain, problems: &mut Vec<Problem>) -> Facts {
+    pub(super) fn facts(&self, settings: &MeshSettings, problems: &mut Vec<Problem>) -> Facts {
+        let MeshSettings { trust_domain, node, .. } = settings;
         let mut shared = Shared::default();
         unique(&self.service_accounts, problems, |_| Ok(Some(())));
         Facts {
@@ -73,15 +77,20 @@ impl Manifests {
             .map(|((_, name), facts)| (("".into(), name), facts))
             .collect(),
             pods: unique(&self.pods, problems, |pod| {
-                workload::read(pod, trust_domain, &mut shared)
+                workload::read(pod, trust_domain, node, &mut shared)
             }),
             services: unique(&self.services, problems, |object| service::read(object).map(Some)),
-            slices: unique(&self.slices, problems, |slice| service::read_slice(slice, &mut shared)),
+            slices: unique(&self.slices, problems, |slice| {
+                service::read_slice(slice, node, &mut shared)
+            }),
             peer_authentications: unique(&self.peer_authentications, problems, |policy| {
                 peer_authentication::read(policy).map(Some)
             }),
             network_policies: unique(&self.network_policies, problems, |policy| {
                 network_policy::read(policy).map(Some)
+            }),
+            authorization_policies: unique(&self.authorization_policies, problems, |policy| {
+                authorization_policy::read(policy, trust_domain)
             }),
             cni_policies: Some(self.cni_policies),
         }
@@ -137,6 +146,9 @@ impl Manifests {
             Ok("EndpointSlice") => source.keep(&mut self.slices, problems, &["addressType"]),
             Ok("PeerAuthentication") => source.keep(&mut self.peer_authentications, problems, &[]),
             Ok("NetworkPolicy") => source.keep(&mut self.network_policies, problems, &["spec"]),
+            Ok("AuthorizationPolicy") => {
+                source.keep(&mut self.authorization_policies, problems, &[]);
+            }
             // `KINDS` has no other name left.
             Ok(_list) => self.add_items(source, problems),
             Err(problem) => problems.push(problem),
@@ -251,12 +263,13 @@ fn unique<T, F>(
     objects: &[Object<T>],
     problems: &mut Vec<Problem>,
     mut read: impl FnMut(&Object<T>) -> Result<Option<F>, Problem>,
-) -> BTreeMap<Key, F>
+) -> Table<F>
 where
     T: Metadata<Ty = ObjectMeta>,
+    F: Clone,
 {
     let mut first: HashMap<(&str, &str), &Object<T>> = HashMap::new();
-    let mut facts = BTreeMap::new();
+    let mut facts = Table::new();
     for object in objects {
         let name = (object.namespace(), object.name());
         if let Some(first) = first.get(&name) {

@@ -2,13 +2,13 @@
 //!
 //! Enters: what users write, as Kubernetes YAML in a directory ([`files`]) or as objects of an API
 //! server ([`kube`]). Leaves: [`crate::mesh::Snapshot`]s, published into a store, and the reason
-//! when the newest change is not in force. Both sources read objects into the same facts, and
-//! those are compiled in one way. A source alone parses configuration; it knows no eBPF, no mesh
+//! when the newest change is not in force. Both sources read objects into the same facts, whose
+//! changes are compiled in one way into patches of the snapshot before. A source alone parses configuration; it knows no eBPF, no mesh
 //! TLS and no pod's sockets, and decides nothing about traffic.
 
+mod authorization_policy;
 mod compile;
 mod directory;
-mod endpoints;
 mod error;
 mod facts;
 pub mod files;
@@ -18,10 +18,13 @@ mod network_policy;
 mod object;
 mod peer_authentication;
 mod protocol;
+mod security_kind;
 mod service;
 mod shared;
 mod state;
 mod strict;
+#[cfg(test)]
+mod testing;
 #[cfg(test)]
 mod tests;
 pub(crate) mod watch;
@@ -31,7 +34,22 @@ mod yaml;
 pub use error::{ConfigError, Problem};
 pub use state::{Origin, SourceState, WatchState};
 
+use std::sync::Arc;
+
 use tokio::sync::watch::Receiver;
+
+use crate::mesh::{RootNamespace, TrustDomain};
+
+/// What every source needs to know beside what it reads.
+#[derive(Clone, Debug, Default)]
+pub struct MeshSettings {
+    /// The root of trust of the cluster's workloads.
+    pub trust_domain: TrustDomain,
+    /// The namespace whose policies hold for all.
+    pub root_namespace: RootNamespace,
+    /// The name of the agent's node, whose pods more is to be known of than of others.
+    pub node: Arc<str>,
+}
 
 /// What keeps the snapshot up to date, until it is dropped.
 #[derive(Debug)]

@@ -13,9 +13,9 @@ use k8s_openapi::{
 };
 
 use super::{
-    compile::Key,
+    compile::Table,
     error::Problem,
-    facts::{LabelTest, LetsIn, NetworkPolicyFacts},
+    facts::{LabelTest, LetsIn, NetworkPolicyFacts, match_labels},
     object::Object,
     yaml::Step,
 };
@@ -120,8 +120,7 @@ fn test(
 impl NetworkPolicyFacts {
     /// Whether a pod of the policy's namespace with `labels` is meant.
     fn selects(&self, labels: &BTreeMap<String, String>) -> bool {
-        self.labels.iter().all(|(key, value)| labels.get(key) == Some(value))
-            && self.tests.iter().all(|test| test.holds(labels))
+        match_labels(&self.labels, labels) && self.tests.iter().all(|test| test.holds(labels))
     }
 }
 
@@ -141,17 +140,18 @@ impl LabelTest {
 }
 
 /// All policies, by the namespaces whose pods they select.
-pub(super) struct NetworkPolicies<'a> {
-    namespaces: HashMap<&'a str, Vec<(&'a Arc<str>, &'a NetworkPolicyFacts)>>,
+#[derive(Clone, Debug, Default)]
+pub(super) struct NetworkPolicies {
+    namespaces: HashMap<Arc<str>, Vec<(Arc<str>, NetworkPolicyFacts)>>,
     /// What they mean for pods, by the digests: most pods have it in common with others.
     known: HashMap<u64, Arc<Policed>>,
 }
 
-impl<'a> NetworkPolicies<'a> {
-    pub(super) fn new(all: &'a BTreeMap<Key, NetworkPolicyFacts>) -> Self {
-        let mut namespaces: HashMap<&str, Vec<_>> = HashMap::new();
+impl NetworkPolicies {
+    pub(super) fn new(all: &Table<NetworkPolicyFacts>) -> Self {
+        let mut namespaces: HashMap<Arc<str>, Vec<_>> = HashMap::new();
         for ((namespace, name), facts) in all {
-            namespaces.entry(namespace).or_default().push((name, facts));
+            namespaces.entry(namespace.clone()).or_default().push((name.clone(), facts.clone()));
         }
         Self { namespaces, known: HashMap::new() }
     }

@@ -2,20 +2,19 @@
 //! for each workload.
 
 use std::{
-    collections::{BTreeMap, HashMap, hash_map::Entry},
+    collections::{BTreeMap, HashMap},
     sync::Arc,
 };
 
-use k8s_openapi::{
-    Metadata, NamespaceResourceScope, Resource, apimachinery::pkg::apis::meta::v1::ObjectMeta,
-};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::{Deserialize, de::IgnoredAny};
 
 use super::{
-    compile::Key,
-    error::{Problem, nearest},
-    facts::PeerAuthenticationFacts,
+    compile::{Key, Table},
+    error::{Problem, meant_or_all},
+    facts::{PeerAuthenticationFacts, match_labels},
     object::Object,
+    security_kind::security_kind,
     yaml::Step,
 };
 use crate::mesh::{MutualTls, MutualTlsMode, PortMutualTls, RootNamespace};
@@ -54,31 +53,7 @@ struct MutualTlsSpec {
     mode: Option<String>,
 }
 
-impl Resource for PeerAuthentication {
-    const API_VERSION: &'static str = "security.istio.io/v1";
-    const GROUP: &'static str = "security.istio.io";
-    const KIND: &'static str = "PeerAuthentication";
-    const VERSION: &'static str = "v1";
-    const URL_PATH_SEGMENT: &'static str = "peerauthentications";
-    type Scope = NamespaceResourceScope;
-}
-
-impl Metadata for PeerAuthentication {
-    type Ty = ObjectMeta;
-
-    fn metadata(&self) -> &ObjectMeta {
-        &self.metadata
-    }
-
-    fn metadata_mut(&mut self) -> &mut ObjectMeta {
-        &mut self.metadata
-    }
-}
-
-impl PeerAuthentication {
-    /// What Istio before 1.22 has alone.
-    pub(super) const FORMER_API_VERSION: &'static str = "security.istio.io/v1beta1";
-}
+security_kind!(PeerAuthentication, "peerauthentications");
 
 /// Reads one PeerAuthentication.
 pub(super) fn read(
@@ -122,12 +97,9 @@ fn mode(
     if text == UNSET {
         return Ok(None);
     }
-    let names = || MODES.map(MutualTlsMode::as_str).into_iter().chain([UNSET]);
     MODES.into_iter().find(|mode| mode.as_str() == text).map(Some).ok_or_else(|| {
-        let hint = match nearest(&text, names()) {
-            Some(near) => format!("did you mean `{near}`?"),
-            None => format!("the modes are {}", names().collect::<Vec<_>>().join(", ")),
-        };
+        let names = [&MODES.map(MutualTlsMode::as_str)[..], &[UNSET]].concat();
+        let hint = meant_or_all(&text, "modes", &names);
         policy.problem(steps, format_args!("`{}` is no mode", text.escape_debug())).hint(hint)
     })
 }
@@ -143,41 +115,34 @@ fn number(
 }
 
 /// All policies, by what they speak for.
-pub(super) struct Policies<'a> {
-    root: &'a str,
-    mesh: Option<Policy<'a>>,
-    namespaces: HashMap<&'a str, Policy<'a>>,
+#[derive(Clone, Debug, Default)]
+pub(super) struct Policies {
+    root: Arc<str>,
+    mesh: Option<Policy>,
+    namespaces: HashMap<Arc<str>, Policy>,
     /// Those with a selector by their namespaces, the oldest first.
-    workloads: HashMap<&'a str, Vec<Policy<'a>>>,
+    workloads: HashMap<Arc<str>, Vec<Policy>>,
     /// What was put together already, by a workload's namespace and what selects it there.
-    known: HashMap<(&'a str, Option<&'a Key>), Arc<MutualTls>>,
+    known: HashMap<(Arc<str>, Option<Key>), Arc<MutualTls>>,
     nothing: Arc<MutualTls>,
 }
 
-#[derive(Clone, Copy)]
-struct Policy<'a> {
-    key: &'a Key,
-    facts: &'a PeerAuthenticationFacts,
+#[derive(Clone, Debug)]
+struct Policy {
+    key: Key,
+    facts: Arc<PeerAuthenticationFacts>,
 }
 
-impl<'a> Policies<'a> {
-    pub(super) fn new(
-        all: &'a BTreeMap<Key, PeerAuthenticationFacts>,
-        root: &'a RootNamespace,
-    ) -> Self {
-        let mut policies = Self {
-            root: root.as_str(),
-            mesh: None,
-            namespaces: HashMap::new(),
-            workloads: HashMap::new(),
-            known: HashMap::new(),
-            nothing: Arc::default(),
-        };
+impl Policies {
+    pub(super) fn new(all: &Table<PeerAuthenticationFacts>, root: &RootNamespace) -> Self {
+        let mut policies = Self { root: root.as_str().into(), ..Self::default() };
         // Of several that speak for the same the oldest holds, then the first by its name.
-        let mut by_age: Vec<_> = all.iter().map(|(key, facts)| Policy { key, facts }).collect();
-        by_age.sort_by_key(|policy| (policy.facts.created, &policy.key.1));
-        for policy in by_age {
-            let namespace = &*policy.key.0;
+        let policy =
+            |(key, facts): (&Key, &PeerAuthenticationFacts)| (key.clone(), Arc::new(facts.clone()));
+        let mut by_age: Vec<_> = all.iter().map(policy).collect();
+        by_age.sort_by_key(|((_, name), facts)| (facts.created, name.clone()));
+        for (key, facts) in by_age {
+            let (namespace, policy) = (key.0.clone(), Policy { key, facts });
             if !policy.facts.selector.is_empty() {
                 policies.workloads.entry(namespace).or_default().push(policy);
             } else if namespace == policies.root {
@@ -192,48 +157,48 @@ impl<'a> Policies<'a> {
     /// What holds for a workload of `namespace` with `labels`.
     pub(super) fn of(
         &mut self,
-        namespace: &'a str,
+        namespace: &Arc<str>,
         labels: &BTreeMap<String, String>,
     ) -> Arc<MutualTls> {
         let selecting = self.selecting(namespace, labels);
-        let place = match self.known.entry((namespace, selecting.map(|policy| policy.key))) {
-            Entry::Occupied(known) => return known.get().clone(),
-            Entry::Vacant(place) => place,
-        };
-        let in_scope = [self.mesh, self.namespaces.get(namespace).copied(), selecting];
-        if in_scope.iter().all(Option::is_none) {
-            return place.insert(self.nothing.clone()).clone();
+        let place = (namespace.clone(), selecting.map(|policy| policy.key.clone()));
+        if let Some(known) = self.known.get(&place) {
+            return known.clone();
         }
-        let mut mtls = MutualTls::default();
-        for policy in in_scope.into_iter().flatten() {
-            if let Some(mode) = policy.facts.mode {
-                mtls.usual = policy.rule(mode);
+        let in_scope = [self.mesh.as_ref(), self.namespaces.get(namespace), selecting];
+        let mtls = if in_scope.iter().all(Option::is_none) {
+            self.nothing.clone()
+        } else {
+            let mut mtls = MutualTls::default();
+            for policy in in_scope.into_iter().flatten() {
+                if let Some(mode) = policy.facts.mode {
+                    mtls.usual = policy.rule(mode);
+                }
             }
-        }
-        if let Some(policy) = selecting {
-            let ports = policy.facts.ports.iter();
-            let set = ports.filter_map(|(port, mode)| Some((*port, policy.rule((*mode)?))));
-            mtls.ports = set.collect();
-        }
-        place.insert(Arc::new(mtls)).clone()
+            if let Some(policy) = selecting {
+                let ports = policy.facts.ports.iter();
+                let set = ports.filter_map(|(port, mode)| Some((*port, policy.rule((*mode)?))));
+                mtls.ports = set.collect();
+            }
+            Arc::new(mtls)
+        };
+        self.known.insert(place, mtls.clone());
+        mtls
     }
 
     /// The policy whose selector names the workload. Those of the root namespace select in every
     /// namespace, where it has none of its own.
-    fn selecting(&self, namespace: &str, labels: &BTreeMap<String, String>) -> Option<Policy<'a>> {
-        let selects = |policy: &&Policy<'_>| {
-            policy.facts.selector.iter().all(|(key, value)| labels.get(key) == Some(value))
-        };
-        [namespace, self.root]
+    fn selecting(&self, namespace: &str, labels: &BTreeMap<String, String>) -> Option<&Policy> {
+        let selects = |policy: &&Policy| match_labels(&policy.facts.selector, labels);
+        [namespace, &self.root]
             .iter()
-            .find_map(|namespace| self.workloads.get(namespace)?.iter().find(selects))
-            .copied()
+            .find_map(|namespace| self.workloads.get(*namespace)?.iter().find(selects))
     }
 }
 
-impl Policy<'_> {
+impl Policy {
     fn rule(&self, mode: MutualTlsMode) -> PortMutualTls {
-        let (namespace, name) = self.key;
+        let (namespace, name) = &self.key;
         PortMutualTls { mode, policy: Some(format!("{namespace}/{name}").into()) }
     }
 }

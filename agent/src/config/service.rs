@@ -1,11 +1,11 @@
 //! Reads Services and EndpointSlices.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, time::Duration};
 
 use k8s_openapi::{
     Metadata,
     api::{
-        core::v1::Service,
+        core::v1::{Service, ServiceSpec},
         discovery::v1::{Endpoint, EndpointSlice},
     },
     apimachinery::pkg::{apis::meta::v1::ObjectMeta, util::intstr::IntOrString},
@@ -13,7 +13,7 @@ use k8s_openapi::{
 
 use super::{
     error::Problem,
-    facts::{EndpointFacts, PortFacts, ServiceFacts, SliceFacts, Target},
+    facts::{Condition, EndpointFacts, Hints, PortFacts, ServiceFacts, SliceFacts, Target},
     object::Object,
     protocol,
     shared::Shared,
@@ -25,7 +25,7 @@ const SERVICE_NAME: &str = "kubernetes.io/service-name";
 
 /// Reads one Service.
 pub(super) fn read(service: &Object<Service>) -> Result<ServiceFacts, Problem> {
-    let spec = service.body.spec.as_ref();
+    let spec = service.body.spec.as_ref().filter(|spec| !is_name(spec));
     let mut ports = Vec::new();
     for (index, port) in spec.and_then(|spec| spec.ports.as_ref()).into_iter().flatten().enumerate()
     {
@@ -48,19 +48,54 @@ pub(super) fn read(service: &Object<Service>) -> Result<ServiceFacts, Problem> {
         let node_port = node_port.filter(|port| *port > 0);
         ports.push(PortFacts { number, node_port, name, protocol: speaks, target });
     }
+    let selector = spec.and_then(|spec| spec.selector.as_ref()).into_iter().flatten();
     Ok(ServiceFacts {
         vips: vips(service)?,
         external: external_addresses(service)?,
         lacks_vip: lacks_cluster_ip(service),
-        selector: spec.and_then(|spec| spec.selector.clone()).unwrap_or_default(),
+        selector: selector
+            .map(|(key, value)| (key.as_str().into(), value.as_str().into()))
+            .collect(),
         publish_not_ready: spec.and_then(|spec| spec.publish_not_ready_addresses).unwrap_or(false),
+        affinity: affinity(service)?,
+        stays_on_node: spec
+            .and_then(|spec| spec.internal_traffic_policy.as_deref())
+            .is_some_and(|policy| policy == "Local"),
         ports,
     })
 }
 
-/// Reads one EndpointSlice; `None` when it has nothing to say about a Service.
+/// Whether the Service is a name for DNS alone, whatever else is said of it.
+fn is_name(spec: &ServiceSpec) -> bool {
+    spec.type_.as_deref() == Some("ExternalName")
+}
+
+/// How long a client is sent to the same endpoint. Kubernetes' default is three hours.
+fn affinity(service: &Object<Service>) -> Result<Option<Duration>, Problem> {
+    const USUAL: i32 = 10_800;
+    let Some(spec) = &service.body.spec else { return Ok(None) };
+    if spec.session_affinity.as_deref() != Some("ClientIP") {
+        return Ok(None);
+    }
+    let config = spec.session_affinity_config.as_ref();
+    let seconds = config.and_then(|config| config.client_ip.as_ref()?.timeout_seconds);
+    let seconds = seconds.unwrap_or(USUAL);
+    match u64::try_from(seconds) {
+        Ok(seconds @ 1..=86_400) => Ok(Some(Duration::from_secs(seconds))),
+        _ => {
+            let steps = ["sessionAffinityConfig", "clientIP", "timeoutSeconds"].map(Step::Field);
+            let steps: Vec<Step<'_>> = [Step::Field("spec")].into_iter().chain(steps).collect();
+            Err(service
+                .problem(&steps, format_args!("`{seconds}` is too short or too long"))
+                .hint("1 to 86400 seconds"))
+        }
+    }
+}
+
+/// Reads one EndpointSlice, as `node` sees it; `None` when it has nothing to say about a Service.
 pub(super) fn read_slice(
     slice: &Object<EndpointSlice>,
+    node: &str,
     shared: &mut Shared,
 ) -> Result<Option<SliceFacts>, Problem> {
     let Some(service) = slice.label(SERVICE_NAME) else { return Ok(None) };
@@ -77,38 +112,72 @@ pub(super) fn read_slice(
             ports.push((port.name.as_deref().unwrap_or_default().into(), number));
         }
     }
-    let mut endpoints = Vec::new();
-    for (index, endpoint) in slice.body.endpoints.iter().flatten().enumerate() {
+    let all = slice.body.endpoints.as_deref().unwrap_or_default();
+    let is_here = |endpoint: &Endpoint| endpoint.node_name.as_deref() == Some(node);
+    let mut endpoints = Vec::with_capacity(all.len());
+    for (index, endpoint) in all.iter().enumerate() {
         slice.require(&["endpoints".into(), index.into(), "addresses".into()])?;
-        // Nothing said means ready, as the field's documentation has it.
-        if endpoint.conditions.as_ref().and_then(|conditions| conditions.ready).unwrap_or(true) {
-            endpoints.push(read_endpoint(slice, index, endpoint, shared)?);
-        }
+        let pod = pod(slice, endpoint).map(|name| shared.text(name));
+        let hints = hints(endpoint, node).map(|hints| shared.hints(hints));
+        // All are the same endpoint's: no controller writes more than one, and nobody reads more.
+        let Some(address) = addresses(slice, index, endpoint)?.into_iter().next() else { continue };
+        let (condition, is_here) = (condition(endpoint), is_here(endpoint));
+        endpoints.push(EndpointFacts { address, pod, condition, is_here, hints });
     }
-    Ok(Some(SliceFacts { service: shared.text(service), ports, endpoints }))
+    let mut zones = all.iter().filter(|one| is_here(one)).filter_map(|one| one.zone.as_deref());
+    let zone = zones.next().map(|zone| shared.text(zone));
+    let (service, ports) = (shared.text(service), shared.ports(ports));
+    Ok(Some(SliceFacts { service, ports, endpoints: endpoints.into(), zone }))
 }
 
-fn read_endpoint(
+fn addresses(
     slice: &Object<EndpointSlice>,
     index: usize,
     endpoint: &Endpoint,
-    shared: &mut Shared,
-) -> Result<EndpointFacts, Problem> {
+) -> Result<Vec<IpAddr>, Problem> {
     let addresses = endpoint.addresses.iter().enumerate().map(|(address, text)| {
         let steps: [Step<'_>; 4] =
             ["endpoints".into(), index.into(), "addresses".into(), address.into()];
         ip(slice, text, &steps)
     });
-    let target = endpoint.target_ref.as_ref().filter(|t| t.kind.as_deref() == Some("Pod"));
-    let pod = target.and_then(|target| {
-        let namespace = target.namespace.as_deref().unwrap_or(slice.namespace());
-        Some((shared.text(namespace), target.name.as_deref()?.into()))
-    });
-    Ok(EndpointFacts { addresses: addresses.collect::<Result<_, _>>()?, pod })
+    addresses.collect()
+}
+
+/// The name of the pod that an endpoint is said to be. No controller makes endpoints of pods of
+/// other namespaces.
+fn pod<'a>(slice: &Object<EndpointSlice>, endpoint: &'a Endpoint) -> Option<&'a str> {
+    let target = endpoint.target_ref.as_ref().filter(|t| t.kind.as_deref() == Some("Pod"))?;
+    let is_here = target.namespace.as_deref().is_none_or(|other| other == slice.namespace());
+    target.name.as_deref().filter(|_| is_here)
+}
+
+/// What nobody says of an endpoint is as the fields' documentation has it: it is ready, serves, and
+/// stays.
+fn condition(endpoint: &Endpoint) -> Condition {
+    let conditions = endpoint.conditions.clone().unwrap_or_default();
+    let said = |condition: Option<bool>, unless_said| condition.unwrap_or(unless_said);
+    let (serving, terminating) = (conditions.serving, conditions.terminating);
+    match (said(conditions.ready, true), said(serving, true), said(terminating, false)) {
+        (true, ..) => Condition::Ready,
+        (false, true, true) => Condition::Leaving,
+        _ => Condition::NotReady,
+    }
+}
+
+fn hints(endpoint: &Endpoint, node: &str) -> Option<Hints> {
+    let hints = endpoint.hints.as_ref()?;
+    let nodes = hints.for_nodes.as_deref().unwrap_or_default();
+    let zones = hints.for_zones.as_deref().unwrap_or_default();
+    Some(Hints {
+        for_nodes: !nodes.is_empty(),
+        for_this_node: nodes.iter().any(|one| one.name == node),
+        for_zones: zones.iter().map(|zone| zone.name.clone()).collect(),
+    })
 }
 
 fn vips(service: &Object<Service>) -> Result<Vec<IpAddr>, Problem> {
-    let Some(spec) = &service.body.spec else { return Ok(Vec::new()) };
+    let spec = service.body.spec.as_ref().filter(|spec| !is_name(spec));
+    let Some(spec) = spec else { return Ok(Vec::new()) };
     let several = spec.cluster_ips.iter().flatten().enumerate().map(|(index, ip)| {
         (ip, vec![Step::Field("spec"), Step::Field("clusterIPs"), Step::Item(index)])
     });
@@ -131,6 +200,9 @@ fn vips(service: &Object<Service>) -> Result<Vec<IpAddr>, Problem> {
 /// it.
 fn external_addresses(service: &Object<Service>) -> Result<Vec<IpAddr>, Problem> {
     let spec = service.body.spec.as_ref();
+    if spec.is_some_and(is_name) {
+        return Ok(Vec::new());
+    }
     let listed = spec.and_then(|spec| spec.external_ips.as_ref()).into_iter().flatten();
     let listed = listed.enumerate().map(|(index, text)| {
         (text.as_str(), vec!["spec".into(), "externalIPs".into(), index.into()])
@@ -163,7 +235,7 @@ fn leads_outside(ip: IpAddr) -> bool {
 fn lacks_cluster_ip(service: &Object<Service>) -> bool {
     service.body.spec.as_ref().is_some_and(|spec| {
         let unset = |ip: Option<&String>| ip.is_none_or(String::is_empty);
-        spec.type_.as_deref() != Some("ExternalName")
+        !is_name(spec)
             && unset(spec.cluster_ip.as_ref())
             && unset(spec.cluster_ips.as_ref().and_then(|ips| ips.first()))
     })

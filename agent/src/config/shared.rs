@@ -8,6 +8,7 @@ use std::{
     sync::Arc,
 };
 
+use super::facts::{Hints, NamedPorts};
 use crate::mesh::{Owner, Principal};
 
 /// Hands out one copy of equal values. A cluster's pods share their namespaces, nodes, owners,
@@ -18,6 +19,8 @@ pub(super) struct Shared {
     labels: HashSet<Arc<BTreeMap<String, String>>>,
     owners: HashSet<Arc<Owner>>,
     addresses: HashSet<Arc<[IpAddr]>>,
+    ports: HashSet<NamedPorts>,
+    hints: HashSet<Arc<Hints>>,
     principals: HashSet<Principal>,
 }
 
@@ -42,6 +45,14 @@ impl Shared {
         one(&mut self.addresses, addresses)
     }
 
+    pub(super) fn ports(&mut self, ports: Vec<(Box<str>, u16)>) -> NamedPorts {
+        one(&mut self.ports, ports)
+    }
+
+    pub(super) fn hints(&mut self, hints: Hints) -> Arc<Hints> {
+        one(&mut self.hints, hints)
+    }
+
     pub(super) fn principal(&mut self, principal: Principal) -> Principal {
         match self.principals.get(&principal) {
             Some(same) => same.clone(),
@@ -58,6 +69,8 @@ impl Shared {
         self.labels.retain(|labels| Arc::strong_count(labels) > 1);
         self.owners.retain(|owner| Arc::strong_count(owner) > 1);
         self.addresses.retain(|addresses| Arc::strong_count(addresses) > 1);
+        self.ports.retain(|ports| Arc::strong_count(ports) > 1);
+        self.hints.retain(|hints| Arc::strong_count(hints) > 1);
     }
 }
 

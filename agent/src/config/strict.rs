@@ -132,9 +132,12 @@ impl<'de> de::Deserializer<'de> for Fitting<'de, '_> {
             Value::Float(value) => visitor.visit_f64(*value),
             Value::String(value) => visitor.visit_borrowed_str(value),
             Value::Sequence(items) => visitor.visit_seq(Items { of: self, items, next: 0 }),
-            Value::Mapping(entries) => {
-                visitor.visit_map(Fields { of: self, entries: entries.iter(), value: None })
-            }
+            Value::Mapping(entries) => visitor.visit_map(Fields {
+                of: self,
+                entries: entries.iter(),
+                known: None,
+                value: None,
+            }),
         }
     }
 
@@ -170,6 +173,10 @@ impl<'de> de::Deserializer<'de> for Fitting<'de, '_> {
                     hint: field_hint(&entry.key, fields),
                 });
             }
+            // What is unknown is told already.
+            let entries =
+                Fields { of: self, entries: entries.iter(), known: Some(fields), value: None };
+            return visitor.visit_map(entries);
         }
         self.deserialize_any(visitor)
     }
@@ -216,6 +223,8 @@ impl<'de> de::SeqAccess<'de> for Items<'de, '_> {
 struct Fields<'de, 'c> {
     of: Fitting<'de, 'c>,
     entries: std::slice::Iter<'de, Entry>,
+    /// Those to be read; `None` where they are data.
+    known: Option<&'static [&'static str]>,
     value: Option<&'de Entry>,
 }
 
@@ -226,7 +235,10 @@ impl<'de> de::MapAccess<'de> for Fields<'de, '_> {
         &mut self,
         seed: S,
     ) -> Result<Option<S::Value>, WrongType> {
-        let Some(entry) = self.entries.next() else { return Ok(None) };
+        let known = self.known;
+        let is_known =
+            |entry: &&Entry| known.is_none_or(|known| known.contains(&entry.key.as_str()));
+        let Some(entry) = self.entries.find(is_known) else { return Ok(None) };
         self.value = Some(entry);
         let key: StrDeserializer<'_, WrongType> = entry.key.as_str().into_deserializer();
         seed.deserialize(key).map(Some)

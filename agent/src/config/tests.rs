@@ -1,51 +1,39 @@
 //! What Kubernetes YAML means to the mesh, and what is said about YAML that means nothing.
 
-use std::{net::IpAddr, path::Path, sync::Arc};
+mod services;
+
+use std::{net::IpAddr, sync::Arc};
 
 use proptest::prelude::*;
 
-use super::{directory::File, files::compile};
-use crate::mesh::{
-    AppProtocol, Destination, RootNamespace, Service, Snapshot, TrustDomain, Workload,
+use super::{
+    MeshSettings,
+    testing::{Loader, load},
 };
-
-/// The snapshot of one file, or the problems in it, one a line.
-fn load(text: &str) -> Result<Snapshot, String> {
-    load_after(text, &Snapshot::default()).map(|(snapshot, _)| snapshot)
-}
-
-fn load_after(text: &str, former: &Snapshot) -> Result<(Snapshot, Vec<String>), String> {
-    let file = File { path: Path::new("mesh.yaml").into(), text: text.to_owned() };
-    let mut problems = Vec::new();
-    let trust_domain = TrustDomain::default();
-    let root = RootNamespace::default();
-    let (compiled, warnings) = compile(&[file], &trust_domain, &root, former, &mut problems);
-    if problems.is_empty() {
-        return Ok((compiled.snapshot(trust_domain, former.version + 1), warnings));
-    }
-    problems.sort();
-    Err(problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))
-}
+use crate::mesh::{AppProtocol, Destination, Endpoint, Service, Snapshot, Workload};
 
 fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
 }
 
 fn workload<'a>(snapshot: &'a Snapshot, name: &str) -> &'a Arc<Workload> {
-    snapshot.workloads().iter().find(|workload| *workload.name == *name).unwrap()
+    snapshot.workloads().find(|workload| *workload.name == *name).unwrap()
 }
 
 fn service<'a>(snapshot: &'a Snapshot, name: &str) -> &'a Arc<Service> {
-    snapshot.services().iter().find(|service| service.name == name).unwrap()
+    snapshot.services().find(|service| service.id.name() == name).unwrap()
 }
 
 /// `address → pod` of each endpoint of the Service's port `port`.
 fn endpoints(snapshot: &Snapshot, name: &str, port: u16) -> Vec<String> {
-    let port = service(snapshot, name).port(port).unwrap();
+    described(&service(snapshot, name).port(port).unwrap().endpoints.taking)
+}
+
+fn described(endpoints: &[Endpoint]) -> Vec<String> {
     let pod = |workload: &Option<Arc<Workload>>| {
         workload.as_ref().map_or("nobody".to_owned(), |workload| workload.name.to_string())
     };
-    port.endpoints.iter().map(|e| format!("{} → {}", e.address, pod(&e.workload))).collect()
+    endpoints.iter().map(|e| format!("{} → {}", e.address, pod(&e.workload))).collect()
 }
 
 const DUMP: &str = include_str!("tests/kubectl-get.yaml");
@@ -71,7 +59,7 @@ fn what_kubectl_get_prints_is_read_as_it_is() {
     );
     assert!(matches!(
         snapshot.destination("10.96.0.20:80".parse().unwrap()),
-        Destination::Service(service, _) if service.name == "order"
+        Destination::Service(service, _) if service.id.name() == "order"
     ));
     assert_eq!(snapshot.workloads().len(), 1, "a finished pod is no workload");
 }
@@ -161,160 +149,14 @@ endpoints: [{addresses: [192.0.2.1], targetRef: {kind: Pod, name: cni}}]
 }
 
 #[test]
-fn slices_give_the_ready_endpoints_of_the_port_with_the_same_name() {
-    let text = pod("a", "10.0.0.1", "")
-        + &pod("b", "10.0.0.2", "")
-        + "---
-{apiVersion: v1, kind: Service, metadata: {name: s, namespace: shop}, spec: {clusterIP: 10.96.0.1,
-  selector: {app: nobody}, ports: [{name: http, port: 80}, {name: db, port: 3306}, {name: dns, port: 53, protocol: UDP}]}}
----
-apiVersion: discovery.k8s.io/v1
-kind: EndpointSlice
-metadata: {name: s-1, namespace: shop, labels: {kubernetes.io/service-name: s}}
-addressType: IPv4
-ports: [{name: http, port: 8080}, {name: dns, port: 53, protocol: UDP}]
-endpoints:
-- {addresses: [10.0.0.2], conditions: {ready: true}}
-- {addresses: [10.0.0.1]}
-- {addresses: [10.0.0.3], conditions: {ready: false}}
-- {addresses: [203.0.113.9], targetRef: {kind: Pod, name: b}}
----
-apiVersion: discovery.k8s.io/v1
-kind: EndpointSlice
-metadata: {name: s-2, namespace: shop, labels: {kubernetes.io/service-name: s}}
-addressType: IPv4
-ports: [{name: http, port: 8080}]
-endpoints: [{addresses: [10.0.0.1]}]
----
-apiVersion: discovery.k8s.io/v1
-kind: EndpointSlice
-metadata: {name: s, namespace: elsewhere, labels: {kubernetes.io/service-name: s}}
-addressType: IPv4
-ports: [{name: http, port: 8080}]
-endpoints: [{addresses: [10.0.0.66]}]
-";
-    let snapshot = load(&text).unwrap();
-    assert_eq!(
-        endpoints(&snapshot, "s", 80),
-        ["10.0.0.1:8080 → a", "10.0.0.2:8080 → b", "203.0.113.9:8080 → nobody"]
-    );
-    assert!(endpoints(&snapshot, "s", 3306).is_empty());
-    assert!(service(&snapshot, "s").port(53).is_none(), "the mesh carries TCP only");
-}
-
-#[test]
-fn without_slices_a_selector_finds_the_ready_pods() {
-    let label = ", labels: {app: web}";
-    let text = pod("a", "10.0.0.1", label)
-        + &pod("b", "10.0.0.2", "")
-        + "---
-apiVersion: v1
-kind: Pod
-metadata: {name: c, namespace: shop, labels: {app: web}}
-spec: {containers: [{name: c, ports: [{name: web, containerPort: 9000}]}]}
-status: {podIP: 10.0.0.3, conditions: [{type: Ready, status: 'True'}]}
----
-apiVersion: v1
-kind: Pod
-metadata: {name: d, namespace: shop, labels: {app: web}}
-status: {podIP: 10.0.0.4, conditions: [{type: Ready, status: 'False'}]}
-spec: {}
----
-{apiVersion: v1, kind: Service, metadata: {name: number, namespace: shop}, spec: {clusterIP: None, selector: {app: web}, ports: [{port: 80, targetPort: 8080}]}}
----
-{apiVersion: v1, kind: Service, metadata: {name: named, namespace: shop}, spec: {clusterIP: None, selector: {app: web}, ports: [{port: 80, targetPort: web}]}}
-";
-    let snapshot = load(&text).unwrap();
-    assert_eq!(endpoints(&snapshot, "number", 80), ["10.0.0.1:8080 → a", "10.0.0.3:8080 → c"]);
-    assert_eq!(endpoints(&snapshot, "named", 80), ["10.0.0.3:9000 → c"]);
-    assert!(service(&snapshot, "number").vips.is_empty());
-}
-
-/// What `address` leads to: `service:port → pods`, or a pod's name, or nothing.
-fn leads_to(snapshot: &Snapshot, address: &str) -> String {
-    match snapshot.destination(address.parse().unwrap()) {
-        Destination::Service(service, port) => format!("{}:{}", service.name, port.port),
-        Destination::Workload(workload, _) => workload.name.to_string(),
-        Destination::Unknown => "nothing".to_owned(),
-    }
-}
-
-/// A node's own pod, which tells of the node's addresses.
-const NODE: &str = "---
-{apiVersion: v1, kind: Pod, metadata: {name: node, namespace: shop}, spec: {hostNetwork: true, nodeName: b},
-  status: {podIP: 192.0.2.1, hostIP: 192.0.2.1, hostIPs: [{ip: 192.0.2.1}, {ip: '2001:db8::1'}]}}
-";
-
-#[test]
-fn every_address_of_a_service_is_that_service_on_its_tcp_ports() {
-    let text = pod("a", "10.0.0.1", "")
-        + NODE
-        + "---
-apiVersion: v1
-kind: Service
-metadata: {name: s, namespace: shop}
-spec:
-  type: LoadBalancer
-  clusterIP: 10.96.0.1
-  externalIPs: [198.51.100.1, 127.0.0.1, 10.0.0.1, 10.96.0.2]
-  ports: [{name: a, port: 80, nodePort: 30080}, {name: b, port: 53, nodePort: 30053, protocol: UDP}]
-status: {loadBalancer: {ingress: [{ip: 203.0.113.1}, {hostname: lb.example}, {ip: 203.0.113.2, ipMode: Proxy}]}}
----
-{apiVersion: v1, kind: Service, metadata: {name: t, namespace: shop}, spec: {clusterIP: 10.96.0.2,
-  externalIPs: [198.51.100.1], ports: [{name: a, port: 80}, {name: b, port: 81}]}}
-";
-    let snapshot = load(&text).unwrap();
-    for (address, expected) in [
-        ("10.96.0.1:80", "s:80"),
-        ("198.51.100.1:80", "s:80"),
-        ("203.0.113.1:80", "s:80"),
-        ("192.0.2.1:30080", "s:80"),
-        ("[2001:db8::1]:30080", "s:80"),
-        // Two Services share an address, by their ports.
-        ("198.51.100.1:81", "t:81"),
-        // A load balancer that wants to see everything itself.
-        ("203.0.113.2:80", "nothing"),
-        // UDP is not carried; other ports, and the port of nodes elsewhere, are somebody else's.
-        ("203.0.113.1:53", "nothing"),
-        ("192.0.2.1:30053", "nothing"),
-        ("192.0.2.1:80", "nothing"),
-        ("198.51.100.1:30080", "nothing"),
-        ("127.0.0.1:80", "nothing"),
-        // Nobody takes a pod's address, or another Service's, by claiming it.
-        ("10.0.0.1:80", "a"),
-        ("10.96.0.2:80", "t:80"),
-    ] {
-        assert_eq!(leads_to(&snapshot, address), expected, "{address}");
-    }
-}
-
-#[test]
-fn a_node_that_comes_or_goes_makes_another_snapshot() {
-    let service = "---
-{apiVersion: v1, kind: Service, metadata: {name: s, namespace: shop}, spec: {clusterIP: 10.96.0.1,
-  ports: [{port: 80, nodePort: 30080}]}}
-";
-    let text = pod("a", "10.0.0.1", "") + service;
-    let before = load(&text).unwrap();
-    assert_eq!(leads_to(&before, "192.0.2.1:30080"), "nothing");
-    let with_address = text.replace("podIP: 10.0.0.1", "podIP: 10.0.0.1, hostIP: 192.0.2.1");
-    let file = File { path: Path::new("mesh.yaml").into(), text: with_address };
-    let (trust_domain, root) = (TrustDomain::default(), RootNamespace::default());
-    let (compiled, _) = compile(&[file], &trust_domain, &root, &before, &mut Vec::new());
-    assert!(!compiled.is_in(&before));
-    let after = compiled.snapshot(trust_domain, 2);
-    assert_eq!(leads_to(&after, "192.0.2.1:30080"), "s:80");
-}
-
-#[test]
 fn what_is_legal_but_probably_not_meant_is_a_warning() {
     let text = "
 {apiVersion: v1, kind: Service, metadata: {name: s}, spec: {ports: [{port: 80}]}}
 ---
 {apiVersion: v1, kind: Pod, metadata: {name: a}, spec: {}}
 ";
-    let (snapshot, warnings) = load_after(text, &Snapshot::default()).unwrap();
-    assert!(snapshot.workloads().is_empty());
+    let (snapshot, warnings) = Loader::new(MeshSettings::default()).load(text).unwrap();
+    assert_eq!(snapshot.workloads().len(), 0);
     assert_eq!(
         warnings,
         [
@@ -334,8 +176,9 @@ fn what_stays_the_same_stays_the_same_object() {
 ";
     let a = pod("a", "10.0.0.1", ", labels: {app: a}");
     let b = |ip: &str| pod("b", ip, ", labels: {app: b}");
-    let before = load(&format!("{a}{}{services}", b("10.0.0.2"))).unwrap();
-    let (after, _) = load_after(&format!("{services}{}{a}", b("10.0.0.3")), &before).unwrap();
+    let mut loader = Loader::new(MeshSettings::default());
+    let (before, _) = loader.load(&format!("{a}{}{services}", b("10.0.0.2"))).unwrap();
+    let (after, _) = loader.load(&format!("{services}{}{a}", b("10.0.0.3"))).unwrap();
     let same_pod = |name| Arc::ptr_eq(workload(&before, name), workload(&after, name));
     let same_service = |name| Arc::ptr_eq(service(&before, name), service(&after, name));
     assert!(same_pod("a") && same_service("one"));

@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 
 use super::{
     error::Problem,
-    facts::{Mode, NamespaceFacts, PodFacts},
+    facts::{Condition, Mode, NamespaceFacts, PodFacts},
     object::Object,
     service::{ip, is_tcp},
     shared::Shared,
@@ -30,9 +30,12 @@ const RESOURCE_ATTRIBUTE: &str = "resource.opentelemetry.io/";
 
 /// Reads one Pod; `None` when it ended, and its address may be another pod's by now. What its
 /// namespace asks for is settled later: that changes on its own.
+///
+/// A pod of another node than `node` is not told about more than its peers need to know.
 pub(super) fn read(
     pod: &Object<Pod>,
     trust_domain: &TrustDomain,
+    node: &str,
     shared: &mut Shared,
 ) -> Result<Option<PodFacts>, Problem> {
     let (meta, spec) = (&pod.body.metadata, pod.body.spec.as_ref());
@@ -41,34 +44,41 @@ pub(super) fn read(
         return Ok(None);
     }
     let host_network = spec.and_then(|spec| spec.host_network).unwrap_or(false);
-    let addresses = addresses(pod)?;
+    let (ips, host_addresses) = match (addresses(pod)?, host_network) {
+        (addresses, true) => (Vec::new(), addresses.into()),
+        (addresses, false) => (addresses, Box::default()),
+    };
     let labels = meta.labels.clone().unwrap_or_default();
     let mode = labels.get(DATAPLANE_MODE).and_then(|mode| Mode::of(mode));
     let annotations = meta.annotations.as_ref();
     let sidecar = annotations.is_some_and(|all| all.contains_key(SIDECAR));
+    let its_node = spec.and_then(|spec| spec.node_name.as_deref()).unwrap_or_default();
+    let is_here = its_node == node;
+    let netns = netns(pod)?;
     let workload = Workload {
         uid: uid(pod)?,
-        name: pod.name().into(),
+        name: shared.text(pod.name()),
         namespace: shared.text(pod.namespace()),
         owner: shared.owner(owner(
             pod.name(),
             meta.owner_references.as_deref().unwrap_or_default(),
             &labels,
         )),
-        node: shared.text(spec.and_then(|spec| spec.node_name.as_deref()).unwrap_or_default()),
-        ips: if host_network { Vec::new() } else { addresses.clone() },
+        node: shared.text(its_node),
+        ips,
         principal: shared.principal(principal(pod, trust_domain)?),
         sidecar,
         meshed: false,
         captured: captured(pod),
         policed: None,
         mtls: Arc::default(),
-        starts: starts(pod),
-        netns: netns(pod)?,
-        resource_attributes: meta
-            .annotations
-            .iter()
+        authorization: Arc::default(),
+        starts: if is_here { starts(pod) } else { 0 },
+        netns: netns.filter(|_| is_here),
+        resource_attributes: annotations
+            .into_iter()
             .flatten()
+            .filter(|_| is_here)
             .filter_map(|(key, value)| {
                 Some((key.strip_prefix(RESOURCE_ATTRIBUTE)?.to_owned(), value.clone()))
             })
@@ -77,12 +87,12 @@ pub(super) fn read(
     };
     Ok(Some(PodFacts {
         workload: Arc::new(workload),
-        addresses,
+        host_addresses,
         node_addresses: shared.addresses(node_addresses(pod)?),
         mode,
         host_network,
-        ready: is_ready(pod),
-        ports: ports(pod),
+        condition: condition(pod),
+        ports: shared.ports(ports(pod)),
         created: meta.creation_timestamp.as_ref().map_or(0, |time| time.0.as_second()),
     }))
 }
@@ -99,15 +109,17 @@ pub(super) fn read_namespace(namespace: &Object<Namespace>) -> NamespaceFacts {
     NamespaceFacts { mode: namespace.label(DATAPLANE_MODE).and_then(Mode::of) }
 }
 
-/// Whether the pod may take traffic; one without conditions was written by hand.
-fn is_ready(pod: &Object<Pod>) -> bool {
+/// Whether the pod takes traffic; one without conditions was written by hand.
+fn condition(pod: &Object<Pod>) -> Condition {
     let conditions = pod.body.status.as_ref().and_then(|status| status.conditions.as_ref());
-    pod.body.metadata.deletion_timestamp.is_none()
-        && conditions
-            .into_iter()
-            .flatten()
-            .find(|condition| condition.type_ == "Ready")
-            .is_none_or(|condition| condition.status == "True")
+    let mut conditions = conditions.into_iter().flatten();
+    let ready = conditions.find(|condition| condition.type_ == "Ready");
+    match (ready.is_none_or(|ready| ready.status == "True"), &pod.body.metadata.deletion_timestamp)
+    {
+        (true, None) => Condition::Ready,
+        (true, Some(_)) => Condition::Leaving,
+        (false, _) => Condition::NotReady,
+    }
 }
 
 /// How often containers of the pod have started, restarts included.
@@ -205,6 +217,7 @@ fn status_addresses<'a>(
             ips.insert(0, ip);
         }
     }
+    ips.shrink_to_fit();
     Ok(ips)
 }
 

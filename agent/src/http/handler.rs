@@ -65,6 +65,13 @@ pub struct Answer {
     pub text: String,
 }
 
+impl Answer {
+    /// Whether it is about this request alone, and says nothing about the next.
+    pub(super) fn is_verdict(&self) -> bool {
+        self.status == 403
+    }
+}
+
 /// How an exchange ended.
 #[derive(Debug)]
 pub enum Ended {

@@ -3,7 +3,8 @@
 //! HTTP/1 has its heads as marked bytes, HTTP/2 as maps. Whoever judges requests, follows traces or
 //! describes them in spans is written once, for both.
 
-use http::{HeaderMap, HeaderName, HeaderValue, request, response};
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, Uri, request, response, uri::PathAndQuery};
 
 use super::target::Target;
 
@@ -61,6 +62,8 @@ pub trait AnyRequest: Fields {
     fn target(&self) -> Target<'_>;
     /// The version it came in.
     fn version(&self) -> Version;
+    /// Asks for another path, with the same query. To be of bytes that a URI may have.
+    fn set_path(&mut self, path: &[u8]);
 }
 
 /// The head of a response.
@@ -129,6 +132,22 @@ impl AnyRequest for request::Parts {
             http::Version::HTTP_10 => Version::Http10,
             _ => Version::Http11,
         }
+    }
+
+    fn set_path(&mut self, path: &[u8]) {
+        let mut parts = std::mem::take(&mut self.uri).into_parts();
+        let mut asked = path.to_vec();
+        if let Some(query) = parts.path_and_query.as_ref().and_then(|asked| asked.query()) {
+            asked.push(b'?');
+            asked.extend_from_slice(query.as_bytes());
+        }
+        let asked = PathAndQuery::from_maybe_shared(Bytes::from(asked));
+        debug_assert!(asked.is_ok(), "{path:?}");
+        if let Ok(asked) = asked {
+            parts.path_and_query = Some(asked);
+        }
+        // The parts of one that was whole, with another path.
+        self.uri = Uri::from_parts(parts).unwrap_or_default();
     }
 }
 

@@ -51,9 +51,15 @@ pub struct Principal(Arc<Parts>);
 #[derive(PartialEq, Eq, Hash)]
 struct Parts {
     trust_domain: TrustDomain,
-    namespace: Box<str>,
-    service_account: Box<str>,
+    /// All of it but the scheme: `<trust domain>/ns/<namespace>/sa/<service account>`.
+    text: Box<str>,
+    /// How long the namespace is.
+    namespace: usize,
 }
+
+/// Before the namespace, and before the service account.
+const NS: &str = "/ns/";
+const SA: &str = "/sa/";
 
 /// Text that is no Istio SPIFFE identity.
 #[derive(Debug, thiserror::Error)]
@@ -84,11 +90,8 @@ impl Principal {
                 service_account.escape_debug()
             )));
         }
-        Ok(Self(Arc::new(Parts {
-            trust_domain,
-            namespace: namespace.into(),
-            service_account: service_account.into(),
-        })))
+        let text = format!("{trust_domain}{NS}{namespace}{SA}{service_account}").into();
+        Ok(Self(Arc::new(Parts { trust_domain, text, namespace: namespace.len() })))
     }
 
     /// The root of trust that vouches for this identity.
@@ -98,12 +101,22 @@ impl Principal {
 
     /// The Kubernetes namespace.
     pub fn namespace(&self) -> &str {
-        &self.0.namespace
+        &self.account()[..self.0.namespace]
     }
 
     /// The Kubernetes service account.
     pub fn service_account(&self) -> &str {
-        &self.0.service_account
+        &self.account()[self.0.namespace + SA.len()..]
+    }
+
+    /// `<trust domain>/ns/<namespace>/sa/<service account>`, as policies write it.
+    pub fn without_scheme(&self) -> &str {
+        &self.0.text
+    }
+
+    /// `<namespace>/sa/<service account>`.
+    pub fn account(&self) -> &str {
+        &self.0.text[self.0.trust_domain.as_str().len() + NS.len()..]
     }
 }
 
@@ -123,8 +136,7 @@ impl From<Principal> for String {
 
 impl fmt::Display for Principal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Parts { trust_domain, namespace, service_account } = &*self.0;
-        write!(f, "spiffe://{trust_domain}/ns/{namespace}/sa/{service_account}")
+        write!(f, "spiffe://{}", self.0.text)
     }
 }
 
@@ -160,7 +172,11 @@ mod tests {
         let text = "spiffe://cluster.local/ns/shop/sa/order.service";
         let principal: Principal = text.parse().unwrap();
         assert_eq!(principal.to_string(), text);
+        assert_eq!(principal.trust_domain().as_str(), "cluster.local");
+        assert_eq!(principal.namespace(), "shop");
         assert_eq!(principal.service_account(), "order.service");
+        assert_eq!(principal.account(), "shop/sa/order.service");
+        assert_eq!(principal.without_scheme(), "cluster.local/ns/shop/sa/order.service");
     }
 
     #[test]

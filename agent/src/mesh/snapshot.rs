@@ -1,15 +1,26 @@
 //! The one immutable picture of the mesh that the data path reads.
 
 use std::{
-    collections::{BTreeSet, HashMap, HashSet},
+    collections::{BTreeSet, HashSet},
     net::{IpAddr, SocketAddr},
     sync::Arc,
 };
 
-use super::{AppProtocol, Principal, Service, ServicePort, TrustDomain, Workload};
+use imbl::OrdMap;
 
-/// Everything the data path may know about the mesh. Built once by a source, then only read.
-#[derive(Debug, Default)]
+use super::{
+    AppProtocol, PodUid, Principal, Service, ServiceId, ServicePort, TrustDomain, Workload,
+    claimed::{Claimed, OwnerOf, Place, Served},
+};
+
+/// A map whose copies share what they have in common: a change copies what it touches. A tree, since
+/// hashed ones of this kind take three times as much memory.
+pub(super) type Map<K, V> = OrdMap<K, V>;
+
+/// Everything the data path may know about the mesh, as one node sees it. It never changes once it
+/// is published; the next one is this one with a [`Patch`](super::Patch), and shares with it what the
+/// patch does not speak of.
+#[derive(Clone, Debug, Default)]
 pub struct Snapshot {
     /// Counts up with every change the source published; 0 before the first.
     pub version: u64,
@@ -19,16 +30,22 @@ pub struct Snapshot {
     pub trust_domain: TrustDomain,
     /// Whether there may be policies between pods of kinds that only the CNI understands.
     pub cni_policies: bool,
-    workloads: Vec<Arc<Workload>>,
-    services: Vec<Arc<Service>>,
-    nodes: BTreeSet<IpAddr>,
-    workload_by_ip: HashMap<IpAddr, Arc<Workload>>,
-    service_by_vip: HashMap<IpAddr, Arc<Service>>,
-    service_by_external: HashMap<SocketAddr, Reached>,
-    service_by_node_port: HashMap<u16, Reached>,
-    service_by_endpoint: HashMap<SocketAddr, Reached>,
-    /// Endpoints of which one Service says something else than another.
-    disputed: HashSet<SocketAddr>,
+    /// The node's name.
+    pub(super) node: Arc<str>,
+    /// Counts up whenever other policies hold for a pod of this node.
+    pub(super) rules: u64,
+    pub(super) pods: Map<PodUid, Arc<Workload>>,
+    /// Those of `pods` that are this node's.
+    pub(super) local: Map<PodUid, Arc<Workload>>,
+    pub(super) pod_by_ip: Map<IpAddr, Arc<Workload>>,
+    /// How many pods each owner has.
+    pub(super) owners: Map<OwnerOf, u32>,
+    pub(super) services: Map<ServiceId, Arc<Service>>,
+    pub(super) service_by_vip: Map<IpAddr, ServiceId>,
+    pub(super) by_external: Claimed<SocketAddr, Place>,
+    pub(super) by_node_port: Claimed<u16, Place>,
+    pub(super) by_endpoint: Claimed<IpAddr, Served>,
+    pub(super) nodes: Arc<BTreeSet<IpAddr>>,
 }
 
 /// A Service and the port of it that an address leads to.
@@ -47,48 +64,78 @@ pub enum Destination {
 }
 
 impl Snapshot {
+    /// Of a mesh without pods and Services, as the node `node` sees it.
+    pub fn new(trust_domain: TrustDomain, node: Arc<str>) -> Self {
+        Self { trust_domain, node, ..Self::default() }
+    }
+
     /// The pod that owns `ip`.
     pub fn workload(&self, ip: IpAddr) -> Option<&Arc<Workload>> {
-        self.workload_by_ip.get(&ip)
+        self.pod_by_ip.get(&ip)
+    }
+
+    /// The pod of that UID.
+    pub fn pod(&self, uid: &PodUid) -> Option<&Arc<Workload>> {
+        self.pods.get(uid)
     }
 
     /// What is known of a pod by now; `None` when it has gone.
     pub fn newest(&self, pod: &Workload) -> Option<&Arc<Workload>> {
-        let newest = pod.ips.first().and_then(|ip| self.workload(*ip));
-        newest.filter(|newest| newest.uid == pod.uid)
+        self.pod(&pod.uid)
     }
 
-    /// Every pod.
-    pub fn workloads(&self) -> &[Arc<Workload>] {
-        &self.workloads
+    /// Every pod, in the order of UIDs.
+    pub fn workloads(&self) -> impl ExactSizeIterator<Item = &Arc<Workload>> {
+        self.pods.values()
     }
 
-    /// The pods of one node.
-    pub fn pods_of<'a>(&'a self, node: &'a str) -> impl Iterator<Item = &'a Arc<Workload>> {
-        self.workloads.iter().filter(move |workload| *workload.node == *node)
+    /// The pods of this node.
+    pub fn local(&self) -> impl Iterator<Item = &Arc<Workload>> {
+        self.local.values()
     }
 
-    /// Who the pods of one node are that belong to the mesh.
-    pub fn principals_of(&self, node: &str) -> HashSet<Principal> {
-        let pods = self.pods_of(node).filter(|pod| pod.meshed);
-        pods.map(|pod| pod.principal.clone()).collect()
+    /// Whether `pod` is this node's.
+    pub fn is_local(&self, pod: &Workload) -> bool {
+        *pod.node == *self.node
     }
 
-    /// Whether a pod that is in `former` too accepts something else here.
-    pub(super) fn differs_in_mutual_tls(&self, former: &Self) -> bool {
-        self.workloads.iter().any(|workload| {
-            let same = workload.ips.first().and_then(|ip| former.workload(*ip));
-            same.is_some_and(|same| same.mtls != workload.mtls)
-        })
+    /// Who the pods of this node are that belong to the mesh.
+    pub fn local_principals(&self) -> HashSet<Principal> {
+        self.local().filter(|pod| pod.meshed).map(|pod| pod.principal.clone()).collect()
     }
 
-    /// Every Service.
-    pub fn services(&self) -> &[Arc<Service>] {
-        &self.services
+    /// Whether a pod in `namespace` belongs to a controller called `owner`.
+    pub fn has_pods_of(&self, namespace: &str, owner: &str) -> bool {
+        self.owners.contains_key(&(namespace, owner))
+    }
+
+    /// Every Service, in the order of names.
+    pub fn services(&self) -> impl ExactSizeIterator<Item = &Arc<Service>> {
+        self.services.values()
+    }
+
+    /// The Service of that name.
+    pub fn service(&self, id: &ServiceId) -> Option<&Arc<Service>> {
+        self.services.get(id)
+    }
+
+    /// The Service `name` in `namespace`.
+    pub fn service_named(&self, namespace: &str, name: &str) -> Option<&Arc<Service>> {
+        self.services.get(&(namespace, name))
+    }
+
+    /// The Service that has the cluster IP `ip`.
+    pub fn service_of(&self, ip: IpAddr) -> Option<&ServiceId> {
+        self.service_by_vip.get(&ip)
+    }
+
+    /// The Services that have an endpoint at `ip`; one as often as it has ports there.
+    pub fn services_at(&self, ip: IpAddr) -> impl Iterator<Item = &ServiceId> {
+        self.by_endpoint.get(&ip).iter().map(|served| &served.service)
     }
 
     /// The addresses of nodes, where some Service has a port of every node.
-    pub fn nodes(&self) -> &BTreeSet<IpAddr> {
+    pub fn nodes(&self) -> &Arc<BTreeSet<IpAddr>> {
         &self.nodes
     }
 
@@ -97,94 +144,58 @@ impl Snapshot {
     /// Cluster IPs and pods go first: whoever may write a Service may claim any address as an
     /// external one, and must not come between others with it.
     pub fn destination(&self, address: SocketAddr) -> Destination {
-        if let Some(service) = self.service_by_vip.get(&address.ip())
+        let service = self.service_by_vip.get(&address.ip()).and_then(|id| self.service(id));
+        if let Some(service) = service
             && let Some(port) = service.port(address.port())
         {
             return Destination::Service(service.clone(), port.clone());
         }
         if let Some(workload) = self.workload(address.ip()) {
-            return Destination::Workload(workload.clone(), self.serving(address).cloned());
+            return Destination::Workload(workload.clone(), self.serving(address));
         }
-        match self.service_by_external.get(&address).or_else(|| self.on_node(address)) {
-            Some((service, port)) => Destination::Service(service.clone(), port.clone()),
+        match self.external(address).or_else(|| self.on_node(address)) {
+            Some((service, port)) => Destination::Service(service, port),
             None => Destination::Unknown,
         }
     }
 
-    /// The Service port that `address` leads to because every node does.
-    fn on_node(&self, address: SocketAddr) -> Option<&Reached> {
-        let reached = self.service_by_node_port.get(&address.port())?;
-        self.nodes.contains(&address.ip()).then_some(reached)
+    fn reached(&self, id: &ServiceId, port: u16) -> Option<Reached> {
+        let service = self.service(id)?;
+        Some((service.clone(), service.ports.get(usize::from(port))?.clone()))
     }
 
-    /// The Service port that `address`, a pod address and target port, serves.
-    pub fn serving(&self, address: SocketAddr) -> Option<&Reached> {
-        self.service_by_endpoint.get(&address)
+    /// The Service port that `address` leads to although it is of no cluster IP.
+    fn external(&self, address: SocketAddr) -> Option<Reached> {
+        let Place { service, port } = self.by_external.get(&address).first()?;
+        self.reached(service, *port)
+    }
+
+    /// The Service port that `address` leads to because every node does.
+    fn on_node(&self, address: SocketAddr) -> Option<Reached> {
+        let Place { service, port } = self.by_node_port.get(&address.port()).first()?;
+        self.nodes.contains(&address.ip()).then(|| self.reached(service, *port)).flatten()
+    }
+
+    /// The Service port that `address`, a pod address and target port, serves. Where several do, the
+    /// first by the Services' names.
+    pub fn serving(&self, address: SocketAddr) -> Option<Reached> {
+        let first = self.served_at(address).next()?;
+        self.reached(&first.service, first.port)
+    }
+
+    fn served_at(&self, address: SocketAddr) -> impl Iterator<Item = &Served> {
+        let there = self.by_endpoint.get(&address.ip()).iter();
+        there.filter(move |served| served.target == address.port())
     }
 
     /// What `address`, a pod address and target port, speaks, as far as its Services agree.
     pub fn spoken_at(&self, address: SocketAddr) -> AppProtocol {
-        match self.serving(address) {
-            Some((_, port)) if !self.disputed.contains(&address) => port.protocol,
+        let mut said = self.served_at(address).filter_map(|served| {
+            Some(self.service(&served.service)?.ports.get(usize::from(served.port))?.protocol)
+        });
+        match said.next() {
+            Some(first) if said.all(|other| other == first) => first,
             _ => AppProtocol::Unknown,
         }
-    }
-}
-
-/// Gathers workloads and services, then indexes them once.
-#[derive(Debug, Default)]
-pub struct SnapshotBuilder {
-    /// The root of trust of local workloads.
-    pub trust_domain: TrustDomain,
-    /// Every pod.
-    pub workloads: Vec<Arc<Workload>>,
-    /// Every Service, its endpoints already resolved to workloads.
-    pub services: Vec<Arc<Service>>,
-    /// The addresses of nodes.
-    pub nodes: BTreeSet<IpAddr>,
-    /// Whether there may be policies between pods of kinds that only the CNI understands.
-    pub cni_policies: bool,
-}
-
-impl SnapshotBuilder {
-    /// Indexes everything under `version`.
-    pub fn build(self, version: u64) -> Snapshot {
-        let mut snapshot = Snapshot {
-            version,
-            trust_domain: self.trust_domain,
-            cni_policies: self.cni_policies,
-            ..Snapshot::default()
-        };
-        for workload in &self.workloads {
-            for ip in &workload.ips {
-                snapshot.workload_by_ip.insert(*ip, workload.clone());
-            }
-        }
-        for service in &self.services {
-            for vip in &service.vips {
-                snapshot.service_by_vip.insert(*vip, service.clone());
-            }
-            for port in &service.ports {
-                let reached = || (service.clone(), port.clone());
-                for external in &service.external {
-                    let address = SocketAddr::new(*external, port.port);
-                    snapshot.service_by_external.entry(address).or_insert_with(reached);
-                }
-                if let Some(node_port) = port.node_port {
-                    snapshot.service_by_node_port.entry(node_port).or_insert_with(reached);
-                }
-                for endpoint in &port.endpoints {
-                    let address = endpoint.address;
-                    let first = snapshot.service_by_endpoint.entry(address).or_insert_with(reached);
-                    if first.1.protocol != port.protocol {
-                        snapshot.disputed.insert(address);
-                    }
-                }
-            }
-        }
-        snapshot.workloads = self.workloads;
-        snapshot.services = self.services;
-        snapshot.nodes = self.nodes;
-        snapshot
     }
 }

@@ -12,7 +12,7 @@ use super::Snapshot;
 pub struct SnapshotStore {
     current: ArcSwap<Snapshot>,
     version: watch::Sender<u64>,
-    mutual_tls: watch::Sender<()>,
+    policies: watch::Sender<()>,
 }
 
 impl Default for SnapshotStore {
@@ -20,7 +20,7 @@ impl Default for SnapshotStore {
         Self {
             current: ArcSwap::default(),
             version: watch::Sender::new(0),
-            mutual_tls: watch::Sender::new(()),
+            policies: watch::Sender::new(()),
         }
     }
 }
@@ -33,10 +33,10 @@ impl SnapshotStore {
 
     /// Makes `snapshot` the newest and wakes subscribers.
     pub fn publish(&self, snapshot: Snapshot) {
-        let version = snapshot.version;
+        let (version, rules) = (snapshot.version, snapshot.rules);
         let former = self.current.swap(Arc::new(snapshot));
-        if self.current.load().differs_in_mutual_tls(&former) {
-            self.mutual_tls.send_replace(());
+        if rules != former.rules {
+            self.policies.send_replace(());
         }
         self.version.send_replace(version);
     }
@@ -46,53 +46,45 @@ impl SnapshotStore {
         self.version.subscribe()
     }
 
-    /// Wakes when a pod accepts something else than before, as seldom as that happens: every open
-    /// connection in plaintext listens.
-    pub fn subscribe_mutual_tls(&self) -> watch::Receiver<()> {
-        self.mutual_tls.subscribe()
+    /// Wakes when other policies hold for a pod of this node than before, as seldom as that happens:
+    /// every open connection listens.
+    pub fn subscribe_policies(&self) -> watch::Receiver<()> {
+        self.policies.subscribe()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::mesh::{MutualTls, MutualTlsMode, PortMutualTls, SnapshotBuilder, Workload};
+    use crate::mesh::{MutualTls, MutualTlsMode, Patch, PortMutualTls, Workload, testing};
 
-    fn snapshot(version: u64, mode: MutualTlsMode, starts: u32) -> Snapshot {
+    fn pod(mode: MutualTlsMode, starts: u32) -> Arc<Workload> {
         let usual = PortMutualTls { mode, policy: None };
-        let workload = Workload {
-            uid: crate::mesh::PodUid::new("uid").unwrap(),
-            name: "order".into(),
-            namespace: "shop".into(),
-            owner: Arc::new(crate::mesh::Owner { kind: "Pod".into(), name: "order".into() }),
-            node: "node-a".into(),
-            ips: vec!["10.0.0.1".parse().unwrap()],
-            labels: Arc::default(),
-            principal: "spiffe://cluster.local/ns/shop/sa/order".parse().unwrap(),
-            sidecar: false,
-            meshed: true,
-            captured: true,
-            policed: None,
-            mtls: Arc::new(MutualTls { usual, ..MutualTls::default() }),
-            starts,
-            netns: None,
-            resource_attributes: Default::default(),
-        };
-        let workloads = vec![Arc::new(workload)];
-        SnapshotBuilder { workloads, ..SnapshotBuilder::default() }.build(version)
+        let mtls = Arc::new(MutualTls { usual, ..MutualTls::default() });
+        Arc::new(Workload { mtls, starts, ..testing::workload("order", "10.0.0.1") })
     }
 
     #[test]
     fn who_waits_for_another_mode_is_not_woken_by_anything_else() {
         let store = SnapshotStore::default();
-        store.publish(snapshot(1, MutualTlsMode::Permissive, 1));
-        let mut modes = store.subscribe_mutual_tls();
-        store.publish(snapshot(2, MutualTlsMode::Permissive, 2));
+        let publish = |patch: Patch| {
+            let mut next = Snapshot::clone(&store.load());
+            next.node = "node-a".into();
+            next.version += 1;
+            next.apply(patch);
+            store.publish(next);
+        };
+        let put =
+            |mode, starts| publish(Patch { pods: vec![pod(mode, starts)], ..Patch::default() });
+        put(MutualTlsMode::Permissive, 1);
+        let mut modes = store.subscribe_policies();
+        put(MutualTlsMode::Permissive, 2);
         assert!(!modes.has_changed().unwrap());
-        store.publish(snapshot(3, MutualTlsMode::Strict, 2));
+        put(MutualTlsMode::Strict, 2);
         assert!(modes.has_changed().unwrap());
         modes.mark_unchanged();
-        store.publish(SnapshotBuilder::default().build(4));
+        let pods_gone = vec![pod(MutualTlsMode::Strict, 2).uid.clone()];
+        publish(Patch { pods_gone, ..Patch::default() });
         assert!(!modes.has_changed().unwrap());
     }
 }

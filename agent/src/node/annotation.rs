@@ -33,7 +33,6 @@ const AT_ONCE: usize = 8;
 /// Keeps the annotations of one node's pods what enrolment says, until dropped.
 pub(super) struct Annotations {
     pub(super) client: Client,
-    pub(super) node: String,
     pub(super) enrolment: Arc<Enrolment>,
     pub(super) snapshots: Arc<SnapshotStore>,
 }
@@ -90,7 +89,7 @@ impl Annotations {
     /// told of pods where the watch has shown it, or that are gone.
     fn due(&self, told: &mut HashMap<PodUid, Told>) -> Vec<(Arc<Workload>, bool)> {
         let snapshot = self.snapshots.load();
-        let wrong = snapshot.pods_of(&self.node).filter_map(|pod| {
+        let wrong = snapshot.local().filter_map(|pod| {
             let captured = match self.enrolment.is_captured(&pod.uid) {
                 // Before it was tried, it may be captured by a former agent.
                 None if pod.meshed => return None,

@@ -39,7 +39,6 @@ const LOOK: Duration = Duration::from_secs(1);
 
 /// Enrols and unenrols the pods of one node.
 pub(super) struct Enrolment {
-    node: String,
     capture: Arc<Capture>,
     proxy: Arc<Proxy>,
     events: Events,
@@ -71,14 +70,8 @@ enum Task {
 }
 
 impl Enrolment {
-    pub(super) fn new(
-        node: String,
-        capture: Arc<Capture>,
-        proxy: Arc<Proxy>,
-        events: Events,
-    ) -> Arc<Self> {
+    pub(super) fn new(capture: Arc<Capture>, proxy: Arc<Proxy>, events: Events) -> Arc<Self> {
         Arc::new(Self {
-            node,
             capture,
             proxy,
             events,
@@ -100,7 +93,7 @@ impl Enrolment {
         let mut underway = Underway::default();
         let mut look = interval(LOOK);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut forgotten = false;
+        let (mut forgotten, mut counted) = (false, 0);
         loop {
             changed.mark_unchanged();
             let snapshot = Arc::clone(&self.proxy.snapshots.load());
@@ -110,7 +103,7 @@ impl Enrolment {
                 forgotten = true;
             }
             let desired = self.desired(&snapshot);
-            let principals = snapshot.principals_of(&self.node);
+            let principals = snapshot.local_principals();
             self.proxy.identity.retain(&principals);
             self.proxy.identity.ask_for(&principals);
             let again = self.reconcile(&snapshot, &desired, &mut underway).await;
@@ -138,6 +131,12 @@ impl Enrolment {
                     }
                     _ = answered.changed() => {}
                     _ = look.tick() => {
+                        // Not with every snapshot: it looks at all series.
+                        let newest = self.proxy.snapshots.load();
+                        if newest.version != counted {
+                            counted = newest.version;
+                            self.proxy.telemetry.metrics().retain(&newest);
+                        }
                         if self.some_pod_moved() {
                             break;
                         }
@@ -183,7 +182,7 @@ impl Enrolment {
             Some(State::Failed(_)) => false,
             None => {
                 let snapshot = self.proxy.snapshots.load();
-                snapshot.workloads().iter().any(|pod| pod.uid == *uid && !pod.meshed)
+                snapshot.pod(uid).is_some_and(|pod| !pod.meshed)
             }
         }
     }
@@ -201,6 +200,7 @@ impl Enrolment {
             ips: workload.ips.clone(),
             principal: workload.principal.to_string(),
             mutual_tls: workload.mtls.to_string(),
+            authorization: workload.authorization.in_words(),
             error: error.map(str::to_owned),
             uncertified: self.missing(workload),
             same_node: self.proxy.same_node.tunnels(workload),
@@ -218,7 +218,7 @@ impl Enrolment {
     /// The pods of this node that do not belong to the mesh, and why.
     pub(super) fn outside(&self) -> Vec<admin::Outsider> {
         let snapshot = self.proxy.snapshots.load();
-        let outside = snapshot.pods_of(&self.node).filter(|pod| !pod.meshed);
+        let outside = snapshot.local().filter(|pod| !pod.meshed);
         outside
             .map(|workload| admin::Outsider {
                 name: name_of(workload),
@@ -229,7 +229,7 @@ impl Enrolment {
 
     /// What this node's pods should be, by `snapshot`.
     fn desired(&self, snapshot: &Snapshot) -> Desired {
-        let ours = snapshot.pods_of(&self.node).filter(|pod| pod.meshed);
+        let ours = snapshot.local().filter(|pod| pod.meshed);
         ours.map(|workload| (workload.uid.clone(), workload.clone())).collect()
     }
 
@@ -247,7 +247,7 @@ impl Enrolment {
 
     /// Forgets what was told of pods whose objects are gone.
     fn forget_expected(&self, snapshot: &Snapshot) {
-        let known: HashSet<_> = snapshot.pods_of(&self.node).map(|pod| &pod.uid).collect();
+        let known: HashSet<_> = snapshot.local().map(|pod| &pod.uid).collect();
         self.expected().forget_gone(|uid| known.contains(uid));
     }
 
@@ -258,7 +258,6 @@ impl Enrolment {
         desired: &Desired,
         underway: &mut Underway,
     ) -> Option<Instant> {
-        self.proxy.telemetry.metrics().retain(snapshot);
         self.release(desired, underway).await;
         self.forget_expected(snapshot);
         let mut to_be_found = Vec::new();

@@ -41,7 +41,7 @@ use self::{
 use crate::{
     admin::{Readiness, RecentLog},
     capture::{self, Capture, CaptureOptions, KubeletSearch, NodeSockets, Prepared, UnknownPods},
-    config::{ConfigError, Source, files::FileSource, kube::KubeSource},
+    config::{ConfigError, MeshSettings, Source, files::FileSource, kube::KubeSource},
     essential::Essential,
     identity::{
         CertificateSource, IdentityStore, SelfSignedCa,
@@ -49,7 +49,7 @@ use crate::{
     },
     limits::{LimitOptions, Limits},
     mesh::{RootNamespace, SnapshotStore, TrustDomain},
-    proxy::{Admissions, Contradictions, Drain, LocalPods, Proxy, SameNode},
+    proxy::{Admissions, Affinity, Contradictions, Drain, LocalPods, Proxy, SameNode},
     signals::Signals,
     telemetry::{Telemetry, TelemetryOptions},
     workers::Workers,
@@ -155,6 +155,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         unknown_clients: Notify::new(),
         admissions: Admissions::default(),
         contradictions: Contradictions::default(),
+        affinity: Affinity::default(),
         same_node: options.same_node,
         limits: Arc::new(Limits::new(options.limits)),
         workers: options.workers,
@@ -182,11 +183,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     if stands_by {
         tracing::info!(node = options.node_name, "standing by: another agent is in charge");
     }
-    let standby = standby::Standby {
-        node: options.node_name.clone(),
-        proxy: proxy.clone(),
-        readiness: readiness.clone(),
-    };
+    let standby = standby::Standby { proxy: proxy.clone(), readiness: readiness.clone() };
     let capture = tokio::select! {
         biased;
         capture = prepared.start() => Arc::new(capture?),
@@ -203,14 +200,15 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let kubelet = AbortOnDropHandle::new(kubelet);
     let keeping = keeping::keep(capture.clone(), readiness.clone());
     let keeping = AbortOnDropHandle::new(essential.spawn("keeping what is pinned", keeping));
-    let _giving_back = AbortOnDropHandle::new(tokio::spawn(memory::give_back(proxy.drain.clone())));
-    let enrolment = enrolment.get_or_init(|| {
-        Enrolment::new(options.node_name.clone(), capture.clone(), proxy.clone(), events)
-    });
+    let _giving_back = AbortOnDropHandle::new(tokio::spawn(memory::give_back(
+        proxy.drain.clone(),
+        proxy.snapshots.clone(),
+    )));
+    let enrolment =
+        enrolment.get_or_init(|| Enrolment::new(capture.clone(), proxy.clone(), events));
     let annotating = client.map(|client| {
         let annotations = Annotations {
             client,
-            node: options.node_name.clone(),
             enrolment: enrolment.clone(),
             snapshots: proxy.snapshots.clone(),
         };
@@ -322,11 +320,15 @@ async fn source(
     readiness: &Readiness,
     essential: &Essential,
 ) -> Result<(Source, Events, Option<Client>), ConfigError> {
-    let (trust_domain, store) = (options.trust_domain.clone(), store.clone());
-    let root_namespace = options.root_namespace.clone();
+    let store = store.clone();
+    let settings = MeshSettings {
+        trust_domain: options.trust_domain.clone(),
+        root_namespace: options.root_namespace.clone(),
+        node: options.node_name.as_str().into(),
+    };
     match &options.config_dir {
         Some(dir) => {
-            let source = FileSource::start(dir, trust_domain, root_namespace, store, essential)?;
+            let source = FileSource::start(dir, settings, store, essential)?;
             Ok((Source::Files(source), Events::default(), None))
         }
         None => {
@@ -337,14 +339,7 @@ async fn source(
                 tokio::spawn(taint::take_off(client.clone(), node, taint, readiness.clone()));
             }
             let dir = &options.state_dir;
-            let source = KubeSource::start(
-                client.clone(),
-                trust_domain,
-                root_namespace,
-                dir,
-                store,
-                essential,
-            );
+            let source = KubeSource::start(client.clone(), settings, dir, store, essential);
             Ok((Source::Kube(source), events, Some(client)))
         }
     }

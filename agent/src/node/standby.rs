@@ -8,7 +8,6 @@ use crate::{admin::Readiness, proxy::Proxy};
 /// Gets ready what an agent in charge needs and nobody else uses: the configuration, and a
 /// certificate for each pod. The eBPF programs are loaded already.
 pub(super) struct Standby {
-    pub(super) node: String,
     pub(super) proxy: Arc<Proxy>,
     pub(super) readiness: Readiness,
 }
@@ -25,7 +24,7 @@ impl Standby {
         let mut answered = self.proxy.identity.subscribe();
         loop {
             changed.mark_unchanged();
-            let principals = self.proxy.snapshots.load().principals_of(&self.node);
+            let principals = self.proxy.snapshots.load().local_principals();
             self.proxy.identity.retain(&principals);
             self.proxy.identity.ask_for(&principals);
             loop {

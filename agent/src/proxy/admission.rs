@@ -1,10 +1,12 @@
 //! Who may come in: whether a pod's policy lets a connection through that has reached the pod.
 //!
-//! Asked once for every connection, before a byte of it gets to the application. A client that
+//! Asked of every connection, before a byte of it gets to the application. A client that
 //! proved who it is, through HBONE or as a pod of this node that hands over in this process, is
 //! let in by every mode of mutual TLS. Plaintext is not by STRICT, with one exception: the
 //! kubelet, which probes containers and speaks no mutual TLS. It has to prove that it is this
-//! node's, see [`NodeSockets`].
+//! node's, see [`NodeSockets`]. AuthorizationPolicies do not keep it out either.
+//!
+//! What policies say is asked again when they change: of connections here, of requests one by one.
 //!
 //! A pod that has no valid certificate lets nobody in and is not let out, whatever its policy says:
 //! it belongs to the mesh, where nobody could tell who it is. The kubelet passes here too.
@@ -19,14 +21,21 @@ use std::{
     },
 };
 
+use http::StatusCode;
 use tokio::{sync::watch, task::spawn_blocking};
 
-use super::{LocalPod, Proxy, inbound::Arrival, refusal::Refusal};
+use super::{
+    LocalPod, Proxy,
+    authorization::{self, Told, Unauthorized, newest, note},
+    inbound::Arrival,
+    refusal::Refusal,
+};
 use crate::{
     capture::{NodeSockets, Stranger},
+    http::AnyRequest,
     identity::IdentityError,
-    mesh::{MutualTlsMode, PortMutualTls, Principal, Workload},
-    telemetry::Failure,
+    mesh::{AppProtocol, MutualTlsMode, PortMutualTls, Principal, Workload},
+    telemetry::{Failure, Judgement},
 };
 
 /// A connection that was let in.
@@ -40,8 +49,12 @@ pub(super) enum Admitted {
 
 /// Whether a connection may stay.
 pub(super) struct Standing {
-    /// Wakes when the answer may be another one. `None` where it never will.
-    changes: Option<watch::Receiver<()>>,
+    /// Wakes when the answer may be another one.
+    changes: watch::Receiver<()>,
+    /// It is known to be no HTTP, of which each request is asked about.
+    opaque: bool,
+    /// What there is to tell of that.
+    told: Told,
 }
 
 /// Why a connection is not let in, or no longer.
@@ -57,6 +70,8 @@ pub(super) enum Denied {
     },
     /// The pod has no valid certificate.
     Uncertified(IdentityError),
+    /// An AuthorizationPolicy says so.
+    Unauthorized(Unauthorized),
 }
 
 /// Who wanted to speak with a pod that has no valid certificate.
@@ -122,21 +137,120 @@ pub(super) async fn admit(
         };
         certified(proxy, &who, party).await.map_err(Denied::Uncertified)?;
     }
-    if arrival.principal.is_some() {
-        return Ok(Admitted::Traffic(Standing { changes: None }));
-    }
     // Before the question, so that no change after the answer is missed.
-    let changes = proxy.snapshots.subscribe_mutual_tls();
-    let Some(refusing) = refusing_plaintext(proxy, pod, arrival) else {
-        return Ok(Admitted::Traffic(Standing { changes: Some(changes) }));
-    };
-    match prove(proxy, arrival).await {
-        Ok(()) => {
-            proxy.admissions.probes.fetch_add(1, Relaxed);
-            Ok(Admitted::Probe)
-        }
-        Err(client) => Err(refusing.denied(proxy, arrival, client)),
+    let mut standing = Standing::of(proxy);
+    if arrival.principal.is_none()
+        && let Some(refusing) = refusing_plaintext(proxy, pod, arrival)
+    {
+        return match prove(proxy, arrival).await {
+            Ok(()) => {
+                proxy.admissions.probes.fetch_add(1, Relaxed);
+                Ok(Admitted::Probe)
+            }
+            Err(client) => Err(refusing.denied(proxy, arrival, client)),
+        };
     }
+    let spoken = proxy.snapshots.load().spoken_at(arrival.app);
+    let asked = match spoken {
+        // Each request is answered for itself.
+        AppProtocol::Http | AppProtocol::Http2 => Ok(None),
+        AppProtocol::Opaque => {
+            standing.opaque = true;
+            authorization::opaque(proxy, pod, arrival)
+        }
+        AppProtocol::Unknown => authorization::connection(proxy, pod, arrival),
+    };
+    match asked {
+        Ok(told) => Ok(Admitted::Traffic(Standing { told, ..standing })),
+        Err(unauthorized) => excused(proxy, arrival, unauthorized).await.map(|()| Admitted::Probe),
+    }
+}
+
+/// Lets what policy would not let in pass all the same where it is the kubelet's.
+async fn excused(
+    proxy: &Proxy,
+    arrival: &Arrival,
+    unauthorized: Unauthorized,
+) -> Result<(), Denied> {
+    if is_kubelet(proxy, arrival).await {
+        return Ok(());
+    }
+    note(arrival, unauthorized.judgement.as_deref());
+    Err(Denied::Unauthorized(unauthorized))
+}
+
+/// Whether something that policy would not let in is the kubelet's.
+async fn is_kubelet(proxy: &Proxy, arrival: &Arrival) -> bool {
+    let is = arrival.principal.is_none() && prove(proxy, arrival).await.is_ok();
+    if is {
+        proxy.admissions.probes.fetch_add(1, Relaxed);
+    }
+    is
+}
+
+/// Asks about a request.
+pub(super) async fn admit_request(
+    proxy: &Proxy,
+    pod: &LocalPod,
+    arrival: &Arrival,
+    request: &mut (impl AnyRequest + Send),
+) -> Result<Told, Refusal> {
+    match authorization::request(proxy, pod, arrival, request) {
+        Err(refusal)
+            if refusal.failure == Failure::AuthzDenied && is_kubelet(proxy, arrival).await =>
+        {
+            Ok(None)
+        }
+        Ok(told) => {
+            note(arrival, told.as_deref());
+            Ok(told)
+        }
+        Err(refusal) => {
+            note(arrival, refusal.judgement.as_deref());
+            Err(refusal)
+        }
+    }
+}
+
+/// Asks about a connection that turns out not to be HTTP, which stays `standing`.
+pub(super) async fn admit_opaque(
+    proxy: &Proxy,
+    pod: &LocalPod,
+    arrival: &Arrival,
+    standing: &mut Standing,
+) -> Result<Told, Denied> {
+    let asked = match std::mem::replace(&mut standing.opaque, true) {
+        true => Ok(standing.told.take()),
+        false => authorization::opaque(proxy, pod, arrival),
+    };
+    match asked {
+        Ok(told) => {
+            note(arrival, told.as_deref());
+            Ok(told)
+        }
+        Err(unauthorized) => excused(proxy, arrival, unauthorized).await.map(|()| None),
+    }
+}
+
+/// Asks about what one pod of this node hands over to another, before it is known what it is.
+pub(super) async fn admit_handed_over(
+    proxy: &Proxy,
+    pod: &LocalPod,
+    arrival: &Arrival,
+) -> Result<(), Refusal> {
+    both_certified(proxy, pod, arrival).await?;
+    if arrival.same_node {
+        let spoken = proxy.snapshots.load().spoken_at(arrival.app);
+        let asked = match spoken {
+            AppProtocol::Opaque => authorization::opaque(proxy, pod, arrival),
+            _ => authorization::connection(proxy, pod, arrival),
+        };
+        if let Err(unauthorized) = asked {
+            note(arrival, unauthorized.judgement.as_deref());
+            return Err(unauthorized.into());
+        }
+    }
+    Ok(())
 }
 
 /// Makes sure that a pod of this node has a certificate before it speaks with `party`; the first
@@ -175,6 +289,11 @@ impl Party {
 }
 
 impl Standing {
+    /// Of a connection that is about to be let in.
+    pub(super) fn of(proxy: &Proxy) -> Self {
+        Self { changes: proxy.snapshots.subscribe_policies(), opaque: false, told: None }
+    }
+
     /// Waits until the connection would not be let in any more.
     pub(super) async fn revoked(
         &mut self,
@@ -182,16 +301,26 @@ impl Standing {
         pod: &LocalPod,
         arrival: &Arrival,
     ) -> Denied {
-        let Some(changes) = &mut self.changes else { return pending().await };
         loop {
-            if changes.changed().await.is_err() {
+            if self.changes.changed().await.is_err() {
                 // The store is gone, and with it everything that could change.
                 return pending().await;
             }
-            let Some(refusing) = refusing_plaintext(proxy, pod, arrival) else { continue };
             // A probe under way may end in its own time.
-            if let Err(client) = prove(proxy, arrival).await {
+            if arrival.principal.is_none()
+                && let Some(refusing) = refusing_plaintext(proxy, pod, arrival)
+                && let Err(client) = prove(proxy, arrival).await
+            {
                 return refusing.denied(proxy, arrival, client);
+            }
+            let asked = match self.opaque {
+                true => authorization::opaque(proxy, pod, arrival),
+                false => authorization::connection(proxy, pod, arrival),
+            };
+            if let Err(unauthorized) = asked
+                && !is_kubelet(proxy, arrival).await
+            {
+                return Denied::Unauthorized(unauthorized);
             }
         }
     }
@@ -211,12 +340,8 @@ impl Refusing {
     }
 }
 
-/// What the newest snapshot says, even while enrolment is busy with another pod. A pod that the
-/// snapshot has not, or not any more, is held to what was last said of it.
 fn refusing_plaintext(proxy: &Proxy, pod: &LocalPod, arrival: &Arrival) -> Option<Refusing> {
-    let snapshot = proxy.snapshots.load();
-    let newest = snapshot.workload(arrival.app.ip()).filter(|newest| newest.uid == pod.uid);
-    let workload = newest.cloned().unwrap_or_else(|| pod.workload());
+    let workload = newest(proxy, pod);
     let rule = workload.mtls.on(arrival.app.port());
     match rule.mode {
         MutualTlsMode::Permissive | MutualTlsMode::Disable => None,
@@ -244,6 +369,23 @@ impl Denied {
         match self {
             Self::Plaintext { .. } => Failure::MutualTlsRequired,
             Self::Uncertified(_) => Failure::CertificateMissing,
+            Self::Unauthorized(_) => Failure::AuthzDenied,
+        }
+    }
+
+    /// What a peer's agent is told: policy is nothing that anybody could try again.
+    pub(super) fn status(&self) -> StatusCode {
+        match self {
+            Self::Plaintext { .. } | Self::Unauthorized(_) => StatusCode::FORBIDDEN,
+            Self::Uncertified(_) => StatusCode::SERVICE_UNAVAILABLE,
+        }
+    }
+
+    /// What policy said, for a span.
+    pub(super) fn judgement(&self) -> Option<Box<Judgement>> {
+        match self {
+            Self::Unauthorized(unauthorized) => unauthorized.judgement.clone(),
+            Self::Plaintext { .. } | Self::Uncertified(_) => None,
         }
     }
 }
@@ -253,6 +395,7 @@ impl fmt::Display for Denied {
         let (workload, app, rule, client) = match self {
             Self::Plaintext { workload, app, rule, client } => (workload, app, rule, client),
             Self::Uncertified(missing) => return missing.fmt(f),
+            Self::Unauthorized(unauthorized) => return unauthorized.fmt(f),
         };
         let (namespace, name, port) = (&workload.namespace, &workload.name, app.port());
         write!(

@@ -7,7 +7,10 @@
 
 use std::{
     future::pending,
-    sync::{Arc, OnceLock},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
 };
 
 use tokio_util::task::task_tracker::TaskTrackerToken;
@@ -28,6 +31,8 @@ struct Connection {
     proxy: Arc<Proxy>,
     pod: Arc<LocalPod>,
     because: OnceLock<Failure>,
+    /// How many there are under way.
+    requests: AtomicUsize,
     /// Whoever may have to say why is waited for.
     _carried: TaskTrackerToken,
 }
@@ -39,6 +44,7 @@ impl Cut {
             proxy: proxy.clone(),
             pod: pod.clone(),
             because: OnceLock::new(),
+            requests: AtomicUsize::new(0),
             _carried: proxy.drain.carries(),
         };
         Self { connection: Arc::new(connection), server: None }
@@ -52,6 +58,17 @@ impl Cut {
     /// Says that it is about to be cut, for a reason that cannot be seen here. The first counts.
     pub(super) fn because(&self, why: Failure) {
         let _ = self.connection.because.set(why);
+    }
+
+    /// A request is under way on it, until what is returned is dropped.
+    pub(super) fn request(&self) -> UnderWay {
+        self.connection.requests.fetch_add(1, Relaxed);
+        UnderWay(self.connection.clone())
+    }
+
+    /// Whether no request is under way on it, so that nothing would be cut but the next.
+    pub(super) fn is_idle(&self) -> bool {
+        self.connection.requests.load(Relaxed) == 0
     }
 
     /// Waits until it is cut by what is known here. For whoever has more to do then than to be dropped.
@@ -73,6 +90,15 @@ impl Cut {
     /// For a span.
     pub(super) fn cause(&self) -> Arc<dyn Cause> {
         Arc::new(self.clone())
+    }
+}
+
+/// A request on its way.
+pub(super) struct UnderWay(Arc<Connection>);
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.0.requests.fetch_sub(1, Relaxed);
     }
 }
 

@@ -36,46 +36,25 @@ pub(super) fn generation(snapshot: &Snapshot, client: &Workload, server: Option<
 
 #[cfg(test)]
 mod tests {
-    use std::{collections::BTreeMap, sync::Arc};
+    use std::sync::Arc;
 
     use super::*;
-    use crate::mesh::{Owner, PodUid, Policed, Principal, SnapshotBuilder, TrustDomain};
+    use crate::mesh::{Policed, testing};
 
     #[test]
     fn it_is_another_one_whenever_policies_of_either_are_others() {
-        let pod = |name, digest: Option<u64>| {
+        let pod = |name: &str, digest: Option<u64>| {
             let by = Arc::from("one");
             let policed = digest.map(|digest| Arc::new(Policed { by, cut_by: None, digest }));
-            Arc::new(Workload {
-                uid: PodUid::new(name).unwrap(),
-                name: name.into(),
-                namespace: "shop".into(),
-                owner: Arc::new(Owner { kind: "Pod".into(), name: name.into() }),
-                node: "node".into(),
-                ips: vec![[10, 0, 0, u8::try_from(name.len()).unwrap()].into()],
-                labels: Arc::default(),
-                principal: Principal::new(TrustDomain::default(), "shop", name).unwrap(),
-                sidecar: false,
-                meshed: true,
-                captured: true,
-                policed,
-                mtls: Arc::default(),
-                starts: 1,
-                netns: None,
-                resource_attributes: BTreeMap::new(),
-            })
+            let ip = format!("10.0.0.{}", name.len());
+            Arc::new(Workload { policed, ..testing::workload(name, &ip) })
         };
         let of = |client, server, cni_policies| {
             let (client, server) = (pod("client", client), pod("order", server));
             let workloads = vec![client.clone(), server.clone()];
-            let trust_domain = TrustDomain::default();
-            let builder = SnapshotBuilder {
-                trust_domain,
-                workloads,
-                cni_policies,
-                ..SnapshotBuilder::default()
-            };
-            generation(&builder.build(1), &client, Some(&server))
+            let mut snapshot = testing::snapshot(1, workloads);
+            snapshot.cni_policies = cni_policies;
+            generation(&snapshot, &client, Some(&server))
         };
         assert_eq!(of(None, None, false), 0);
         let all = [

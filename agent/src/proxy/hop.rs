@@ -63,8 +63,9 @@ impl Hop {
     ) -> Result<Self, NoEndpoint> {
         let (service, endpoint) = match destination {
             Destination::Service(service, port) => {
-                let endpoint = port.pick(address.ip()).cloned().ok_or_else(|| NoEndpoint {
-                    service: format!("{}/{}", service.namespace, service.name),
+                let picked = proxy.affinity.pick(&client.uid, service, port, address.ip());
+                let endpoint = picked.cloned().ok_or_else(|| NoEndpoint {
+                    service: service.id.to_string(),
                     port: port.port,
                 })?;
                 (Some(service.clone()), endpoint)

@@ -8,7 +8,9 @@ use tokio::{net::TcpStream, runtime::Handle};
 
 use super::{
     CONNECT_TIMEOUT, Io, LocalPod, Proxy,
-    admission::{Admitted, Denied, Party, Standing, admit, both_certified, certified},
+    admission::{
+        Admitted, Denied, Party, Standing, admit, admit_handed_over, admit_opaque, certified,
+    },
     carried::{Carried, lasting},
     cut::Cut,
     detect::{Contrary, Detection, Found},
@@ -226,7 +228,7 @@ fn carry(
             Err(denied) if denied.is_of_nobody() => {
                 tracing::debug!(client = %arrival.client, app = %arrival.app, error = %denied,
                 "inbound connection refused");
-                door.refuse(StatusCode::FORBIDDEN);
+                door.refuse(denied.status());
             }
             Err(denied) => {
                 let why = denied.to_string();
@@ -234,8 +236,10 @@ fn carry(
                     client = %arrival.client, app = %arrival.app, error = why,
                     "inbound connection refused"
                 );
-                let span = proxy.telemetry.connection(&arrival.flow(&proxy, &pod), door.headers());
-                door.refuse(StatusCode::FORBIDDEN);
+                let flow = arrival.flow(&proxy, &pod);
+                let mut span = proxy.telemetry.connection(&flow, door.headers());
+                door.refuse(denied.status());
+                span.judged(denied.judgement());
                 span.refuse(denied.failure(), &why);
             }
         }
@@ -407,9 +411,7 @@ impl Admission {
                 io::reset(&app);
                 client.abort();
                 return match over {
-                    Over::Denied(denied) => {
-                        span.refuse(denied.failure(), &cut(&self.arrival, &denied));
-                    }
+                    Over::Denied(denied) => refuse(span, &self.arrival, &denied),
                     Over::Cut(why) => span.finish(Some(why)),
                 };
             }
@@ -455,6 +457,14 @@ impl Admission {
 
     async fn opaque(self, client: Io, app: TcpStream, early: Early, mut span: TcpSpan) {
         let Self { proxy, pod, arrival, mut standing } = self;
+        match admit_opaque(&proxy, &pod, &arrival, &mut standing).await {
+            Ok(told) => span.judged(told),
+            Err(denied) => {
+                io::reset(&app);
+                client.abort();
+                return refuse(span, &arrival, &denied);
+            }
+        }
         span.opaque();
         let mut denied = None;
         let revoked = async {
@@ -468,7 +478,7 @@ impl Admission {
             proxy.limits.overfull(&pod.uid);
         }
         match denied {
-            Some(denied) => span.refuse(denied.failure(), &cut(&arrival, &denied)),
+            Some(denied) => refuse(span, &arrival, &denied),
             None => span.finish(failure),
         }
     }
@@ -486,7 +496,13 @@ impl Admission {
                 // Requests under way end with it, and their spans say so: they ask when they are
                 // dropped, which is before anything behind the arrow.
                 () = async {
-                    let denied = standing.revoked(&proxy, &pod, &arrival).await;
+                    let denied = loop {
+                        let denied = standing.revoked(&proxy, &pod, &arrival).await;
+                        // The next request is answered with the reason.
+                        if !matches!(denied, Denied::Unauthorized(_)) || !arrival.cut.is_idle() {
+                            break denied;
+                        }
+                    };
                     arrival.cut.because(denied.failure());
                     drop(cut(&arrival, &denied));
                 } => {}
@@ -499,6 +515,12 @@ impl Admission {
 enum Over {
     Cut(Failure),
     Denied(Denied),
+}
+
+/// Ends the span of a connection that ends because policy does not allow it any more.
+fn refuse(mut span: TcpSpan, arrival: &Arrival, denied: &Denied) {
+    span.judged(denied.judgement());
+    span.refuse(denied.failure(), &cut(arrival, denied));
 }
 
 /// Notes that a connection ends because policy does not allow it any more; in words.
@@ -519,7 +541,8 @@ pub(super) async fn open(
 ) -> Result<(TcpStream, TcpSpan), (Refusal, TcpSpan)> {
     let span = proxy.telemetry.connection(&arrival.flow(proxy, pod), parent);
     let mut span = span.cut_by(arrival.cut.cause());
-    if let Err(refusal) = both_certified(proxy, pod, arrival).await {
+    if let Err(refusal) = admit_handed_over(proxy, pod, arrival).await {
+        span.judged(refusal.judgement.clone());
         return Err((refusal, span));
     }
     let began = Instant::now();

@@ -6,6 +6,8 @@
 //! [`crate::mesh::Snapshot`] a decision.
 
 mod admission;
+mod affinity;
+mod authorization;
 mod carried;
 mod cut;
 mod detect;
@@ -27,6 +29,7 @@ mod same_node;
 use std::{future::poll_fn, pin::pin, sync::Arc, time::Duration};
 
 pub use admission::Admissions;
+pub use affinity::Affinity;
 pub use detect::Contradictions;
 pub use drain::Drain;
 pub use hop::{Hop, NoEndpoint, Way};
@@ -67,6 +70,8 @@ pub struct Proxy {
     pub admissions: Admissions,
     /// What turned out to be something else than HTTP.
     pub contradictions: Contradictions,
+    /// Where Services that keep their clients have them.
+    pub affinity: Affinity,
     /// How pods of this node reach each other.
     pub same_node: SameNode,
     /// What there is for all pods to share.

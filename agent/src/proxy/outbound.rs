@@ -3,12 +3,12 @@
 use std::{net::SocketAddr, sync::Arc, time::Instant};
 
 use bytes::Bytes;
-use http::HeaderMap;
+use http::{HeaderMap, StatusCode};
 use tokio::{io::AsyncWriteExt, net::TcpStream};
 
 use super::{
     CONNECT_TIMEOUT, Hop, Io, LocalPod, Proxy, Way,
-    admission::{Party, certified},
+    admission::{Party, Standing, admit_opaque, certified},
     carried::{Carried, lasting},
     cut::Cut,
     detect::{Contrary, Detection, Found},
@@ -229,12 +229,20 @@ impl Outbound {
             "carried as opaque");
     }
 
-    /// Waits until the server of `hop` leaves, where it is a pod of this node. Whatever else cuts the
-    /// connection drops what waits here.
-    pub(super) async fn server_left(&self, hop: &Hop) -> Failure {
-        match &hop.way {
-            Way::SameNode(server) => server.left().await,
-            Way::Tunnel(_) | Way::Plain => std::future::pending().await,
+    /// Waits until the server of `hop` leaves, where it is a pod of this node, or what policy said of
+    /// the connection, which is `standing`, is not so any more. Whatever else cuts the connection drops
+    /// what waits here.
+    pub(super) async fn server_left(&self, hop: &Hop, standing: Option<Standing>) -> Failure {
+        let Way::SameNode(server) = &hop.way else { return std::future::pending().await };
+        let mut standing = standing.unwrap_or_else(|| Standing::of(&self.proxy));
+        let arrival = self.arrival(hop);
+        tokio::select! {
+            left = server.left() => left,
+            denied = standing.revoked(&self.proxy, server, &arrival) => {
+                tracing::info!(client = %self.client, dialled = %self.dialled, error = %denied,
+                    "connection cut");
+                denied.failure()
+            }
         }
     }
 
@@ -352,7 +360,14 @@ impl Outbound {
         let made = Made { tls, generation: self.generation(hop) };
         let opened = self.pod.tunnels.open(key, connect, dial, made).await;
         opened.map(Io::Hbone).map_err(|error| {
-            Refusal::unavailable(failure_of(&error), format!("no tunnel to {address}: {error}"))
+            let why = format!("no tunnel to {address}: {error}");
+            match error {
+                // Sluice's, and ztunnel's.
+                TunnelError::Refused {
+                    status: StatusCode::FORBIDDEN | StatusCode::UNAUTHORIZED,
+                } => Refusal::denied(why),
+                error => Refusal::unavailable(failure_of(&error), why),
+            }
         })
     }
 
@@ -426,9 +441,30 @@ struct Unopened {
 impl Opened {
     async fn relay(self, client: TcpStream, early: Early, by: &Outbound) {
         let Self { server, hop, mut spans, .. } = self;
+        let mut standing = Standing::of(&by.proxy);
+        if let Way::SameNode(pod) = &hop.way {
+            match admit_opaque(&by.proxy, pod, &by.arrival(&hop), &mut standing).await {
+                // The server's is the last.
+                Ok(told) => spans.iter_mut().last().into_iter().for_each(|span| {
+                    span.judged(told.clone());
+                }),
+                Err(denied) => {
+                    tracing::info!(client = %by.client, dialled = %by.dialled, error = %denied,
+                        "connection refused");
+                    io::reset(&client);
+                    server.abort();
+                    let why = denied.to_string();
+                    if let Some(mut span) = spans.pop() {
+                        span.judged(denied.judgement());
+                        span.refuse(denied.failure(), &why);
+                    }
+                    return spans.into_iter().for_each(|span| span.finish(Some(denied.failure())));
+                }
+            }
+        }
         spans.iter_mut().for_each(TcpSpan::opaque);
         let (client, buffered) = (Io::Tcp(client), by.pod.limits.buffered_out());
-        let left = by.server_left(&hop);
+        let left = by.server_left(&hop, Some(standing));
         let failure = relay(client, server, early, buffered, &mut spans, left).await;
         if failure == Some(Failure::BufferLimit) {
             by.proxy.limits.overfull(&by.pod.uid);
@@ -451,7 +487,10 @@ impl Opened {
         let key = PoolKey::new(by.client.ip(), hop.address);
         let adopted = match &hop.way {
             // No CNI has a say in those.
-            Way::SameNode(pod) => pod.inbound.adopt(key, Upstream::to_pod(server, pod)).await,
+            Way::SameNode(pod) => {
+                let server = Upstream::handed_over(server, &by.proxy, pod, &by.arrival(&hop));
+                pod.inbound.adopt(key, server).await
+            }
             way => {
                 let key = key.of_generation(generation).marked(by.mark);
                 by.pod.outbound(way.peer()).adopt(key, Upstream::from(server)).await

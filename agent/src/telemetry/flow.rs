@@ -151,7 +151,7 @@ impl Failure {
     }
 
     /// Istio's `response_flags`: Envoy's letters, which dashboards explain, except that a denied
-    /// connection is ztunnel's `DENY`; Envoy has no flag for RBAC.
+    /// connection is ztunnel's `DENY`; Envoy has no flag for RBAC, and a denied request has none.
     pub(super) fn response_flags(self) -> &'static str {
         match self {
             // A server that does not accept in time is one that cannot be reached: `UT` is a request's.

@@ -10,6 +10,7 @@ mod context;
 mod export;
 mod flow;
 mod grpc;
+mod judgement;
 mod metrics;
 mod options;
 #[cfg(test)]
@@ -29,6 +30,7 @@ use http::HeaderMap;
 
 pub use export::Exporter;
 pub use flow::{Failure, Flow, Reporter, SecurityPolicy};
+pub use judgement::{Judgement, Ruling};
 pub use metrics::{Kind, Metrics, Reading, Rendering, openmetrics};
 pub use options::{Protocol, Receiver, TelemetryOptions};
 pub use queue::Batching;

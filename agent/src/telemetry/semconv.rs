@@ -38,6 +38,19 @@ pub(super) const MESH_DURATION: &str = "mesh.connection.duration";
 /// `closed`, or the failure that ended the connection.
 pub(super) const MESH_CLOSE_REASON: &str = "mesh.connection.close_reason";
 
+/// `namespace/name` of the policy that keeps it out.
+pub(super) const MESH_POLICY_NAME: &str = "mesh.policy.name";
+/// Which of its rules does, from 0; not there where it is because none matches.
+pub(super) const MESH_POLICY_RULE: &str = "mesh.policy.rule";
+/// The same of a policy on trial, which would keep it out.
+pub(super) const MESH_POLICY_DRY_RUN_NAME: &str = "mesh.policy.dry_run.name";
+/// The same of its rule.
+pub(super) const MESH_POLICY_DRY_RUN_RULE: &str = "mesh.policy.dry_run.rule";
+/// The same of a policy that wants it noted.
+pub(super) const MESH_POLICY_AUDIT_NAME: &str = "mesh.policy.audit.name";
+/// The same of its rule.
+pub(super) const MESH_POLICY_AUDIT_RULE: &str = "mesh.policy.audit.rule";
+
 /// The scope of every span of the agent, so that users can tell them from the application's.
 pub(super) const SCOPE_NAME: &str = "sluice";
 /// The scope's version.

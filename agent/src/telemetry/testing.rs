@@ -14,7 +14,9 @@ use super::{
     queue::{Held, Queue},
     sampling::Sampler,
 };
-use crate::mesh::{AppProtocol, Owner, PodUid, Principal, Service, ServicePort, Workload};
+use crate::mesh::{
+    AppProtocol, Endpoints, Owner, Principal, Service, ServiceId, ServicePort, Workload, testing,
+};
 
 pub(crate) fn principal(name: &str) -> Principal {
     Principal::new(Default::default(), "shop", name).unwrap()
@@ -23,36 +25,24 @@ pub(crate) fn principal(name: &str) -> Principal {
 /// A pod of the deployment `name` in the namespace `shop`.
 pub(crate) fn workload(name: &str) -> Workload {
     Workload {
-        uid: PodUid::new(&format!("uid-{name}")).unwrap(),
         name: format!("{name}-7d4b9").into(),
-        namespace: "shop".into(),
         owner: Owner { kind: "Deployment".into(), name: name.into() }.into(),
-        node: "node-a".into(),
-        ips: vec!["10.1.0.7".parse().unwrap()],
         labels: Arc::new(
             [("app", name), ("version", "v1")]
                 .map(|(key, value)| (key.into(), value.into()))
                 .into(),
         ),
-        principal: principal(name),
-        sidecar: false,
-        meshed: true,
-        captured: true,
-        policed: None,
-        mtls: Arc::default(),
-        starts: 1,
-        netns: None,
-        resource_attributes: BTreeMap::new(),
+        ..testing::workload(name, "10.1.0.7")
     }
 }
 
 /// The frontend calls the Service `order`, port 8080; as `reporter` sees it.
 pub(crate) fn flow(reporter: Reporter) -> Flow {
     let (frontend, order) = (Arc::new(workload("frontend")), Arc::new(workload("order")));
-    let port = ServicePort::new(8080, String::new(), AppProtocol::Http, Vec::new());
+    let port = ServicePort::new(8080, String::new(), AppProtocol::Http, Endpoints::default());
     let service = Service {
-        name: "order".into(),
-        namespace: "shop".into(),
+        id: ServiceId::new("shop", "order"),
+        affinity: None,
         vips: vec!["10.96.0.5".parse().unwrap()],
         external: Vec::new(),
         ports: vec![Arc::new(port)],

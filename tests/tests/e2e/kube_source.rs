@@ -107,7 +107,7 @@ async fn watches_become(
     eventually(what, || async {
         let status = Agent::status(node)?;
         let watches = status["watches"].as_array().map(Vec::as_slice).unwrap_or_default();
-        assert_eq!(watches.len(), 6, "{status}");
+        assert_eq!(watches.len(), 7, "{status}");
         Ok(watches.iter().all(&is).then_some(()))
     })
     .await
@@ -362,7 +362,7 @@ async fn connections_that_break_are_made_anew_without_listing() -> anyhow::Resul
         cluster.api.pod_with(&cluster.mesh.near, &labels);
         wait_until_captured(&cluster.mesh.a, &cluster.mesh.near, mode == "ambient").await?;
     }
-    assert_eq!(cluster.api.asked("sendInitialEvents=true"), 6, "each kind was listed once");
+    assert_eq!(cluster.api.asked("sendInitialEvents=true"), 7, "each kind was listed once");
     assert_eq!(cluster.api.asked("limit="), 0, "nothing was listed in pages");
     Ok(())
 }
@@ -527,6 +527,56 @@ async fn policies_whose_kind_is_not_installed_are_found_once_it_is() -> anyhow::
     assert_says(&error, &[field, "(hint: did you mean `STRICT`?)"]);
     assert_says(&mutual_tls(&mesh.a, &mesh.near)?.unwrap_or_default(), &["STRICT"]);
     Ok(())
+}
+
+#[tokio::test]
+async fn an_authorization_policy_that_cannot_be_read_denies_and_once_it_was_read_stays()
+-> anyhow::Result<()> {
+    let cluster = Cluster::started()?;
+    let _agent = cluster.agent(&cluster.mesh.a).await?;
+    let Cluster { api, mesh } = &cluster;
+    wait_until_captured(&mesh.a, &mesh.near, true).await?;
+    let apply = |spec: Value| {
+        let metadata = json!({"namespace": "default", "name": "own"});
+        api.apply(KubeKind::AuthorizationPolicy, json!({"metadata": metadata, "spec": spec}));
+    };
+    let becomes = |pod: &Pod, words: &str| {
+        let (name, words) = (format!("default/{}", pod.name()), words.to_owned());
+        let a = &mesh.a;
+        async move {
+            let what = format!("{name} has {words:?}");
+            eventually(&what, || async {
+                let status = Agent::status(a)?;
+                let mut pods = status["pods"].as_array().into_iter().flatten();
+                let pod = pods.find(|pod| pod["name"] == name.as_str());
+                let said = pod.map(|pod| pod["authorization"].to_string()).unwrap_or_default();
+                let is_said = if words.is_empty() { said == "[]" } else { said.contains(&words) };
+                Ok(is_said.then_some(()))
+            })
+            .await
+        }
+    };
+    let listener = mesh.near.listen(PORT)?;
+    let to = SocketAddr::new(mesh.near.ip(), PORT);
+    let unknown = |action: &str| json!({"selector": {"matchLabels": {"app": "near"}}, "action": action, "rules": [{}]});
+    apply(unknown("LATER"));
+    becomes(&mesh.near, "cannot be read").await?;
+    becomes(&mesh.client, "").await?;
+    let told = refused(&mesh.client, to, &listener, PATIENCE).await?;
+    assert_eq!(told.map(|error| error.kind()), Some(std::io::ErrorKind::ConnectionReset));
+    apply(unknown("ALLOW"));
+    becomes(&mesh.near, "ALLOW default/own").await?;
+    Talk::start(&mesh.client, to, &listener).await?;
+    apply(unknown("LATER"));
+    let error = eventually("it is reported", || async {
+        Ok(Agent::status(&mesh.a)?["configuration"]["error"].as_str().map(str::to_owned))
+    })
+    .await?;
+    assert_says(&error, &["AuthorizationPolicy default/own: spec.action `LATER` is no action"]);
+    becomes(&mesh.near, "ALLOW default/own").await?;
+    Talk::start(&mesh.client, to, &listener).await?;
+    api.delete(KubeKind::AuthorizationPolicy, "default", "own");
+    becomes(&mesh.near, "").await
 }
 
 async fn says(agent: &Agent, words: &str) -> anyhow::Result<String> {

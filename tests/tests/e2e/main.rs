@@ -2,6 +2,7 @@
 //! their subject.
 
 mod annotation;
+mod authorization;
 mod bad_input;
 mod bugreport;
 mod ca;
@@ -15,6 +16,7 @@ mod cuts;
 mod detection;
 mod dials;
 mod enrolment;
+mod envoy_verdicts;
 mod evasion;
 mod exchanges;
 mod grpc;
@@ -39,6 +41,7 @@ mod routes;
 mod same_ports;
 mod server_first;
 mod service_addresses;
+mod service_endpoints;
 mod sockets;
 mod spans;
 mod strangers;

@@ -42,10 +42,12 @@ use crate::{
 /// Subjects that say nothing about a kernel, and why.
 const ELSEWHERE: &[(&str, &str)] = &[
     ANNOTATION,
+    ("authorization", "what policy means"),
     ("bad_input", "what is said of mistakes"),
     ("bugreport", "what is collected"),
     ("ca", "certificates and who may use them"),
     CONFORMANCE,
+    ENVOY_VERDICTS,
     ("exchanges", "what HTTP messages mean, and servers in languages that are not there"),
     ("grpc", "what HTTP/2 frames mean"),
     ("http", "what HTTP messages mean"),
@@ -58,6 +60,7 @@ const ELSEWHERE: &[(&str, &str)] = &[
     ROTEL,
     ("routes", "numbers of routes for a real processor; `evasion` has what a kernel makes of them"),
     ("service_addresses", "what an address means"),
+    ("service_endpoints", "where a Service leads"),
     ("server_first", "how protocols are told apart"),
     ("spans", "what is recorded"),
     ("strangers", "what the servers and the log take; thousands of sockets at once"),
@@ -68,10 +71,12 @@ const CONFORMANCE: (&str, &str) =
     ("conformance", "what HTTP messages and frames mean, by programs that are not there");
 const ANNOTATION: (&str, &str) =
     ("annotation", "what an API server is told; it takes the machine's root certificates");
+const ENVOY_VERDICTS: (&str, &str) =
+    ("envoy_verdicts", "what policy means to an Envoy, which comes as a Python package");
 const KUBE_SOURCE: (&str, &str) =
     ("kube_source", "what an API server says; it takes the machine's root certificates");
 const ROTEL: (&str, &str) = ("rotel", "a receiver that comes as a Python package");
-const UNABLE: &[(&str, &str)] = &[ANNOTATION, CONFORMANCE, KUBE_SOURCE, ROTEL];
+const UNABLE: &[(&str, &str)] = &[ANNOTATION, CONFORMANCE, ENVOY_VERDICTS, KUBE_SOURCE, ROTEL];
 /// Single tests that run elsewhere, of subjects that do not, and why.
 const TESTS_ELSEWHERE: &[(&str, &str)] = &[
     (
@@ -100,7 +105,7 @@ pub(crate) struct Vm {
     kernel: Kernels,
 
     /// Only tests whose name contains this, those that do not concern the kernel included, except
-    /// `annotation`, `conformance`, `kube_source` and `rotel`, which cannot run there
+    /// `annotation`, `conformance`, `envoy_verdicts`, `kube_source` and `rotel`, which cannot run there
     #[arg(long, value_name = "FILTER")]
     test: Option<String>,
 

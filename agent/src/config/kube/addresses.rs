@@ -14,14 +14,15 @@ use tokio::{
 use super::{kinds::Kind, tables::Tables};
 use crate::{
     config::{
+        compile::Compiler,
         facts::{NamespaceFacts, PodFacts},
         state::SourceState,
     },
     mesh::{PodUid, Workload},
 };
 
-/// How long the answer about a pod may take that is known, while the API server is away: as long
-/// as a snapshot takes.
+/// How long the answer about a pod may take that is known, while the API server is away: much longer
+/// than a snapshot takes.
 const AT_HAND: Duration = Duration::from_millis(250);
 
 /// Tells the source the addresses of pods whose sandbox was just made: the API server hears of
@@ -105,7 +106,7 @@ impl Questions {
 
     /// Answers those about pods that are known. To be called when `tables` were compiled.
     pub(super) fn answer(&mut self, tables: &Tables) {
-        let known = |uid: &PodUid| tables.facts.pods.values().find(|pod| pod.workload.uid == *uid);
+        let known = |uid: &PodUid| tables.compiler.pod(uid).map(|(_, pod)| pod);
         let waiting = std::mem::take(&mut self.0).into_iter().filter_map(|(uid, asks)| {
             // Whoever does not wait any more is not to be remembered.
             let pod = match known(&uid) {
@@ -125,28 +126,26 @@ impl Questions {
 pub(super) struct Given(BTreeMap<PodUid, Vec<IpAddr>>);
 
 impl Given {
-    /// Takes in what is told of a pod, which may be one of `pods` already; no addresses means
-    /// that it ends.
-    pub(super) fn note<'a>(
-        &mut self,
-        uid: PodUid,
-        ips: Vec<IpAddr>,
-        mut pods: impl Iterator<Item = &'a mut PodFacts>,
-    ) {
-        if ips.is_empty() {
-            self.0.remove(&uid);
-            return;
+    /// Takes in what is told of a pod, which `compiler` may know already; no addresses means that it
+    /// ends.
+    pub(super) fn note(&mut self, uid: PodUid, ips: Vec<IpAddr>, compiler: &mut Compiler) {
+        let former = self.0.remove(&uid).unwrap_or_default();
+        if let Some((key, pod)) = compiler.pod(&uid)
+            && pod.addresses() == former
+        {
+            let (key, mut pod) = (key.clone(), pod.clone());
+            lend(&mut pod, &ips);
+            compiler.set(key, Some(pod));
         }
-        if let Some(pod) = pods.find(|pod| pod.workload.uid == uid) {
-            lend(pod, &ips);
+        if !ips.is_empty() {
+            self.0.insert(uid, ips);
         }
-        self.0.insert(uid, ips);
     }
 
     /// Completes a pod as the API server tells it. From the moment that it tells addresses, those
     /// are the pod's.
     pub(super) fn complete(&mut self, pod: &mut PodFacts) {
-        if !pod.addresses.is_empty() {
+        if !pod.addresses().is_empty() {
             self.0.remove(&pod.workload.uid);
         } else if let Some(ips) = self.0.get(&pod.workload.uid) {
             lend(pod, ips);
@@ -154,10 +153,9 @@ impl Given {
     }
 }
 
-/// Gives `pod` addresses where it has none.
+/// Gives `pod` addresses, of which the API server tells none.
 fn lend(pod: &mut PodFacts, ips: &[IpAddr]) {
-    if pod.addresses.is_empty() && !pod.host_network {
-        pod.addresses = ips.to_vec();
+    if !pod.host_network {
         pod.workload = Arc::new(Workload { ips: ips.to_vec(), ..(*pod.workload).clone() });
     }
 }

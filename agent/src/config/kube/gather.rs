@@ -1,7 +1,6 @@
 //! Where the changes of all watches meet and become snapshots.
 
 use std::{
-    io,
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -24,24 +23,27 @@ use super::{
 };
 use crate::{
     config::{
-        ConfigError,
-        compile::{Claim, Conflict, Key},
+        ConfigError, MeshSettings,
+        compile::{Claim, Conflict, Facts, Key},
         error::{Place, Problem},
         object::named,
         state::{Origin, SourceState},
     },
-    mesh::{RootNamespace, SnapshotStore, TrustDomain},
+    mesh::SnapshotStore,
 };
 
-/// Changes that follow one another this closely are one change.
-const QUIET: Duration = Duration::from_millis(10);
-/// A stream of changes that never gets quiet is compiled this long after the first.
-const AT_MOST: Duration = Duration::from_millis(100);
+/// The least time between one snapshot and the next: a change is in force at once, and those that
+/// follow it closely are together. Whoever reads snapshots looks at each.
+const BETWEEN: Duration = Duration::from_millis(10);
 /// How long the API server may take at start before the saved copy is used. A watch that fails
 /// tells sooner.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// How often facts that change all the time are saved.
+/// How often facts that change all the time are saved, unless that takes long.
 const SAVE_EVERY: Duration = Duration::from_secs(10);
+/// Saving takes this part of the time: those of a large cluster are saved less often, but not so
+/// seldom that a disk which stood still once leaves an old copy there.
+const SAVING: u32 = 100;
+const SAVE_AT_LEAST: Duration = Duration::from_secs(600);
 
 /// Turns changes into snapshots.
 pub(super) struct Gather {
@@ -53,8 +55,6 @@ pub(super) struct Gather {
 struct Work {
     tables: Tables,
     saved: SavedFacts,
-    trust_domain: TrustDomain,
-    root_namespace: RootNamespace,
     store: Arc<SnapshotStore>,
 }
 
@@ -67,13 +67,11 @@ struct Outcome {
 impl Gather {
     pub(super) fn new(
         saved: SavedFacts,
-        trust_domain: TrustDomain,
-        root_namespace: RootNamespace,
+        settings: MeshSettings,
         store: Arc<SnapshotStore>,
         report: Sender<SourceState>,
     ) -> Self {
-        let tables = Tables::default();
-        let work = Work { tables, saved, trust_domain, root_namespace, store };
+        let work = Work { tables: Tables::new(settings), saved, store };
         Self { work, report }
     }
 
@@ -87,6 +85,7 @@ impl Gather {
         let Some((mut work, mut copy)) = blocking(work, Work::recall).await else { return };
         let mut troubles = report.subscribe();
         let late = Instant::now() + PATIENCE;
+        let mut compiled_at = Instant::now();
         let mut save_at = Instant::now();
         let mut unsaved = false;
         let mut saving = None;
@@ -94,24 +93,23 @@ impl Gather {
         loop {
             tokio::select! {
                 arrived = either(&mut changes, &mut told) => {
-                    match arrived {
+                    let mut news = match arrived {
                         Arrived::Change(None) => return,
                         Arrived::Change(Some(change)) => {
-                            work.tables.apply(change);
-                            take_what_follows(&mut changes, &mut work.tables).await;
+                            what_follows(change, &mut changes, compiled_at + BETWEEN).await
                         }
                         // A container runtime waits.
-                        Arrived::Told(first) => take(first, &mut work.tables, &mut questions),
-                    }
+                        Arrived::Told(first) => vec![taken(first, &mut questions)],
+                    };
                     while let Ok(next) = told.try_recv() {
-                        take(next, &mut work.tables, &mut questions);
+                        news.push(taken(next, &mut questions));
                     }
-                    if !work.tables.are_complete() {
-                        continue;
-                    }
-                    copy = None;
-                    let Some((back, outcome)) = blocking(work, Work::compile).await else { return };
+                    let taken = blocking(work, |work| work.take(news)).await;
+                    let Some((back, outcome)) = taken else { return };
                     work = back;
+                    let Some(outcome) = outcome else { continue };
+                    copy = None;
+                    compiled_at = Instant::now();
                     questions.answer(&work.tables);
                     unsaved |= outcome.published;
                     tell(&report, Origin::Cluster, SystemTime::now(), outcome);
@@ -123,16 +121,17 @@ impl Gather {
                     tell(&report, Origin::Saved, saved_at, outcome);
                 }
                 () = sleep_until(save_at), if unsaved && saving.is_none() => {
-                    let Some((back, encoded)) = blocking(work, Work::encode).await else { return };
-                    work = back;
                     unsaved = false;
-                    // Beside everything else: a disk may stand still for longer than pods can wait.
-                    let saved = work.saved.clone();
-                    saving = Some(spawn_blocking(move || save(&saved, encoded)));
+                    // Beside everything else, by a copy that shares all of it: a disk may stand still
+                    // for longer than pods can wait.
+                    let (saved, facts) = (work.saved.clone(), work.tables.compiler.facts().clone());
+                    saving = Some(spawn_blocking(move || save(&saved, &facts)));
                 }
-                Some(_) = OptionFuture::from(saving.as_mut()) => {
+                Some(took) = OptionFuture::from(saving.as_mut()) => {
                     saving = None;
-                    save_at = Instant::now() + SAVE_EVERY;
+                    let (took, is_saved) = took.unwrap_or_default();
+                    unsaved |= !is_saved;
+                    save_at = Instant::now() + (took * SAVING).clamp(SAVE_EVERY, SAVE_AT_LEAST);
                 }
             }
         }
@@ -144,7 +143,7 @@ impl Work {
     fn recall(&mut self) -> Option<SystemTime> {
         match self.saved.load() {
             Ok(Some((facts, saved_at))) => {
-                self.tables = Tables::from_former(facts);
+                self.tables.recall(facts);
                 Some(saved_at)
             }
             Ok(None) => None,
@@ -156,18 +155,23 @@ impl Work {
         }
     }
 
-    /// Compiles everything and publishes it if it is news.
+    /// Takes `news` in, and compiles what they change; `None` while not everything was listed.
+    fn take(&mut self, news: Vec<Change>) -> Option<Outcome> {
+        news.into_iter().for_each(|change| self.tables.apply(change));
+        self.tables.are_complete().then(|| self.compile())
+    }
+
+    /// Compiles what has changed, and publishes it if it is news.
     fn compile(&mut self) -> Outcome {
         let former = self.store.load();
-        let compiled = self.tables.facts.compile(&former, &self.root_namespace);
+        let changed = self.tables.compiler.compile();
         let mut problems = self.tables.problems();
-        problems.extend(compiled.conflicts.iter().map(problem_of));
+        problems.extend(self.tables.compiler.conflicts().iter().map(problem_of));
         let complete = self.tables.are_complete();
-        let published =
-            former.version == 0 || former.complete != complete || !compiled.is_in(&former);
+        let published = former.version == 0 || former.complete != complete || changed;
         if published {
-            let mut snapshot = compiled.snapshot(self.trust_domain.clone(), former.version + 1);
-            snapshot.complete = complete;
+            let mut snapshot = self.tables.compiler.snapshot().clone();
+            (snapshot.version, snapshot.complete) = (former.version + 1, complete);
             tracing::debug!(
                 version = snapshot.version,
                 workloads = snapshot.workloads().len(),
@@ -178,19 +182,19 @@ impl Work {
         }
         Outcome { published, problems }
     }
-
-    fn encode(&mut self) -> io::Result<Vec<u8>> {
-        self.saved.encode(&self.tables.facts)
-    }
 }
 
-/// Saves what was encoded. Blocks for as long as the disk does.
-fn save(saved: &SavedFacts, encoded: io::Result<Vec<u8>>) {
-    if let Err(error) = encoded.and_then(|encoded| saved.write(&encoded)) {
+/// Saves `facts`, which blocks for as long as the disk does; how long that took, and whether they are
+/// saved.
+fn save(saved: &SavedFacts, facts: &Facts) -> (Duration, bool) {
+    let began = Instant::now();
+    let result = saved.save(facts);
+    if let Err(error) = &result {
         let path = saved.path().display();
         tracing::warn!(%path, %error,
             "could not save the snapshot on this node (hint: --state-dir names another place)");
     }
+    (began.elapsed(), result.is_ok())
 }
 
 /// Runs `job` on a thread that may block; `None` when the runtime shuts down, or it panicked.
@@ -213,16 +217,24 @@ async fn blocking<T: Send + 'static>(
     }
 }
 
-/// Takes in the changes that come close behind one another.
-async fn take_what_follows(changes: &mut Receiver<Change>, tables: &mut Tables) {
-    let last = Instant::now() + AT_MOST;
+/// A change, those that are there already, and those that come `until` then.
+async fn what_follows(
+    first: Change,
+    changes: &mut Receiver<Change>,
+    until: Instant,
+) -> Vec<Change> {
+    let mut news = vec![first];
+    while let Ok(next) = changes.try_recv() {
+        news.push(next);
+    }
     // A timeout alone would not do: it never strikes while there is a change at hand.
-    while Instant::now() < last {
-        match timeout_at((Instant::now() + QUIET).min(last), changes.recv()).await {
-            Ok(Some(change)) => tables.apply(change),
+    while Instant::now() < until {
+        match timeout_at(until, changes.recv()).await {
+            Ok(Some(next)) => news.push(next),
             Ok(None) | Err(_) => break,
         }
     }
+    news
 }
 
 /// What there is to do next.
@@ -239,12 +251,13 @@ async fn either(changes: &mut Receiver<Change>, told: &mut UnboundedReceiver<Tol
     }
 }
 
-fn take(told: Told, tables: &mut Tables, questions: &mut Questions) {
+/// What is told of a pod as a change; whoever asks about it is noted.
+fn taken(told: Told, questions: &mut Questions) -> Change {
     let Told { uid, ips, asks } = told;
     if let Some(asks) = asks {
         questions.ask(uid.clone(), asks);
     }
-    tables.apply(Change::Addresses(uid, ips));
+    Change::Addresses(uid, ips)
 }
 
 /// Waits until a watch is in trouble, or it is `late`.

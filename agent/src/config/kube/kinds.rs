@@ -1,6 +1,9 @@
 //! The kinds that are watched, and what is kept of each.
 
-use std::{collections::BTreeMap, fmt::Debug};
+use std::{
+    fmt::Debug,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
 use k8s_openapi::{
     Metadata, Resource,
@@ -12,31 +15,31 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 
 use super::{
-    arrival::Arrival,
-    tables::{Change, Delta, Verdict},
+    arrival::{Arrival, Unfit},
+    tables::{Change, Delta, Instead, Unread, Verdict},
 };
-use crate::{
-    config::{
-        compile::{Facts, Key},
-        error::{Place, Problem},
-        facts::{
-            NamespaceFacts, NetworkPolicyFacts, PeerAuthenticationFacts, PodFacts, ServiceFacts,
-            SliceFacts,
-        },
-        network_policy,
-        object::{Object, named},
-        peer_authentication::{self, PeerAuthentication},
-        service,
-        shared::Shared,
-        workload,
+use crate::config::{
+    MeshSettings,
+    authorization_policy::{self, AuthorizationPolicy},
+    compile::{Fact, Key},
+    error::{Place, Problem},
+    facts::{
+        AuthorizationPolicyFacts, NamespaceFacts, NetworkPolicyFacts, PeerAuthenticationFacts,
+        PodFacts, ServiceFacts, SliceFacts,
     },
-    mesh::TrustDomain,
+    network_policy,
+    object::{Object, named},
+    peer_authentication::{self, PeerAuthentication},
+    service,
+    shared::Shared,
+    workload,
 };
 
 /// The facts of one kind.
-pub(super) trait Kind: Sized + Send + 'static {
+pub(super) trait Kind: Fact + Send + 'static {
     /// The kind itself.
     type Object: kube::Resource<DynamicType = ()>
         + Metadata<Ty = ObjectMeta>
@@ -52,50 +55,71 @@ pub(super) trait Kind: Sized + Send + 'static {
     const OPTIONAL_VERSIONS: &'static [&'static str] = &[];
 
     /// What is to be kept of an object, if anything.
-    fn read(object: &Object<Self::Object>, reader: &mut Reader) -> Result<Option<Self>, Problem>;
+    fn read(object: &Object<Self::Object>, reader: &Reader) -> Result<Option<Self>, Problem>;
 
-    /// What is in force of an object that cannot be read, whatever was before; `None` for those
-    /// whose last good version stays.
-    fn of_unreadable() -> Option<Self> {
-        None
+    /// What is in force of an object that cannot be read, because of `why`; where it does not even have
+    /// the form of its kind, there is its selector.
+    fn instead(
+        _key: &Key,
+        _object: Result<&Object<Self::Object>, &Value>,
+        _why: &Problem,
+    ) -> Instead<Self> {
+        Instead::LastGood
     }
 
-    /// What is kept of all objects of the kind.
-    fn table(facts: &mut Facts) -> &mut BTreeMap<Key, Self>;
+    /// Whether it is a version that could be read once, and not what is in force instead of one.
+    fn was_read(&self) -> bool {
+        true
+    }
 
     /// A change of this kind among those of all kinds.
     fn change(delta: Delta<Self>) -> Change;
 }
 
-/// What reading needs beside the objects.
-#[derive(Debug)]
+/// What reading needs beside the objects. A copy has what objects have in common in common.
+#[derive(Clone, Debug, Default)]
 pub(super) struct Reader {
-    trust_domain: TrustDomain,
-    shared: Shared,
+    settings: MeshSettings,
+    shared: Arc<Mutex<Shared>>,
 }
 
 impl Reader {
-    pub(super) fn new(trust_domain: TrustDomain) -> Self {
-        Self { trust_domain, shared: Shared::default() }
+    pub(super) fn new(settings: MeshSettings) -> Self {
+        Self { settings, shared: Arc::default() }
+    }
+
+    fn shared(&self) -> MutexGuard<'_, Shared> {
+        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Reads an object; what cannot be obeyed is its problem, with its name and the field.
-    pub(super) fn read<F: Kind>(&mut self, arrival: Arrival<F::Object>) -> (Key, Verdict<F>) {
-        let Arrival { key, object, version: _ } = arrival;
+    pub(super) fn read<F: Kind>(&self, arrival: Arrival<F::Object>) -> (Key, Verdict<F>) {
+        let Arrival { namespace, name, object, version: _ } = arrival;
+        let mut shared = self.shared();
+        let key = (shared.text(&namespace), shared.text(&name));
+        drop(shared);
         let verdict = match object {
-            Ok(body) => F::read(&Object::of_cluster(body), self),
-            Err(why) => {
+            Ok(body) => {
+                let object = Object::of_cluster(body);
+                F::read(&object, self).map_err(|problem| {
+                    let instead = F::instead(&key, Ok(&object), &problem);
+                    Unread { problem, instead }
+                })
+            }
+            Err(Unfit { why, selector }) => {
                 let place = Place::object(&named::<F::Object>(&key.0, &key.1));
-                Err(Problem::new(place, why)
-                    .hint("this version of the agent reads another form of the kind"))
+                let problem = Problem::new(place, why)
+                    .hint("this version of the agent reads another form of the kind");
+                let instead = F::instead(&key, Err(&selector), &problem);
+                Err(Unread { problem, instead })
             }
         };
         (key, verdict)
     }
 
     /// Lets go of what no object has in common any more.
-    pub(super) fn sweep(&mut self) {
-        self.shared.sweep();
+    pub(super) fn sweep(&self) {
+        self.shared().sweep();
     }
 }
 
@@ -104,12 +128,8 @@ impl Kind for NamespaceFacts {
 
     const PLURAL: &'static str = "namespaces";
 
-    fn read(namespace: &Object<Namespace>, _: &mut Reader) -> Result<Option<Self>, Problem> {
+    fn read(namespace: &Object<Namespace>, _: &Reader) -> Result<Option<Self>, Problem> {
         Ok(Some(workload::read_namespace(namespace)))
-    }
-
-    fn table(facts: &mut Facts) -> &mut BTreeMap<Key, Self> {
-        &mut facts.namespaces
     }
 
     fn change(delta: Delta<Self>) -> Change {
@@ -122,12 +142,9 @@ impl Kind for PodFacts {
 
     const PLURAL: &'static str = "pods";
 
-    fn read(pod: &Object<Pod>, reader: &mut Reader) -> Result<Option<Self>, Problem> {
-        workload::read(pod, &reader.trust_domain, &mut reader.shared)
-    }
-
-    fn table(facts: &mut Facts) -> &mut BTreeMap<Key, Self> {
-        &mut facts.pods
+    fn read(pod: &Object<Pod>, reader: &Reader) -> Result<Option<Self>, Problem> {
+        let MeshSettings { trust_domain, node, .. } = &reader.settings;
+        workload::read(pod, trust_domain, node, &mut reader.shared())
     }
 
     fn change(delta: Delta<Self>) -> Change {
@@ -140,12 +157,8 @@ impl Kind for ServiceFacts {
 
     const PLURAL: &'static str = "services";
 
-    fn read(object: &Object<Service>, _: &mut Reader) -> Result<Option<Self>, Problem> {
+    fn read(object: &Object<Service>, _: &Reader) -> Result<Option<Self>, Problem> {
         service::read(object).map(Some)
-    }
-
-    fn table(facts: &mut Facts) -> &mut BTreeMap<Key, Self> {
-        &mut facts.services
     }
 
     fn change(delta: Delta<Self>) -> Change {
@@ -158,12 +171,8 @@ impl Kind for SliceFacts {
 
     const PLURAL: &'static str = "endpointslices";
 
-    fn read(slice: &Object<EndpointSlice>, reader: &mut Reader) -> Result<Option<Self>, Problem> {
-        service::read_slice(slice, &mut reader.shared)
-    }
-
-    fn table(facts: &mut Facts) -> &mut BTreeMap<Key, Self> {
-        &mut facts.slices
+    fn read(slice: &Object<EndpointSlice>, reader: &Reader) -> Result<Option<Self>, Problem> {
+        service::read_slice(slice, &reader.settings.node, &mut reader.shared())
     }
 
     fn change(delta: Delta<Self>) -> Change {
@@ -178,12 +187,8 @@ impl Kind for PeerAuthenticationFacts {
     const OPTIONAL_VERSIONS: &'static [&'static str] =
         &[PeerAuthentication::API_VERSION, PeerAuthentication::FORMER_API_VERSION];
 
-    fn read(policy: &Object<PeerAuthentication>, _: &mut Reader) -> Result<Option<Self>, Problem> {
+    fn read(policy: &Object<PeerAuthentication>, _: &Reader) -> Result<Option<Self>, Problem> {
         peer_authentication::read(policy).map(Some)
-    }
-
-    fn table(facts: &mut Facts) -> &mut BTreeMap<Key, Self> {
-        &mut facts.peer_authentications
     }
 
     fn change(delta: Delta<Self>) -> Change {
@@ -196,20 +201,52 @@ impl Kind for NetworkPolicyFacts {
 
     const PLURAL: &'static str = "networkpolicies";
 
-    fn read(policy: &Object<NetworkPolicy>, _: &mut Reader) -> Result<Option<Self>, Problem> {
+    fn read(policy: &Object<NetworkPolicy>, _: &Reader) -> Result<Option<Self>, Problem> {
         network_policy::read(policy).map(Some)
     }
 
     /// Whom it selects is not known: it may be everybody in its namespace.
-    fn of_unreadable() -> Option<Self> {
-        Some(Self::default())
-    }
-
-    fn table(facts: &mut Facts) -> &mut BTreeMap<Key, Self> {
-        &mut facts.network_policies
+    fn instead(_: &Key, _: Result<&Object<NetworkPolicy>, &Value>, _: &Problem) -> Instead<Self> {
+        Instead::This(Self::default())
     }
 
     fn change(delta: Delta<Self>) -> Change {
         Change::NetworkPolicies(delta)
+    }
+}
+
+impl Kind for AuthorizationPolicyFacts {
+    type Object = AuthorizationPolicy;
+
+    const PLURAL: &'static str = AuthorizationPolicy::URL_PATH_SEGMENT;
+    const OPTIONAL_VERSIONS: &'static [&'static str] =
+        &[AuthorizationPolicy::API_VERSION, AuthorizationPolicy::FORMER_API_VERSION];
+
+    fn read(
+        policy: &Object<AuthorizationPolicy>,
+        reader: &Reader,
+    ) -> Result<Option<Self>, Problem> {
+        authorization_policy::read(policy, &reader.settings.trust_domain)
+    }
+
+    /// Nobody passes whom it might have kept out.
+    fn instead(
+        key: &Key,
+        object: Result<&Object<AuthorizationPolicy>, &Value>,
+        why: &Problem,
+    ) -> Instead<Self> {
+        let selects = match object {
+            Ok(object) => authorization_policy::selects_at_most(object),
+            Err(selector) => authorization_policy::selects_by(selector),
+        };
+        Instead::LastGoodOr(authorization_policy::unreadable(key, selects, &why.to_string()))
+    }
+
+    fn was_read(&self) -> bool {
+        self.policy.spec().unreadable.is_none()
+    }
+
+    fn change(delta: Delta<Self>) -> Change {
+        Change::AuthorizationPolicies(delta)
     }
 }

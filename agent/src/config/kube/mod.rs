@@ -1,9 +1,10 @@
 //! The source that watches an API server.
 //!
-//! Six watches, for namespaces, pods, Services, EndpointSlices, PeerAuthentications and
-//! NetworkPolicies, turn each object into facts as it arrives and let go of it; beside them the
+//! Seven watches, for namespaces, pods, Services, EndpointSlices, PeerAuthentications,
+//! NetworkPolicies and AuthorizationPolicies, turn each object into facts as it arrives and let go of it; beside them the
 //! server is asked which kinds of policies it has. Their changes meet in one place, which gathers
-//! those that come together, compiles them, publishes the snapshot and now and then saves the facts on the node.
+//! those that come together, compiles what they change, publishes the snapshot and now and then saves
+//! the facts on the node.
 //! An agent that starts while the API server is gone goes on from there.
 
 mod addresses;
@@ -28,17 +29,13 @@ use tokio::{
 };
 
 use super::{
-    ConfigError, SourceState,
+    ConfigError, MeshSettings, SourceState,
     facts::{
-        NamespaceFacts, NetworkPolicyFacts, PeerAuthenticationFacts, PodFacts, ServiceFacts,
-        SliceFacts,
+        AuthorizationPolicyFacts, NamespaceFacts, NetworkPolicyFacts, PeerAuthenticationFacts,
+        PodFacts, ServiceFacts, SliceFacts,
     },
 };
-use crate::{
-    causes::causes,
-    essential::Essential,
-    mesh::{RootNamespace, SnapshotStore, TrustDomain},
-};
+use crate::{causes::causes, essential::Essential, mesh::SnapshotStore};
 pub use addresses::{Membership, PodAddresses};
 use gather::Gather;
 use kinds::{Kind, Reader};
@@ -78,8 +75,7 @@ impl KubeSource {
     /// saved.
     pub fn start(
         client: Client,
-        trust_domain: TrustDomain,
-        root_namespace: RootNamespace,
+        settings: MeshSettings,
         state_dir: &Path,
         store: Arc<SnapshotStore>,
         essential: &Essential,
@@ -88,13 +84,13 @@ impl KubeSource {
         let (changes, arriving) = mpsc::channel(CHANGES);
         let (told, telling) = mpsc::unbounded_channel();
         let mut following = JoinSet::new();
-        let saved = SavedFacts::new(state_dir, trust_domain.clone());
-        let gather =
-            Gather::new(saved, trust_domain.clone(), root_namespace, store, report.clone());
+        let saved = SavedFacts::new(state_dir, &settings);
+        let gather = Gather::new(saved, settings.clone(), store, report.clone());
         following.spawn(essential.task("making snapshots", gather.run(arriving, telling)));
         let discovering = discovery::follow(client.clone(), changes.clone());
         following.spawn(essential.task("asking which policies there are", discovering));
-        let watching = Watching { client, trust_domain, changes, report };
+        let reader = Reader::new(settings);
+        let watching = Watching { client, reader, changes, report };
         let mut watch = |task| following.spawn(essential.task("watching the API server", task));
         watch(watching.of::<NamespaceFacts>(0).boxed());
         watch(watching.of::<PodFacts>(1).boxed());
@@ -102,6 +98,7 @@ impl KubeSource {
         watch(watching.of::<SliceFacts>(3).boxed());
         watch(watching.of::<PeerAuthenticationFacts>(4).boxed());
         watch(watching.of::<NetworkPolicyFacts>(5).boxed());
+        watch(watching.of::<AuthorizationPolicyFacts>(6).boxed());
         Self { state, told, _following: following }
     }
 
@@ -119,7 +116,7 @@ impl KubeSource {
 /// What the watches have in common.
 struct Watching {
     client: Client,
-    trust_domain: TrustDomain,
+    reader: Reader,
     changes: mpsc::Sender<tables::Change>,
     report: Sender<SourceState>,
 }
@@ -127,7 +124,7 @@ struct Watching {
 impl Watching {
     /// The watch of one kind, reported as number `index`.
     fn of<F: Kind>(&self, index: usize) -> impl Future<Output = ()> + Send + use<F> {
-        let reader = Reader::new(self.trust_domain.clone());
+        let reader = self.reader.clone();
         let reporter = watch::Reporter::new(self.report.clone(), index);
         Watch::<F>::new(self.client.clone(), self.changes.clone(), reader, reporter).follow()
     }

@@ -1,44 +1,48 @@
 //! The facts as they are saved on the node.
 
 use std::{
-    collections::BTreeMap,
     fs::{self, File},
-    io::{self, BufReader, Write},
+    io::{self, BufReader, BufWriter},
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
 use nix::fcntl::{Flock, FlockArg};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 
 use crate::{
     config::{
-        compile::{Facts, Key},
+        MeshSettings,
+        compile::{Facts, Key, Table},
         facts::{
-            NamespaceFacts, NetworkPolicyFacts, PeerAuthenticationFacts, PodFacts, ServiceFacts,
-            SliceFacts,
+            AuthorizationPolicyFacts, NamespaceFacts, NetworkPolicyFacts, PeerAuthenticationFacts,
+            PodFacts, ServiceFacts, SliceFacts,
         },
     },
     mesh::TrustDomain,
 };
 
 /// Counts up when the form changes: what another version wrote is not guessed at.
-const FORMAT: u32 = 3;
+const FORMAT: u32 = 5;
 
 /// Where the facts are saved, and for which mesh.
 #[derive(Clone, Debug)]
 pub(super) struct SavedFacts {
     path: PathBuf,
     trust_domain: TrustDomain,
+    node: Arc<str>,
 }
 
-/// The file.
+/// The file, with lists of each kind that are read or written.
 #[derive(Deserialize, Serialize)]
-struct Saved<N, P, S, E, A, W> {
+struct Saved<N, P, S, E, A, W, Z> {
     format: u32,
     /// Identities hold it, so that the facts are of use in this one only.
     trust_domain: String,
+    /// Facts say what is on it.
+    node: String,
     /// Unix time.
     saved_at: u64,
     namespaces: N,
@@ -47,6 +51,7 @@ struct Saved<N, P, S, E, A, W> {
     slices: E,
     peer_authentications: A,
     network_policies: W,
+    authorization_policies: Z,
     cni_policies: Option<bool>,
 }
 
@@ -57,18 +62,32 @@ type Read = Saved<
     Vec<(Key, SliceFacts)>,
     Vec<(Key, PeerAuthenticationFacts)>,
     Vec<(Key, NetworkPolicyFacts)>,
+    Vec<(Key, AuthorizationPolicyFacts)>,
 >;
+
+/// A table, written entry by entry.
+struct Written<'a, F>(&'a Table<F>);
+
+impl<F: Serialize> Serialize for Written<'_, F> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(self.0.iter())
+    }
+}
 
 /// What is read first, to see whether the rest can be.
 #[derive(Deserialize)]
 struct Head {
     format: u32,
+    #[serde(default)]
     trust_domain: String,
+    #[serde(default)]
+    node: String,
 }
 
 impl SavedFacts {
-    pub(super) fn new(state_dir: &Path, trust_domain: TrustDomain) -> Self {
-        Self { path: state_dir.join("snapshot.json"), trust_domain }
+    pub(super) fn new(state_dir: &Path, settings: &MeshSettings) -> Self {
+        let MeshSettings { trust_domain, node, .. } = settings.clone();
+        Self { path: state_dir.join("snapshot.json"), trust_domain, node }
     }
 
     /// Where they are.
@@ -94,6 +113,9 @@ impl SavedFacts {
             let (saved, ours) = (head.trust_domain, &self.trust_domain);
             return Err(format!("it is of the trust domain {saved}, and the agent is of {ours}"));
         }
+        if head.node != *self.node {
+            return Err(format!("it is of the node {}, and this is {}", head.node, self.node));
+        }
         let saved: Read =
             serde_json::from_reader(BufReader::new(&*text)).map_err(|error| error.to_string())?;
         let facts = Facts {
@@ -103,47 +125,41 @@ impl SavedFacts {
             slices: saved.slices.into_iter().collect(),
             peer_authentications: saved.peer_authentications.into_iter().collect(),
             network_policies: saved.network_policies.into_iter().collect(),
+            authorization_policies: saved.authorization_policies.into_iter().collect(),
             cni_policies: saved.cni_policies,
         };
         Ok(Some((facts, SystemTime::UNIX_EPOCH + Duration::from_secs(saved.saved_at))))
     }
 
-    /// `facts` as they are to be saved.
-    pub(super) fn encode(&self, facts: &Facts) -> io::Result<Vec<u8>> {
+    /// Saves `facts`: all of it, or what was saved before stays. Takes as long as the disk does.
+    pub(super) fn save(&self, facts: &Facts) -> io::Result<()> {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
         let saved = Saved {
             format: FORMAT,
             trust_domain: self.trust_domain.to_string(),
+            node: self.node.to_string(),
             saved_at: now.map_or(0, |since| since.as_secs()),
-            namespaces: listed(&facts.namespaces),
-            pods: listed(&facts.pods),
-            services: listed(&facts.services),
-            slices: listed(&facts.slices),
-            peer_authentications: listed(&facts.peer_authentications),
-            network_policies: listed(&facts.network_policies),
+            namespaces: Written(&facts.namespaces),
+            pods: Written(&facts.pods),
+            services: Written(&facts.services),
+            slices: Written(&facts.slices),
+            peer_authentications: Written(&facts.peer_authentications),
+            network_policies: Written(&facts.network_policies),
+            authorization_policies: Written(&facts.authorization_policies),
             cni_policies: facts.cni_policies,
         };
-        Ok(serde_json::to_vec(&saved)?)
-    }
-
-    /// Saves what was [encoded](Self::encode): all of it, or what was saved before stays. Takes as
-    /// long as the disk does.
-    pub(super) fn write(&self, encoded: &[u8]) -> io::Result<()> {
         let folder = self.path.parent().unwrap_or(Path::new("/"));
         fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
         // While one agent takes over from another, two of them save here.
         let _alone = Flock::lock(File::open(folder)?, FlockArg::LockExclusive)
             .map_err(|(_, error)| io::Error::from(error))?;
         let draft = self.path.with_extension("draft");
-        let mut file =
+        let file =
             File::options().write(true).create(true).truncate(true).mode(0o600).open(&draft)?;
-        file.write_all(encoded)?;
+        let mut file = BufWriter::new(file);
+        serde_json::to_writer(&mut file, &saved)?;
         // Before the name leads to it: after a power cut it is whole or not there.
-        file.sync_all()?;
+        file.into_inner()?.sync_all()?;
         fs::rename(&draft, &self.path)
     }
-}
-
-fn listed<F>(table: &BTreeMap<Key, F>) -> Vec<(&Key, &F)> {
-    table.iter().collect()
 }

@@ -1,35 +1,55 @@
 //! Everything the watches have told so far.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     net::IpAddr,
 };
 
 use super::{addresses::Given, kinds::Kind};
 use crate::{
     config::{
-        compile::{Facts, Key},
+        MeshSettings,
+        compile::{Compiler, Facts, Key},
         error::Problem,
         facts::{
-            NamespaceFacts, NetworkPolicyFacts, PeerAuthenticationFacts, PodFacts, ServiceFacts,
-            SliceFacts,
+            AuthorizationPolicyFacts, NamespaceFacts, NetworkPolicyFacts, PeerAuthenticationFacts,
+            PodFacts, ServiceFacts, SliceFacts,
         },
     },
     mesh::PodUid,
 };
 
 /// The kinds that are watched.
-pub(super) const KINDS: [&str; 6] = [
+pub(super) const KINDS: [&str; 7] = [
     NamespaceFacts::PLURAL,
     PodFacts::PLURAL,
     ServiceFacts::PLURAL,
     SliceFacts::PLURAL,
     PeerAuthenticationFacts::PLURAL,
     NetworkPolicyFacts::PLURAL,
+    AuthorizationPolicyFacts::PLURAL,
 ];
 
 /// What an object comes to: facts, nothing the mesh needs to know of, or a problem.
-pub(super) type Verdict<F> = Result<Option<F>, Problem>;
+pub(super) type Verdict<F> = Result<Option<F>, Unread<F>>;
+
+/// What is wrong with an object, and what is in force of it.
+#[derive(Debug, PartialEq)]
+pub(super) struct Unread<F> {
+    pub(super) problem: Problem,
+    pub(super) instead: Instead<F>,
+}
+
+/// What is in force of an object that cannot be read.
+#[derive(Debug, PartialEq)]
+pub(super) enum Instead<F> {
+    /// Its last good version, if there ever was one.
+    LastGood,
+    /// The same, and these where there never was one.
+    LastGoodOr(F),
+    /// These, whatever was before.
+    This(F),
+}
 
 /// A change of one kind.
 #[derive(Debug)]
@@ -64,6 +84,7 @@ pub(super) enum Change {
     Slices(Delta<SliceFacts>),
     PeerAuthentications(Delta<PeerAuthenticationFacts>),
     NetworkPolicies(Delta<NetworkPolicyFacts>),
+    AuthorizationPolicies(Delta<AuthorizationPolicyFacts>),
     /// Whether the server has kinds of policies that the CNI alone understands.
     CniPolicies(bool),
     /// The addresses of a pod, from elsewhere; none when it ends.
@@ -71,9 +92,9 @@ pub(super) enum Change {
 }
 
 /// The facts of all kinds, and what is wrong with objects whose facts are older ones.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Tables {
-    pub(super) facts: Facts,
+    pub(super) compiler: Compiler,
     problems: BTreeMap<(&'static str, Key), Problem>,
     /// The kinds that were listed.
     listed: BTreeSet<&'static str>,
@@ -81,9 +102,18 @@ pub(super) struct Tables {
 }
 
 impl Tables {
-    /// Begins with facts from before, in force until the kind is listed.
-    pub(super) fn from_former(facts: Facts) -> Self {
-        Self { facts, ..Self::default() }
+    pub(super) fn new(settings: MeshSettings) -> Self {
+        Self {
+            compiler: Compiler::new(settings),
+            problems: BTreeMap::new(),
+            listed: BTreeSet::new(),
+            given: Given::default(),
+        }
+    }
+
+    /// Takes facts from before, in force until the kind is listed.
+    pub(super) fn recall(&mut self, facts: Facts) {
+        self.compiler.replace(facts);
     }
 
     pub(super) fn apply(&mut self, change: Change) {
@@ -97,10 +127,9 @@ impl Tables {
             Change::Slices(delta) => self.apply_to(delta),
             Change::PeerAuthentications(delta) => self.apply_to(delta),
             Change::NetworkPolicies(delta) => self.apply_to(delta),
-            Change::CniPolicies(there_are) => self.facts.cni_policies = Some(there_are),
-            Change::Addresses(uid, ips) => {
-                self.given.note(uid, ips, self.facts.pods.values_mut());
-            }
+            Change::AuthorizationPolicies(delta) => self.apply_to(delta),
+            Change::CniPolicies(there_are) => self.compiler.set_cni_policies(Some(there_are)),
+            Change::Addresses(uid, ips) => self.given.note(uid, ips, &mut self.compiler),
         }
     }
 
@@ -116,44 +145,48 @@ impl Tables {
 
     fn apply_to<F: Kind>(&mut self, delta: Delta<F>) {
         match delta {
-            Delta::Set(key, verdict) => self.set(key, verdict, None),
+            Delta::Set(key, verdict) => self.set(key, verdict),
             Delta::Gone(key) => {
-                F::table(&mut self.facts).remove(&key);
+                self.compiler.set::<F>(key.clone(), None);
                 self.problems.remove(&(F::PLURAL, key));
             }
             Delta::All(objects) => {
-                let mut former = std::mem::take(F::table(&mut self.facts));
-                self.problems.retain(|(kind, _), _| *kind != F::PLURAL);
-                for (key, verdict) in objects {
-                    let last_good = former.remove(&key);
-                    self.set(key, verdict, last_good);
+                let there: HashSet<&Key> = objects.iter().map(|(key, _)| key).collect();
+                self.problems.retain(|(kind, key), _| *kind != F::PLURAL || there.contains(key));
+                self.compiler.keep_only::<F>(|key| there.contains(key));
+                // Every second one first: a tree that is filled in order stays half empty.
+                let mut second = Vec::with_capacity(objects.len() / 2);
+                for (index, (key, verdict)) in objects.into_iter().enumerate() {
+                    if index % 2 == 0 {
+                        self.set(key, verdict);
+                    } else {
+                        second.push((key, verdict));
+                    }
                 }
+                second.into_iter().for_each(|(key, verdict)| self.set(key, verdict));
                 self.listed.insert(F::PLURAL);
             }
         }
     }
 
-    fn set<F: Kind>(&mut self, key: Key, verdict: Verdict<F>, last_good: Option<F>) {
-        let table = F::table(&mut self.facts);
-        let problem = match verdict {
-            Ok(Some(facts)) => {
-                table.insert(key.clone(), facts);
-                None
+    fn set<F: Kind>(&mut self, key: Key, verdict: Verdict<F>) {
+        match verdict {
+            Ok(facts) => {
+                self.compiler.set(key.clone(), facts);
+                self.problems.remove(&(F::PLURAL, key));
             }
-            Ok(None) => {
-                table.remove(&key);
-                None
-            }
-            Err(problem) => {
-                if let Some(facts) = F::of_unreadable().or(last_good) {
-                    table.insert(key.clone(), facts);
+            Err(Unread { problem, instead }) => {
+                let known = F::table(self.compiler.facts()).get(&key);
+                let is_known = known.is_some_and(F::was_read);
+                match instead {
+                    Instead::This(facts) => self.compiler.set(key.clone(), Some(facts)),
+                    Instead::LastGoodOr(facts) if !is_known => {
+                        self.compiler.set(key.clone(), Some(facts));
+                    }
+                    Instead::LastGood | Instead::LastGoodOr(_) => {}
                 }
-                Some(problem)
+                self.problems.insert((F::PLURAL, key), problem);
             }
-        };
-        match problem {
-            Some(problem) => self.problems.insert((F::PLURAL, key), problem),
-            None => self.problems.remove(&(F::PLURAL, key)),
-        };
+        }
     }
 }

@@ -15,11 +15,13 @@ use super::{
 };
 use crate::{
     config::{
-        compile::{Claim, Compiled, Key},
+        MeshSettings,
+        authorization_policy::AuthorizationPolicy,
+        compile::{Claim, Key},
         facts::{PeerAuthenticationFacts, PodFacts},
         state::SourceState,
     },
-    mesh::{MutualTlsMode, PodUid, RootNamespace, Snapshot, SnapshotStore, TrustDomain},
+    mesh::{MutualTlsMode, PodUid, Snapshot, SnapshotStore},
 };
 
 /// A pod of the Deployment `web`, as an API server tells it.
@@ -46,35 +48,46 @@ fn pod(name: &str, ip: &str, more: serde_json::Value) -> serde_json::Value {
     pod
 }
 
-fn read(reader: &mut Reader, object: serde_json::Value) -> (Key, Verdict<PodFacts>) {
+/// Of the agent of node `a`.
+fn settings() -> MeshSettings {
+    MeshSettings { node: "a".into(), ..MeshSettings::default() }
+}
+
+fn reader() -> Reader {
+    Reader::new(settings())
+}
+
+fn read(reader: &Reader, object: serde_json::Value) -> (Key, Verdict<PodFacts>) {
     let arrival: Arrival<Pod> = serde_json::from_value(object).unwrap();
     reader.read(arrival)
 }
 
 fn facts(object: serde_json::Value) -> PodFacts {
-    read(&mut Reader::new(TrustDomain::default()), object).1.unwrap().unwrap()
+    read(&reader(), object).1.unwrap().unwrap()
 }
 
 /// Tables in which every kind was listed, with these pods.
 fn tables(pods: Vec<(Key, Verdict<PodFacts>)>) -> Tables {
-    let mut tables = Tables::default();
+    let mut tables = Tables::new(settings());
     tables.apply(Change::Namespaces(Delta::All(Vec::new())));
     tables.apply(Change::Services(Delta::All(Vec::new())));
     tables.apply(Change::Slices(Delta::All(Vec::new())));
     tables.apply(Change::PeerAuthentications(Delta::All(Vec::new())));
     tables.apply(Change::NetworkPolicies(Delta::All(Vec::new())));
+    tables.apply(Change::AuthorizationPolicies(Delta::All(Vec::new())));
     assert!(!tables.are_complete());
     tables.apply(Change::Pods(Delta::All(pods)));
     assert!(tables.are_complete());
     tables
 }
 
-fn compile(tables: &mut Tables) -> Compiled {
-    tables.facts.compile(&Snapshot::default(), &RootNamespace::default())
+fn compile(tables: &mut Tables) -> Snapshot {
+    tables.compiler.compile();
+    tables.compiler.snapshot().clone()
 }
 
 fn names(tables: &Tables) -> Vec<&str> {
-    tables.facts.pods.keys().map(|(_, name)| &**name).collect()
+    tables.compiler.facts().pods.keys().map(|(_, name)| &**name).collect()
 }
 
 #[test]
@@ -85,7 +98,7 @@ fn what_a_snapshot_needs_is_kept_and_what_a_pod_claims_of_its_namespace_is_not()
     assert_eq!(workload.principal.to_string(), "spiffe://cluster.local/ns/shop/sa/web");
     assert_eq!((&*workload.node, workload.starts), ("a", 3));
     assert_eq!(workload.netns, None, "anybody who may create pods can write an annotation");
-    assert_eq!(facts.ports, [("http".into(), 80)]);
+    assert_eq!(*facts.ports, [("http".into(), 80)]);
     let kept = serde_json::to_string(&facts).unwrap();
     assert!(kept.len() < 700 && !kept.contains("large one"), "{kept}");
 }
@@ -124,13 +137,11 @@ async fn who_asks_about_a_pod_is_answered_when_it_is_known_with_or_without_addre
         questions.ask(PodUid::new(&format!("uid-{name}")).unwrap(), asks);
         answer
     };
-    let mut reader = Reader::new(TrustDomain::default());
+    let reader = reader();
     let mut inside = pod("in", "10.0.0.1", json!({"status": {}}));
     inside["metadata"]["labels"]["istio.io/dataplane-mode"] = "ambient".into();
-    let pods = vec![
-        read(&mut reader, inside),
-        read(&mut reader, pod("out", "10.0.0.2", json!({"status": {}}))),
-    ];
+    let pods =
+        vec![read(&reader, inside), read(&reader, pod("out", "10.0.0.2", json!({"status": {}})))];
     let mut tables = tables(pods);
     compile(&mut tables);
     let mut questions = Questions::default();
@@ -140,7 +151,7 @@ async fn who_asks_about_a_pod_is_answered_when_it_is_known_with_or_without_addre
     assert_eq!(inside.await, Ok(Membership::Inside));
     assert_eq!(outside.await, Ok(Membership::Outside));
     assert!(late.try_recv().is_err(), "it may come");
-    let (key, late_pod) = read(&mut reader, pod("late", "10.0.0.3", json!({})));
+    let (key, late_pod) = read(&reader, pod("late", "10.0.0.3", json!({})));
     tables.apply(Change::Pods(Delta::Set(key, late_pod)));
     compile(&mut tables);
     questions.answer(&tables);
@@ -150,19 +161,18 @@ async fn who_asks_about_a_pod_is_answered_when_it_is_known_with_or_without_addre
 #[tokio::test]
 async fn a_snapshot_says_itself_whether_a_pod_that_it_does_not_name_exists() {
     let folder = tempfile::tempdir().unwrap();
-    let saved = SavedFacts::new(folder.path(), TrustDomain::default());
-    let mut reader = Reader::new(TrustDomain::default());
+    let saved = SavedFacts::new(folder.path(), &settings());
+    let reader = reader();
     let web = pod("web-1", "10.0.0.1", json!({}));
-    let facts = tables(vec![read(&mut reader, web.clone())]).facts;
-    saved.write(&saved.encode(&facts).unwrap()).unwrap();
+    let tables = tables(vec![read(&reader, web.clone())]);
+    saved.save(tables.compiler.facts()).unwrap();
 
     let store = Arc::new(SnapshotStore::default());
     let mut versions = store.subscribe();
     let (report, _state) = tokio::sync::watch::channel(SourceState::watching(&KINDS));
     let (changes, arriving) = tokio::sync::mpsc::channel(KINDS.len());
     let (_told, telling) = tokio::sync::mpsc::unbounded_channel();
-    let (domain, root) = (TrustDomain::default(), RootNamespace::default());
-    let gather = Gather::new(saved, domain, root, store.clone(), report.clone());
+    let gather = Gather::new(saved, settings(), store.clone(), report.clone());
     let gathering = tokio::spawn(gather.run(arriving, telling));
 
     report.send_modify(|state| state.watches[0].error = Some("connection refused".into()));
@@ -175,7 +185,8 @@ async fn a_snapshot_says_itself_whether_a_pod_that_it_does_not_name_exists() {
         Change::Slices(Delta::All(Vec::new())),
         Change::PeerAuthentications(Delta::All(Vec::new())),
         Change::NetworkPolicies(Delta::All(Vec::new())),
-        Change::Pods(Delta::All(vec![read(&mut reader, web)])),
+        Change::AuthorizationPolicies(Delta::All(Vec::new())),
+        Change::Pods(Delta::All(vec![read(&reader, web)])),
     ] {
         changes.send(change).await.unwrap();
     }
@@ -202,8 +213,8 @@ async fn while_the_api_server_is_away_nobody_waits_for_its_word() {
 
 #[test]
 fn pods_of_one_deployment_share_what_they_have_in_common() {
-    let mut reader = Reader::new(TrustDomain::default());
-    let mut read = |name, ip| read(&mut reader, pod(name, ip, json!({}))).1.unwrap().unwrap();
+    let reader = reader();
+    let read = |name, ip| read(&reader, pod(name, ip, json!({}))).1.unwrap().unwrap();
     let (one, two) = (read("web-1", "10.0.0.1").workload, read("web-2", "10.0.0.2").workload);
     assert!(std::sync::Arc::ptr_eq(&one.labels, &two.labels));
     assert!(std::sync::Arc::ptr_eq(&one.owner, &two.owner));
@@ -213,66 +224,74 @@ fn pods_of_one_deployment_share_what_they_have_in_common() {
 #[test]
 fn a_pod_that_ended_is_gone_and_one_without_address_waits() {
     let ended = pod("a", "10.0.0.1", json!({"status": {"phase": "Succeeded"}}));
-    assert_eq!(read(&mut Reader::new(TrustDomain::default()), ended).1, Ok(None));
+    assert_eq!(read(&reader(), ended).1, Ok(None));
     let starting = pod("a", "10.0.0.1", json!({"status": {"phase": "Pending"}}));
     let key = ("shop".into(), "a".into());
     let mut tables = tables(vec![(key, Ok(Some(facts(starting))))]);
-    let snapshot = compile(&mut tables).snapshot(TrustDomain::default(), 1);
-    assert!(snapshot.workloads().is_empty());
+    assert_eq!(compile(&mut tables).workloads().len(), 0);
 }
 
 #[test]
 fn an_address_is_lent_until_the_api_server_tells_one() {
-    let mut reader = Reader::new(TrustDomain::default());
+    let reader = reader();
     let mut starting = pod("a", "", json!({"status": {"phase": "Pending"}}));
     let uid = PodUid::new("uid-a").unwrap();
     let give = |tables: &mut Tables, ips: &[&str]| {
         let ips = ips.iter().map(|ip| ip.parse().unwrap()).collect();
         tables.apply(Change::Addresses(uid.clone(), ips));
     };
-    let arrives = |reader: &mut Reader, tables: &mut Tables, pod: &serde_json::Value| {
+    let arrives = |reader: &Reader, tables: &mut Tables, pod: &serde_json::Value| {
         let (key, verdict) = read(reader, pod.clone());
         tables.apply(Change::Pods(Delta::Set(key, verdict)));
     };
     let ips = |tables: &Tables| -> Vec<String> {
-        let pod = tables.facts.pods.values().next().unwrap();
-        assert_eq!(pod.addresses, pod.workload.ips);
-        pod.addresses.iter().map(ToString::to_string).collect()
+        let pod = tables.compiler.facts().pods.values().next().unwrap();
+        assert_eq!(pod.addresses(), pod.workload.ips);
+        pod.addresses().iter().map(ToString::to_string).collect()
     };
 
     // Whichever is told first.
-    let mut after = tables(vec![read(&mut reader, starting.clone())]);
+    let mut after = tables(vec![read(&reader, starting.clone())]);
     give(&mut after, &["10.0.0.1"]);
     let mut before = tables(Vec::new());
     give(&mut before, &["10.0.0.1"]);
-    arrives(&mut reader, &mut before, &starting);
+    arrives(&reader, &mut before, &starting);
     assert_eq!([ips(&after), ips(&before)], [["10.0.0.1"], ["10.0.0.1"]]);
 
+    // Another sandbox has another address, and one that ends takes it with it.
+    give(&mut before, &["10.0.0.7"]);
+    assert_eq!(ips(&before), ["10.0.0.7"]);
+    give(&mut before, &[]);
+    assert_eq!(ips(&before), [""; 0]);
+    give(&mut before, &["10.0.0.1"]);
+
     // News of the pod without an address do not take it away, those with one settle it.
-    arrives(&mut reader, &mut after, &starting);
+    arrives(&reader, &mut after, &starting);
     assert_eq!(ips(&after), ["10.0.0.1"]);
-    arrives(&mut reader, &mut after, &pod("a", "10.0.0.2", json!({})));
+    arrives(&reader, &mut after, &pod("a", "10.0.0.2", json!({})));
     assert_eq!(ips(&after), ["10.0.0.2"]);
-    arrives(&mut reader, &mut after, &starting);
+    give(&mut after, &[]);
+    assert_eq!(ips(&after), ["10.0.0.2"], "it is the API server's to say");
+    arrives(&reader, &mut after, &starting);
     assert_eq!(ips(&after), [""; 0]);
 
     // Not for a pod that ends, nor for one on the node's network.
     give(&mut before, &[]);
-    arrives(&mut reader, &mut before, &starting);
+    arrives(&reader, &mut before, &starting);
     assert_eq!(ips(&before), [""; 0]);
     starting["spec"] = json!({"nodeName": "a", "hostNetwork": true, "containers": []});
-    arrives(&mut reader, &mut before, &starting);
+    arrives(&reader, &mut before, &starting);
     give(&mut before, &["10.0.0.1"]);
     assert_eq!(ips(&before), [""; 0]);
 }
 
 #[test]
 fn a_list_replaces_everything_but_the_last_good_version_of_what_is_broken() {
-    let mut reader = Reader::new(TrustDomain::default());
-    let good = |reader: &mut Reader, name| read(reader, pod(name, "10.0.0.1", json!({})));
+    let reader = reader();
+    let good = |reader: &Reader, name| read(reader, pod(name, "10.0.0.1", json!({})));
     let broken = pod("b", "10.0.0.2", json!({"spec": {"hostNetwork": 1}}));
-    let mut tables = tables(vec![good(&mut reader, "a"), good(&mut reader, "b")]);
-    let list = vec![read(&mut reader, broken.clone()), good(&mut reader, "c")];
+    let mut tables = tables(vec![good(&reader, "a"), good(&reader, "b")]);
+    let list = vec![read(&reader, broken.clone()), good(&reader, "c")];
     tables.apply(Change::Pods(Delta::All(list)));
     assert_eq!(names(&tables), ["b", "c"]);
     let [problem] = tables.problems().try_into().unwrap();
@@ -280,10 +299,10 @@ fn a_list_replaces_everything_but_the_last_good_version_of_what_is_broken() {
     assert!(said.starts_with("Pod shop/b: spec.hostNetwork: invalid type: integer `1`"), "{said}");
 
     // One that was never good is not in force at all.
-    let (_, verdict) = read(&mut reader, broken);
+    let (_, verdict) = read(&reader, broken);
     tables.apply(Change::Pods(Delta::Set(("shop".into(), "d".into()), verdict)));
     assert_eq!((names(&tables), tables.problems().len()), (vec!["b", "c"], 2));
-    let (key, mended) = good(&mut reader, "b");
+    let (key, mended) = good(&reader, "b");
     tables.apply(Change::Pods(Delta::Set(key, mended)));
     tables.apply(Change::Pods(Delta::Gone(("shop".into(), "d".into()))));
     assert!(tables.problems().is_empty());
@@ -291,16 +310,15 @@ fn a_list_replaces_everything_but_the_last_good_version_of_what_is_broken() {
 
 #[test]
 fn an_address_belongs_to_the_pod_made_last() {
-    let mut reader = Reader::new(TrustDomain::default());
+    let reader = reader();
     let mut later = pod("a", "10.0.0.1", json!({}));
     later["metadata"]["creationTimestamp"] = "2026-01-02T03:05:00Z".into();
     let earlier = pod("b", "10.0.0.1", json!({}));
-    let mut tables = tables(vec![read(&mut reader, later), read(&mut reader, earlier)]);
-    let compiled = compile(&mut tables);
-    let [conflict] = compiled.conflicts.as_slice() else { panic!("{compiled:?}") };
+    let mut tables = tables(vec![read(&reader, later), read(&reader, earlier)]);
+    let snapshot = compile(&mut tables);
+    let [conflict] = tables.compiler.conflicts().try_into().unwrap();
     assert_eq!(conflict.claim, Claim::PodAddress("10.0.0.1".parse().unwrap()));
     assert_eq!((&*conflict.owner.1, &*conflict.claimant.1), ("a", "b"));
-    let snapshot = compiled.snapshot(TrustDomain::default(), 1);
     assert_eq!(&*snapshot.workload("10.0.0.1".parse().unwrap()).unwrap().name, "a");
     assert_eq!(snapshot.workloads().len(), 1);
 }
@@ -309,10 +327,10 @@ fn an_address_belongs_to_the_pod_made_last() {
 fn what_was_saved_is_read_back_in_the_same_mesh_alone() {
     let folder = tempfile::tempdir().unwrap();
     let state_dir = folder.path().join("state");
-    let saved = SavedFacts::new(&state_dir, TrustDomain::default());
+    let saved = SavedFacts::new(&state_dir, &settings());
     assert!(saved.load().unwrap().is_none());
-    let mut reader = Reader::new(TrustDomain::default());
-    let mut tables = tables(vec![read(&mut reader, pod("a", "10.0.0.1", json!({})))]);
+    let reader = reader();
+    let mut tables = tables(vec![read(&reader, pod("a", "10.0.0.1", json!({})))]);
     let strict = PeerAuthenticationFacts {
         mode: Some(MutualTlsMode::Strict),
         ports: BTreeMap::from([(8080, None)]),
@@ -320,15 +338,19 @@ fn what_was_saved_is_read_back_in_the_same_mesh_alone() {
     };
     let policy = Delta::Set(("shop".into(), "strict".into()), Ok(Some(strict)));
     tables.apply(Change::PeerAuthentications(policy));
-    saved.write(&saved.encode(&tables.facts).unwrap()).unwrap();
+    let known = tables.compiler.facts();
+    saved.save(known).unwrap();
     let (facts, _) = saved.load().unwrap().unwrap();
-    assert_eq!(facts.pods, tables.facts.pods);
-    assert_eq!(facts.peer_authentications, tables.facts.peer_authentications);
+    assert_eq!(facts.pods, known.pods);
+    assert_eq!(facts.peer_authentications, known.peer_authentications);
     assert_eq!(facts.peer_authentications.len(), 1);
     assert_eq!(std::fs::read_dir(&state_dir).unwrap().count(), 1, "no draft is left");
 
-    let other = SavedFacts::new(&state_dir, "other.example".parse().unwrap());
+    let trust_domain = "other.example".parse().unwrap();
+    let other = SavedFacts::new(&state_dir, &MeshSettings { trust_domain, ..settings() });
     assert!(other.load().unwrap_err().contains("trust domain cluster.local"));
+    let other = SavedFacts::new(&state_dir, &MeshSettings { node: "b".into(), ..settings() });
+    assert!(other.load().unwrap_err().contains("of the node a"));
     std::fs::write(saved.path(), r#"{"format": 9, "trust_domain": "cluster.local"}"#).unwrap();
     assert!(saved.load().unwrap_err().contains("format 9"));
     std::fs::write(saved.path(), "{").unwrap();
@@ -337,7 +359,7 @@ fn what_was_saved_is_read_back_in_the_same_mesh_alone() {
 
 #[test]
 fn a_network_policy_that_cannot_be_read_selects_its_whole_namespace() {
-    let mut reader = Reader::new(TrustDomain::default());
+    let reader = reader();
     let policy = |selector: serde_json::Value| {
         let metadata = json!({"name": "one", "namespace": "shop"});
         let object = json!({"metadata": metadata, "spec": {"podSelector": selector}});
@@ -346,13 +368,13 @@ fn a_network_policy_that_cannot_be_read_selects_its_whole_namespace() {
     };
     let mut labelled = pod("a", "10.0.0.1", json!({}));
     labelled["metadata"]["labels"]["istio.io/dataplane-mode"] = "ambient".into();
-    let mut tables = tables(vec![read(&mut reader, labelled)]);
+    let mut tables = tables(vec![read(&reader, labelled)]);
     let mut policed = |selector: serde_json::Value| {
         let (key, verdict) = reader.read(policy(selector));
         tables.apply(Change::NetworkPolicies(Delta::Set(key, verdict)));
-        let compiled = compile(&mut tables);
-        let snapshot = compiled.snapshot(TrustDomain::default(), 1);
-        (snapshot.workloads()[0].policed.is_some(), tables.problems().len())
+        let snapshot = compile(&mut tables);
+        let pod = snapshot.workload([10, 0, 0, 1].into()).unwrap();
+        (pod.policed.is_some(), tables.problems().len())
     };
     assert_eq!(policed(json!({"matchLabels": {"app": "other"}})), (false, 0));
     let newer = json!({"matchExpressions": [{"key": "app", "operator": "Like"}]});
@@ -364,8 +386,7 @@ fn a_network_policy_that_cannot_be_read_selects_its_whole_namespace() {
 #[test]
 fn what_the_cni_alone_understands_is_there_until_the_server_says_otherwise() {
     let mut tables = tables(Vec::new());
-    let there_are =
-        |tables: &mut Tables| compile(tables).snapshot(TrustDomain::default(), 1).cni_policies;
+    let there_are = |tables: &mut Tables| compile(tables).cni_policies;
     assert!(there_are(&mut tables));
     tables.apply(Change::CniPolicies(false));
     assert!(!there_are(&mut tables));
@@ -375,10 +396,49 @@ fn what_the_cni_alone_understands_is_there_until_the_server_says_otherwise() {
 
 #[test]
 fn every_kind_is_watched_under_its_own_name() {
-    let [namespaces, pods, services, slices, policies, network] = KINDS;
+    let [namespaces, pods, services, slices, policies, network, authorization] = KINDS;
     assert_eq!([namespaces, pods, services], ["namespaces", "pods", "services"]);
     assert_eq!(
         [slices, policies, network],
         ["endpointslices", "peerauthentications", "networkpolicies"]
     );
+    assert_eq!(authorization, "authorizationpolicies");
+}
+
+#[test]
+fn an_authorization_policy_that_cannot_be_read_denies_unless_it_once_could() {
+    let reader = reader();
+    let mut labelled = pod("a", "10.0.0.1", json!({}));
+    labelled["metadata"]["labels"]["istio.io/dataplane-mode"] = "ambient".into();
+    let mut tables = tables(vec![read(&reader, labelled)]);
+    let mut set = |name: &str, spec: serde_json::Value| {
+        let metadata = json!({"name": name, "namespace": "shop"});
+        let object = json!({"metadata": metadata, "spec": spec});
+        let arrival: Arrival<AuthorizationPolicy> = serde_json::from_value(object).unwrap();
+        let (key, verdict) = reader.read(arrival);
+        tables.apply(Change::AuthorizationPolicies(Delta::Set(key, verdict)));
+        let snapshot = compile(&mut tables);
+        let authorization = &snapshot.workload([10, 0, 0, 1].into()).unwrap().authorization;
+        let policies = authorization.policies().iter();
+        let said: Vec<_> = policies
+            .map(|policy| (policy.name().to_string(), policy.spec().unreadable.is_some()))
+            .collect();
+        (said, tables.problems().len())
+    };
+    let said = |name: &str, unreadable| (format!("shop/{name}"), unreadable);
+    // A field of a later version, and a value that is none: of those, the selector is known.
+    let newer = |app: &str| json!({"selector": {"matchLabels": {"app": app}}, "later": 1});
+    assert_eq!(set("a", newer("web")), (vec![said("a", true)], 1));
+    assert_eq!(set("b", newer("other")), (vec![said("a", true)], 2));
+    let wrong = |app: &str| json!({"selector": {"matchLabels": {"app": app}}, "action": "ALOW"});
+    assert_eq!(set("b", wrong("other")), (vec![said("a", true)], 2));
+    // Another selector is another answer, and without one nobody passes in the whole namespace.
+    assert_eq!(set("b", wrong("web")), (vec![said("a", true), said("b", true)], 2));
+    assert_eq!(set("b", wrong("other")), (vec![said("a", true)], 2));
+    let both = vec![said("a", true), said("b", true)];
+    assert_eq!(set("b", json!({"selector": 7})), (both, 2));
+    // Once it was read, that stays.
+    let both = || vec![said("a", false), said("b", true)];
+    assert_eq!(set("a", json!({"action": "DENY"})), (both(), 1));
+    assert_eq!(set("a", wrong("other")), (both(), 2));
 }

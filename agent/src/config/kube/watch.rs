@@ -298,7 +298,8 @@ impl<F: Kind> Watch<F> {
                     self.version = version.or(self.version.take());
                 }
                 WatchEvent::Deleted(arrival) => {
-                    self.send(Delta::Gone(arrival.key)).await?;
+                    let key = (arrival.namespace.into(), arrival.name.into());
+                    self.send(Delta::Gone(key)).await?;
                     self.version = arrival.version.or(self.version.take());
                 }
                 WatchEvent::Bookmark(mark) => self.version = Some(mark.metadata.resource_version),

@@ -1,20 +1,11 @@
-use std::path::Path;
-
-use super::super::{directory::File, files::compile};
-use crate::mesh::{RootNamespace, Snapshot, TrustDomain};
+use super::super::testing;
+use crate::mesh::Snapshot;
 
 /// The snapshot of `order` in namespace `shop` beside what `text` has, or the problems.
 fn load(text: &str) -> Result<Snapshot, String> {
     let pod = "apiVersion: v1\nkind: Pod\nmetadata: {name: order, namespace: shop, labels: \
                {app: order, istio.io/dataplane-mode: ambient}}\nspec: {}\nstatus: {podIP: 10.0.0.1}\n";
-    let file = File { path: Path::new("mesh.yaml").into(), text: format!("{text}\n---\n{pod}") };
-    let (trust_domain, root) = (TrustDomain::default(), RootNamespace::default());
-    let mut problems = Vec::new();
-    let (compiled, _) = compile(&[file], &trust_domain, &root, &Snapshot::default(), &mut problems);
-    match problems.first() {
-        None => Ok(compiled.snapshot(trust_domain, 1)),
-        Some(problem) => Err(problem.to_string()),
-    }
+    testing::load(&format!("{text}\n---\n{pod}"))
 }
 
 /// Whether a policy of `namespace` with `selector` selects `order`.

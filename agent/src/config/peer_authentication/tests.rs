@@ -1,25 +1,12 @@
-use std::path::Path;
-
-use super::super::{directory::File, files::compile};
-use crate::mesh::{Snapshot, TrustDomain};
+use super::super::{MeshSettings, testing::Loader};
 
 /// `order` of namespace `shop` under the policies of `text`, or the problems, one a line.
 fn order(text: &str) -> Result<String, String> {
     let pod = "apiVersion: v1\nkind: Pod\nmetadata: {name: order, namespace: shop, labels: \
                {app: order, istio.io/dataplane-mode: ambient}}\nspec: {}\nstatus: {podIP: 10.0.0.1}\n";
-    let file = File { path: Path::new("mesh.yaml").into(), text: format!("{text}\n---\n{pod}") };
-    let mut problems = Vec::new();
-    let (compiled, _) = compile(
-        &[file],
-        &TrustDomain::default(),
-        &"root".parse().unwrap(),
-        &Snapshot::default(),
-        &mut problems,
-    );
-    if !problems.is_empty() {
-        return Err(problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"));
-    }
-    let snapshot = compiled.snapshot(TrustDomain::default(), 1);
+    let root_namespace = "root".parse().unwrap();
+    let settings = MeshSettings { root_namespace, ..MeshSettings::default() };
+    let (snapshot, _) = Loader::new(settings).load(&format!("{text}\n---\n{pod}"))?;
     let mtls = snapshot.workload("10.0.0.1".parse().unwrap()).unwrap().mtls.clone();
     let named = mtls.ports.iter().map(|(port, rule)| format!("; {port}: {rule}"));
     Ok(format!("{}{}", mtls.usual, named.collect::<String>()))

@@ -57,6 +57,8 @@ struct Marked {
     bytes: Bytes,
     /// The start line, without its end.
     start: Mark,
+    /// Another one in its place.
+    line: Option<Vec<u8>>,
     /// Those that came, then those that were added.
     lines: Vec<Line>,
     /// Lines, with their ends, that go out after the others.
@@ -110,22 +112,31 @@ impl RequestHead {
         let target = Mark { start: method.end + 1, end: method.end + 1 + target.len() as u32 };
         let lines = lines(&bytes, fields)?;
         let start = Mark { start: 0, end: line.len() as u32 };
-        let marked = Marked { bytes, start, lines, added: Vec::new() };
+        let marked = Marked { bytes, start, line: None, lines, added: Vec::new() };
         Ok(Self { marked, method, target, version })
     }
 }
 
 impl AnyRequest for RequestHead {
     fn method(&self) -> &[u8] {
-        self.marked.at(self.method)
+        self.marked.in_line(self.method)
     }
 
     fn target(&self) -> Target<'_> {
-        Target::of(self.method(), self.marked.at(self.target))
+        Target::of(self.method(), self.marked.in_line(self.target))
     }
 
     fn version(&self) -> Version {
         self.version
+    }
+
+    fn set_path(&mut self, path: &[u8]) {
+        let (line, Target { path: former, .. }) = (self.marked.line(), self.target());
+        // What is before and behind it stays as it came.
+        let start = former.as_ptr() as usize - line.as_ptr() as usize;
+        let line = [&line[..start], path, &line[start + former.len()..]].concat();
+        self.target.end = (self.target.end as usize + path.len() - former.len()) as u32;
+        self.marked.line = Some(line);
     }
 }
 
@@ -148,7 +159,7 @@ impl ResponseHead {
         let status = [a, b, c].iter().fold(0, |sum, digit| sum * 10 + u16::from(digit - b'0'));
         let start = Mark { start: 0, end: line.len() as u32 };
         let lines = lines(&bytes, fields)?;
-        let marked = Marked { bytes, start, lines, added: Vec::new() };
+        let marked = Marked { bytes, start, line: None, lines, added: Vec::new() };
         Ok(Self { marked, status, version })
     }
 
@@ -222,6 +233,15 @@ impl Marked {
         &self.bytes[mark.start as usize..mark.end as usize]
     }
 
+    /// The start line as it goes on.
+    fn line(&self) -> &[u8] {
+        self.line.as_deref().unwrap_or_else(|| self.at(self.start))
+    }
+
+    fn in_line(&self, mark: Mark) -> &[u8] {
+        &self.line()[mark.start as usize..mark.end as usize]
+    }
+
     /// What `mark`, of `line`, is of.
     fn of(&self, line: &Line, mark: Mark) -> &[u8] {
         let bytes = if line.added { &self.added[..] } else { &self.bytes[..] };
@@ -255,8 +275,10 @@ impl Marked {
     }
 
     fn write(&self, out: &mut BytesMut) {
-        out.reserve(self.bytes.len() + self.added.len() + 2 * self.lines.len() + 4);
-        out.put_slice(self.at(self.start));
+        let line = self.line();
+        let rest = self.bytes.len() + self.added.len() + 2 * self.lines.len() + 4;
+        out.reserve(line.len() + rest);
+        out.put_slice(line);
         out.put_slice(b"\r\n");
         // Lines that follow each other and end as they should go in one piece.
         let mut run = Mark::default();
@@ -411,6 +433,22 @@ mod tests {
         assert_eq!(head.values_of("traceparent").collect::<Vec<_>>(), [b"00-2"]);
         let expected = "GET / HTTP/1.1\r\nB: 3\r\nc: \r\ntraceparent: 00-2\r\n\r\n";
         assert_eq!(written(&head), expected.as_bytes());
+    }
+
+    #[test]
+    fn another_path_takes_the_place_of_the_one_that_came() {
+        for (line, path, expected) in [
+            ("GET /a/../b?c=/d HTTP/1.1", "/b", "GET /b?c=/d HTTP/1.1"),
+            ("GET /a HTTP/1.0", "/longer/path", "GET /longer/path HTTP/1.0"),
+            ("GET http://a:80/./b?c HTTP/1.1", "/b", "GET http://a:80/b?c HTTP/1.1"),
+        ] {
+            let mut head = request(&format!("{line}\r\nHost: a\r\n\r\n")).unwrap();
+            head.set_path(path.as_bytes());
+            assert_eq!(head.target().path, path.as_bytes());
+            assert_eq!(head.method(), b"GET");
+            head.set_path(path.as_bytes());
+            assert_eq!(written(&head), format!("{expected}\r\nHost: a\r\n\r\n").as_bytes());
+        }
     }
 
     #[test]

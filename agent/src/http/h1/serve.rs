@@ -169,7 +169,7 @@ where
                 Err(why) => {
                     handler.malformed(why.status(), &why);
                     let answer = Answer { status: why.status(), text: format!("sluice: {why}\n") };
-                    connection.answer(&answer, b"");
+                    connection.answer(&answer, b"", true);
                     Box::pin(connection.linger()).await;
                     return Served::Done;
                 }
@@ -276,8 +276,15 @@ where
         let mut route = match self.handler.route(&mut head).await {
             Ok(route) => route,
             Err(answer) => {
-                self.answer(&answer, head.method());
-                return Next::Linger;
+                // Without a body that nobody reads, the next request can follow.
+                let stays = answer.is_verdict()
+                    && framing == Framing::Length(0)
+                    && head.version() == Version::Http11
+                    && !client_closes
+                    && !self.ending.is_cancelled();
+                self.answer(&answer, head.method(), !stays);
+                let written = stays && matches!(timeout(LINGER, self.write()).await, Ok(Ok(())));
+                return if written { Next::Request } else { Next::Linger };
             }
         };
         let mut reused = self.take(&route.key());
@@ -287,7 +294,7 @@ where
                 None => match route.connect().await {
                     Ok(io) => (Conn::new(io, BytesMut::new()), false),
                     Err(answer) => {
-                        self.answer(&answer, head.method());
+                        self.answer(&answer, head.method(), true);
                         route.finish(&Ended::Unsent);
                         // Whoever is told that nobody can be reached may look for somebody else.
                         return Next::Linger;
@@ -361,7 +368,7 @@ where
                     if !matches!(ended, Ended::Unanswered(_)) {
                         server.into_parts().0.abort();
                     }
-                    self.answer(&answer, head.method());
+                    self.answer(&answer, head.method(), true);
                     route.finish(&ended);
                     return Next::Linger;
                 }
@@ -402,15 +409,17 @@ where
         stays.then_some(kept)
     }
 
-    /// Says something that no server said, to a request of `method`, as the last on this connection.
-    fn answer(&mut self, answer: &Answer, method: &[u8]) {
+    /// Says something that no server said, to a request of `method`; as the last on this connection where
+    /// it `closes`.
+    fn answer(&mut self, answer: &Answer, method: &[u8], closes: bool) {
         let Answer { status, text } = answer;
         let reason = http::StatusCode::from_u16(*status).ok();
         let reason = reason.and_then(|status| status.canonical_reason()).unwrap_or_default();
         let head = format!(
             "HTTP/1.1 {status} {reason}\r\ncontent-type: text/plain; charset=utf-8\r\n\
-             content-length: {}\r\nconnection: close\r\n\r\n",
-            text.len()
+             content-length: {}\r\n{}\r\n",
+            text.len(),
+            if closes { "connection: close\r\n" } else { "" }
         );
         self.client.output.put_slice(head.as_bytes());
         // RFC 9110 §9.3.2.

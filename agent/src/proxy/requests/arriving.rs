@@ -11,8 +11,8 @@ use crate::{
     limits::{Arrived, Share},
     proxy::{
         Io, LocalPod, Proxy,
-        admission::both_certified,
-        cut::Cut,
+        admission::{admit_request, both_certified},
+        cut::{Cut, UnderWay},
         inbound::{Arrival, dial},
     },
     telemetry::{Failure, Flow},
@@ -90,7 +90,13 @@ impl web::Handler for Arriving {
         if let Err(refusal) = both_certified(proxy, pod, arrival).await {
             return Err(report.refuse(refusal));
         }
-        Ok(ToApp { report, pod: pod.clone(), arrival: arrival.clone(), _place: place })
+        match admit_request(proxy, pod, arrival, request).await {
+            Ok(told) => report.judged(told),
+            Err(refusal) => return Err(report.refuse(refusal)),
+        }
+        let _under_way = arrival.cut.request();
+        let (pod, arrival) = (pod.clone(), arrival.clone());
+        Ok(ToApp { report, pod, arrival, _place: place, _under_way })
     }
 
     fn malformed(&self, status: u16, why: &dyn fmt::Display) {
@@ -117,6 +123,7 @@ struct ToApp {
     pod: Arc<LocalPod>,
     arrival: Arc<Arrival>,
     _place: Option<Arrived>,
+    _under_way: UnderWay,
 }
 
 impl Watch for ToApp {

@@ -16,7 +16,7 @@ use crate::{
     mesh::{PodUid, Principal},
     proxy::{
         Hop, Io, LocalPod, Way,
-        admission::both_certified,
+        admission::{admit_request, both_certified},
         hop::service_of,
         inbound::{Arrival, dial},
         outbound::Outbound,
@@ -55,7 +55,9 @@ pub(in crate::proxy) fn departing(
     };
     let server = server.zip(hop.as_ref()).map(|((generation, io), hop)| {
         let io = match &hop.way {
-            Way::SameNode(pod) => Upstream::to_pod(io, pod),
+            Way::SameNode(pod) => {
+                Upstream::handed_over(io, &outbound.proxy, pod, &outbound.arrival(hop))
+            }
             Way::Tunnel(_) | Way::Plain => io.into(),
         };
         (Key::of(hop, generation), io)
@@ -86,7 +88,7 @@ pub(in crate::proxy) fn departing(
 async fn upgraded(led: Box<web::Tunnel<Io, Departs>>, buffered: &Arc<Share>) {
     let web::Tunnel { client, server, route } = *led;
     let Departs { mut report, outbound, hop, .. } = route;
-    let (spans, left) = (report.upgraded(), outbound.server_left(&hop));
+    let (spans, left) = (report.upgraded(), outbound.server_left(&hop, None));
     if tunnel(client, server, spans, buffered, left).await.is_some() {
         outbound.proxy.limits.overfull(&outbound.pod.uid);
     }
@@ -229,6 +231,10 @@ impl web::Handler for Departing {
             if let Err(refusal) = both_certified(proxy, pod, &arrival).await {
                 return Err(report.refuse(refusal));
             }
+            match admit_request(proxy, pod, &arrival, request).await {
+                Ok(told) => report.judged(told),
+                Err(refusal) => return Err(report.refuse(refusal)),
+            }
             server = Some((pod.clone(), arrival));
         }
         let generation = self.outbound.generation(&hop);
@@ -289,9 +295,9 @@ impl web::Route for Departs {
 
     async fn connect(&mut self) -> Result<Upstream, Answer> {
         let connected = match &self.server {
-            Some((pod, arrival)) => {
-                Box::pin(dial(pod, arrival)).await.map(|app| Upstream::to_pod(Io::Tcp(app), pod))
-            }
+            Some((pod, arrival)) => Box::pin(dial(pod, arrival))
+                .await
+                .map(|app| Upstream::handed_over(Io::Tcp(app), &self.outbound.proxy, pod, arrival)),
             None => Box::pin(self.outbound.reach(&self.hop)).await.map(Upstream::from),
         };
         connected.map_err(|refusal| self.report.refuse(refusal))

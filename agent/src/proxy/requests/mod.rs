@@ -48,7 +48,12 @@ fn failure_of(ended: &Ended) -> Option<Failure> {
 /// No more than the kind: addresses and identities of the mesh are not for whoever asks. Span and
 /// log have the rest.
 fn answer(status: u16, failure: Failure) -> Answer {
-    Answer { status, text: format!("sluice: {}\n", failure.as_str()) }
+    let text = match failure {
+        // As Envoy words it, and without a line's end.
+        Failure::AuthzDenied => "RBAC: access denied".to_owned(),
+        failure => format!("sluice: {}\n", failure.as_str()),
+    };
+    Answer { status, text }
 }
 
 /// Refuses a request that is one too many: each of HTTP/2 has a place of its own among connections,
@@ -102,6 +107,8 @@ impl AnyRequest for Unreadable {
     fn version(&self) -> Version {
         Version::Http11
     }
+
+    fn set_path(&mut self, _path: &[u8]) {}
 }
 
 impl Fields for Unreadable {

@@ -6,7 +6,7 @@ use super::{answer, failure_of};
 use crate::{
     http::{Answer, AnyRequest, AnyResponse, Ended, Fields},
     proxy::{Proxy, cut::Cut, refusal::Refusal},
-    telemetry::{Cause, Failure, Flow, HttpSpan, TcpSpan},
+    telemetry::{Cause, Failure, Flow, HttpSpan, Judgement, TcpSpan},
 };
 
 /// Follows one request to its end. Dropped before, its client has given up on it, or something here
@@ -68,10 +68,19 @@ impl Report {
 
     /// The client is answered here.
     pub(super) fn refuse(&mut self, refusal: Refusal) -> Answer {
-        let Refusal { status, failure, message } = refusal;
+        let Refusal { status, failure, message, judgement } = refusal;
+        self.judged(judgement);
         tracing::debug!(error = %message, "request refused");
         self.answered(status.as_u16(), failure);
         answer(status.as_u16(), failure)
+    }
+
+    /// The server's side, or whichever is here, has something to say of policy.
+    pub(super) fn judged(&mut self, judgement: Option<Box<Judgement>>) {
+        if let (Some(side), true) = (self.far.as_mut().or(self.near.as_mut()), judgement.is_some())
+        {
+            side.span.judged(judgement);
+        }
     }
 
     /// The same where no answer came, for the reason that `ended` has.

@@ -7,20 +7,17 @@ use std::{
     task::{Context, Poll},
 };
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio_util::sync::WaitForCancellationFutureOwned;
-
 use crate::{
     http::Stream,
-    proxy::{Io, LocalPod},
+    proxy::{Io, LocalPod, Proxy, authorization::revoked, inbound::Arrival},
 };
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// Breaks when the pod leaves the mesh that it leads to. Only a pod of this node is watched: what
-/// leads elsewhere ends with the tunnel.
-#[derive(Debug)]
+/// Breaks when the pod leaves the mesh that it leads to, or policy lets nothing pass any more that it
+/// carries. Only a pod of this node is watched: what leads elsewhere ends with the tunnel.
 pub(in crate::proxy) struct Upstream {
     io: Io,
-    gone: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
+    gone: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
 }
 
 impl From<Io> for Upstream {
@@ -30,9 +27,26 @@ impl From<Io> for Upstream {
 }
 
 impl Upstream {
-    /// To `pod`, of this node.
+    /// To `pod`, of this node, for a client whose connection is watched itself.
     pub(in crate::proxy) fn to_pod(io: Io, pod: &LocalPod) -> Self {
         Self { io, gone: Some(Box::pin(pod.released())) }
+    }
+
+    /// To `pod`, of this node, for another one.
+    pub(in crate::proxy) fn handed_over(
+        io: Io,
+        proxy: &Proxy,
+        pod: &LocalPod,
+        arrival: &Arrival,
+    ) -> Self {
+        let (released, revoked) = (pod.released(), revoked(proxy, pod, arrival));
+        let gone = async move {
+            tokio::select! {
+                () = released => {}
+                () = revoked => {}
+            }
+        };
+        Self { io, gone: Some(Box::pin(gone)) }
     }
 
     pub(super) fn into_inner(self) -> Io {
@@ -68,13 +82,13 @@ impl AsyncRead for Upstream {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let read = Pin::new(&mut self.io).poll_read(cx, buf);
-        match &mut self.gone {
-            Some(gone) if read.is_pending() => {
-                gone.as_mut().poll(cx).map(|()| Err(io::ErrorKind::ConnectionAborted.into()))
-            }
-            _ => read,
+        // First: a server that always has more to say is never waited for.
+        if let Some(gone) = &mut self.gone
+            && gone.as_mut().poll(cx).is_ready()
+        {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
         }
+        Pin::new(&mut self.io).poll_read(cx, buf)
     }
 }
 

@@ -1,7 +1,6 @@
 //! Which labels a flow has, without building them anew.
 
 use std::{
-    collections::HashSet,
     hash::{Hash, Hasher},
     sync::Arc,
 };
@@ -123,15 +122,17 @@ impl Flows {
     /// Forgets flows of objects that `snapshot` does not have: a source makes those that have
     /// changed anew.
     pub(super) fn retain(&self, snapshot: &Snapshot) {
-        let pods: HashSet<_> =
-            snapshot.workloads().iter().map(|pod| Arc::as_ptr(pod).addr()).collect();
-        let services: HashSet<_> =
-            snapshot.services().iter().map(|service| Arc::as_ptr(service).addr()).collect();
+        let has_pod = |pod: &Arc<Workload>| {
+            snapshot.newest(pod).is_some_and(|newest| Arc::ptr_eq(newest, pod))
+        };
+        let has_service = |service: &Arc<Service>| {
+            snapshot.service(&service.id).is_some_and(|newest| Arc::ptr_eq(newest, service))
+        };
         self.0.pin().retain(|key, _| {
             let Key { local, remote, service, .. } = key;
-            pods.contains(&address(Some(local)))
-                && remote.as_ref().is_none_or(|pod| pods.contains(&address(Some(pod))))
-                && service.as_ref().is_none_or(|one| services.contains(&address(Some(one))))
+            has_pod(local)
+                && remote.as_ref().is_none_or(has_pod)
+                && service.as_ref().is_none_or(has_service)
         });
     }
 

@@ -36,7 +36,8 @@ impl Outcome {
     ) -> Self {
         Self {
             protocol: if grpc { "grpc" } else { "http" },
-            flags: flags(failure),
+            // Envoy has no flag for what its RBAC filter answers.
+            flags: flags(failure.filter(|failure| *failure != Failure::AuthzDenied)),
             code: status.map_or(Code::None, Code::of),
             grpc_status: grpc_status.map(grpc::Code::number),
         }

@@ -16,7 +16,6 @@ mod text;
 
 use std::{
     cell::Cell,
-    collections::HashSet,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering::Relaxed},
@@ -198,18 +197,14 @@ impl Metrics {
     }
 
     /// Notes which workloads `snapshot` no longer has; their series are kept a while longer. To
-    /// be called with every new snapshot; off the data path, which it does not hold up.
+    /// be called soon after a new snapshot; off the data path, which it does not hold up.
     pub fn retain(&self, snapshot: &Snapshot) {
         self.flows.retain(snapshot);
-        let names: HashSet<_> = snapshot
-            .workloads()
-            .iter()
-            .map(|pod| (&*pod.namespace, pod.owner.name.as_str()))
-            .collect();
+        let is_there = |(namespace, owner): (&str, &str)| snapshot.has_pods_of(namespace, owner);
         let now = self.seconds(Instant::now());
         let note = |labels: &Labels| {
             for side in labels.sides() {
-                if side.workload().is_none_or(|workload| names.contains(&workload)) {
+                if side.workload().is_none_or(is_there) {
                     side.left.store(0, Relaxed);
                 } else {
                     let _ = side.left.compare_exchange(0, now, Relaxed, Relaxed);

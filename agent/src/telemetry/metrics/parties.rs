@@ -124,8 +124,8 @@ impl Parties {
         let hostname = service.map(Service::hostname);
         let values: [&str; SERVICE.len()] = [
             hostname.as_deref().unwrap_or(UNKNOWN),
-            service.map_or(UNKNOWN, |service| &service.name),
-            service.map_or(UNKNOWN, |service| &service.namespace),
+            service.map_or(UNKNOWN, |service| service.id.name()),
+            service.map_or(UNKNOWN, |service| service.id.namespace()),
         ];
         self.of(&values, false)
     }

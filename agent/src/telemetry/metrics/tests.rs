@@ -6,7 +6,7 @@ use http::{Request, Response};
 
 use super::*;
 use crate::{
-    mesh::SnapshotBuilder,
+    mesh::testing::snapshot,
     telemetry::{
         Reporter, Telemetry, TelemetryOptions,
         context::tests::headers,
@@ -215,11 +215,8 @@ fn series_go_with_their_workloads_and_no_sooner() {
     respond(&telemetry, &stays, 200);
     telemetry.connection(&gone, None).finish(None);
     // Sources build every workload anew, so that only names tell that one has stayed.
-    let snapshot = || SnapshotBuilder {
-        workloads: vec![Arc::new(workload("worker"))],
-        ..SnapshotBuilder::default()
-    };
-    metrics.retain(&snapshot().build(2));
+    let snapshot = |version| snapshot(version, vec![Arc::new(workload("worker"))]);
+    metrics.retain(&snapshot(2));
     assert_eq!(metrics.flows.len(), 0);
     let (frontend, worker) = (["source_workload=\"frontend\""], ["source_workload=\"worker\""]);
     // A request that was under way then still counts, and once.
@@ -228,7 +225,7 @@ fn series_go_with_their_workloads_and_no_sooner() {
     let text = scraped(metrics);
     assert_eq!(value(&text, "istio_requests_total", &worker), 2.0);
     assert_eq!(value(&text, "istio_requests_total", &frontend), 2.0);
-    metrics.retain(&snapshot().build(3));
+    metrics.retain(&snapshot(3));
 
     metrics.expire(Instant::now() + KEPT - Duration::from_secs(2));
     assert_eq!(value(&scraped(metrics), "istio_requests_total", &frontend), 2.0);
@@ -243,13 +240,10 @@ fn series_go_with_their_workloads_and_no_sooner() {
 fn a_workload_that_comes_back_in_time_keeps_its_series() {
     let telemetry = telemetry();
     let metrics = telemetry.metrics();
-    let there = || SnapshotBuilder {
-        workloads: ["frontend", "order"].map(|name| Arc::new(workload(name))).into(),
-        ..SnapshotBuilder::default()
-    };
+    let there = ["frontend", "order"].map(|name| Arc::new(workload(name))).into();
     respond(&telemetry, &Arc::new(flow(Reporter::Source)), 200);
-    metrics.retain(&SnapshotBuilder::default().build(2));
-    metrics.retain(&there().build(3));
+    metrics.retain(&snapshot(2, Vec::new()));
+    metrics.retain(&snapshot(3, there));
     metrics.expire(Instant::now() + 2 * KEPT);
     assert_eq!(value(&scraped(metrics), "istio_requests_total", &[]), 1.0);
 }

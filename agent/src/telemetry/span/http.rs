@@ -20,6 +20,7 @@ use crate::{
         context::Incoming,
         flow::{Failure, Flow, Reporter},
         grpc,
+        judgement::Judgement,
         metrics::Outcome,
         semconv as key,
         wire::Attributes,
@@ -39,6 +40,7 @@ pub struct HttpSpan {
     place: Option<Place>,
     /// `None` where this request is not.
     request: Option<Box<Described>>,
+    judgement: Option<Box<Judgement>>,
 }
 
 impl HttpSpan {
@@ -65,6 +67,7 @@ impl HttpSpan {
             grpc_status: None,
             place,
             request: described,
+            judgement: None,
         }
     }
 
@@ -88,6 +91,11 @@ impl HttpSpan {
         self.status = StatusCode::from_u16(status).ok();
     }
 
+    /// Policy has something to say about it.
+    pub fn judged(&mut self, judgement: Option<Box<Judgement>>) {
+        self.judgement = judgement;
+    }
+
     /// The trailers of the response passed.
     pub fn trailers(&mut self, trailers: &impl Fields) {
         if self.grpc
@@ -101,7 +109,8 @@ impl HttpSpan {
     /// bodies.
     pub fn finish(self, request_bytes: u64, response_bytes: u64, failure: Option<Failure>) {
         let lasted = self.began.elapsed();
-        let Self { telemetry, flow, grpc, status, grpc_status, place, request, .. } = self;
+        let Self { telemetry, flow, grpc, status, grpc_status, place, request, judgement, .. } =
+            self;
         let outcome = Outcome::http(status, grpc, grpc_status, failure);
         let traced = request.as_ref().and(place.as_ref()).map(|place| place.context.trace_id);
         telemetry.0.metrics.request(&flow, outcome, lasted, request_bytes, response_bytes, traced);
@@ -147,6 +156,9 @@ impl HttpSpan {
                         attributes.text(key::ERROR_TYPE, status.as_str());
                     }
                     None => {}
+                }
+                if let Some(judgement) = &judgement {
+                    judgement.describe(attributes);
                 }
             });
         });

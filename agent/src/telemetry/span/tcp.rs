@@ -13,6 +13,7 @@ use crate::telemetry::{
     Telemetry,
     context::{self, Incoming, SpanContext},
     flow::{Failure, Flow, Reporter},
+    judgement::Judgement,
     metrics::OpenConnection,
     semconv as key,
 };
@@ -36,6 +37,7 @@ pub struct TcpSpan {
     open: Option<OpenConnection>,
     ended: bool,
     cause: Option<Arc<dyn Cause>>,
+    judgement: Option<Box<Judgement>>,
     /// `None` where nothing is recorded at all.
     place: Option<Place>,
 }
@@ -83,6 +85,7 @@ impl TcpSpan {
             open: None,
             ended: false,
             cause: None,
+            judgement: None,
             place,
         }
     }
@@ -133,6 +136,11 @@ impl TcpSpan {
         self.ended = true;
     }
 
+    /// Policy has something to say about it.
+    pub fn judged(&mut self, judgement: Option<Box<Judgement>>) {
+        self.judgement = judgement;
+    }
+
     /// The connection ended.
     pub fn finish(mut self, failure: Option<Failure>) {
         let broke = matches!(failure, Some(Failure::ResetLocal | Failure::ResetRemote));
@@ -154,7 +162,7 @@ impl TcpSpan {
         self.opaque();
         self.telemetry.0.metrics.connection_closed(&self.flow, failure);
         let place = self.place.take();
-        let Self { telemetry, flow, began, connected, sent, received, .. } = &*self;
+        let Self { telemetry, flow, began, connected, sent, received, judgement, .. } = &*self;
         let Some(place) = place.filter(|place| place.context.sampled()) else { return };
         let Some(queue) = &telemetry.0.queue else { return };
         let lasted = began.elapsed();
@@ -179,6 +187,9 @@ impl TcpSpan {
                 attributes.text(key::MESH_CLOSE_REASON, failure.map_or("closed", Failure::as_str));
                 if let Some(failure) = failure {
                     attributes.text(key::ERROR_TYPE, failure.as_str());
+                }
+                if let Some(judgement) = judgement {
+                    judgement.describe(attributes);
                 }
             });
         });

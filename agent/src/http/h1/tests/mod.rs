@@ -52,6 +52,9 @@ impl Handler for Forward {
 
     async fn route(&self, request: &mut (impl AnyRequest + Send)) -> Result<To, Answer> {
         request.add("x-seen", b"1");
+        if request.target().path == b"/refused" {
+            return Err(Answer { status: 403, text: "no".into() });
+        }
         Ok(To(self.clone(), String::from_utf8_lossy(request.target().path).into_owned()))
     }
 
@@ -413,4 +416,28 @@ async fn the_beginning_of_http_2_is_handed_on_as_it_came() {
     bench.say(preface).await;
     let Served::Http2(_, read) = bench.served.await.unwrap() else { panic!() };
     assert_eq!(&read[..], preface.as_bytes());
+}
+
+#[tokio::test]
+async fn a_refused_request_without_a_body_leaves_its_connection_to_the_next() {
+    let refusal = |more: &str| {
+        format!(
+            "HTTP/1.1 403 Forbidden\r\ncontent-type: text/plain; charset=utf-8\r\n\
+             content-length: 2\r\n{more}\r\nno"
+        )
+    };
+    let mut bench = bench();
+    for _ in 0..2 {
+        bench.say("GET /refused HTTP/1.1\r\nHost: a\r\n\r\n").await;
+        bench.hear(&refusal("")).await;
+    }
+    bench.say("GET /a HTTP/1.1\r\nHost: a\r\n\r\n").await;
+    let mut server = bench.server().await;
+    hear(&mut server, "GET /a HTTP/1.1\r\nHost: a\r\nx-seen: 1\r\n\r\n").await;
+    say(&mut server, "HTTP/1.1 204 No Content\r\n\r\n").await;
+    bench.hear("HTTP/1.1 204 No Content\r\n\r\n").await;
+    // Nobody reads the body of one that is refused.
+    bench.say("POST /refused HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\n").await;
+    bench.hear(&refusal("connection: close\r\n")).await;
+    assert_eq!(bench.rest().await, "");
 }
