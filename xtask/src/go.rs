@@ -1,5 +1,5 @@
 //! Programs in Go that others wrote, built from their modules into the cache: those of a cluster, and
-//! those that judge HTTP.
+//! those that judge HTTP. Also files of such modules.
 //!
 //! Each folder of `xtask/kube`, and `xtask/conformance`, is a Go module that names programs as its
 //! tools, with the checksums of all they are made of. What is built from it is kept under a name that
@@ -126,6 +126,11 @@ pub(crate) fn files(folder: &str, module: &str) -> anyhow::Result<PathBuf> {
             String::from_utf8_lossy(&output.stderr).trim()
         ),
     }
+}
+
+/// The version of `module` that a folder of `xtask` requires.
+pub(crate) fn required(folder: &str, module: &str) -> anyhow::Result<String> {
+    version(&source(folder), module)
 }
 
 /// The Go to use: the one that is there.

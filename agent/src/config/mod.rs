@@ -18,6 +18,8 @@ mod network_policy;
 mod object;
 mod peer_authentication;
 mod protocol;
+#[cfg(test)]
+mod schemas;
 mod security_kind;
 mod service;
 mod shared;

@@ -1,5 +1,8 @@
 //! Values that users change, and what the chart is to make of them.
 
+/// What each of Istio's kinds has when it is rendered.
+const CRD: &str = "kind: CustomResourceDefinition\n";
+
 /// One combination of values.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Case {
@@ -29,7 +32,7 @@ impl Case {
         release: "sluice",
         namespace: "sluice-system",
         values: "",
-        holds: &["--ca-address=https://sluice-ca.sluice-system.svc:15012", "kind: Deployment"],
+        holds: &["--ca-address=https://sluice-ca.sluice-system.svc:15012", "kind: Deployment", CRD],
         lacks: &["OTEL_", "[nodes]"],
     };
 
@@ -75,7 +78,7 @@ impl Refused {
     }
 }
 
-pub(super) const CASES: [Case; 28] = [
+pub(super) const CASES: [Case; 30] = [
     Case::DEFAULTS,
     Case::with("a release of another name", "")
         .released("mesh", "mesh-system")
@@ -161,6 +164,15 @@ pub(super) const CASES: [Case; 28] = [
         "kind: ValidatingAdmissionPolicyBinding",
         "resources: [nodes]\n    verbs: [get, patch]",
     ]),
+    Case::with("kinds of Istio's whosever they are", "crds: {install: always}").holds(&[
+        CRD,
+        "helm.sh/resource-policy: keep\n",
+        "message: only one of targetRefs or selector can be set\n",
+        "name: authorizationpolicies.security.istio.io\n",
+        "name: peerauthentications.security.istio.io\n",
+        "name: requestauthentications.security.istio.io\n",
+    ]),
+    Case::with("kinds of Istio's that Istio installs", "crds: {install: never}").lacks(&[CRD]),
     Case::with("a log to read", "log: {level: 'info,sluice::capture=debug', format: text}")
         .holds(&["--log=info,sluice::capture=debug", "--log-format=text"]),
     Case::with(
@@ -227,7 +239,7 @@ pub(super) const CASES: [Case; 28] = [
     .holds(&["--rotate-after=90days", "team: edge\n", "team: metrics\n"]),
 ];
 
-pub(super) const REFUSED: [Refused; 18] = [
+pub(super) const REFUSED: [Refused; 19] = [
     Refused { name: "a word that is no value", values: "agnet: {}", says: "'agnet' not allowed" },
     Refused {
         name: "a word that is no value of the agent",
@@ -274,6 +286,11 @@ pub(super) const REFUSED: [Refused; 18] = [
         name: "more than all traces",
         values: "telemetry: {sampling: 10}",
         says: "at '/telemetry/sampling'",
+    },
+    Refused {
+        name: "kinds by chance",
+        values: "crds: {install: maybe}",
+        says: "at '/crds/install'",
     },
     Refused {
         name: "a surge and an outage",

@@ -34,18 +34,9 @@ impl Helm {
 
     /// The objects that the chart makes of a case's values, or why helm makes none.
     pub(super) fn render(&self, case: &Case) -> anyhow::Result<Result<String, String>> {
-        self.template(case, &[])
-    }
-
-    /// The same with the kinds that the chart brings along.
-    pub(super) fn render_all(&self, case: &Case) -> anyhow::Result<Result<String, String>> {
-        self.template(case, &["--include-crds"])
-    }
-
-    fn template(&self, case: &Case, options: &[&str]) -> anyhow::Result<Result<String, String>> {
         let mut command = Command::new(&self.program);
         command.args(["template", case.release]).arg(&self.chart);
-        command.args(["--namespace", case.namespace, "--values", "-"]).args(options);
+        command.args(["--namespace", case.namespace, "--values", "-"]);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().with_context(|| format!("could not run {command:?}"))?;
         let mut stdin = child.stdin.take().expect("stdin is piped");

@@ -3,11 +3,13 @@
 //! Enters: `deploy/chart`. Leaves: `deploy/manifests`, and an error that names everything that is
 //! wrong. The chart is rendered with values that users change (`cases.rs`); what comes out is
 //! checked against the schemas of Kubernetes (`schemas.rs`), and object against object
-//! (`objects.rs`, and `agreement.rs` and `rights.rs` for what is Sluice's own). Nothing is asked of
+//! (`objects.rs`, and `agreement.rs` and `rights.rs` for what is Sluice's own). Istio's kinds in it are
+//! compared with Istio's own (`crds.rs`). Nothing is asked of
 //! a network once the programs are built.
 
 mod agreement;
 mod cases;
+mod crds;
 mod helm;
 mod objects;
 mod rights;
@@ -50,13 +52,14 @@ impl Chart {
         let kubeconform = go::program("kube/kubeconform")?;
         let folder = cargo::target_dir()?.join("chart");
         let step = Step::start("Checking the chart");
-        let mut problems = helm.lint()?;
+        let mut problems = crds::problems(self.write)?;
+        problems.extend(helm.lint()?);
         problems.extend(versions()?);
         let security = read(&cargo::root().join(SECURITY))?;
 
         let _ = fs::remove_dir_all(&folder);
         let mut rendered = vec![(SAMPLE.to_owned(), read(&cargo::root().join(SAMPLE))?)];
-        if let Ok(text) = helm.render_all(&Case::DEFAULTS)? {
+        if let Ok(text) = helm.render(&Case::DEFAULTS)? {
             rendered.push((MANIFESTS.to_owned(), plain(&text)));
         }
         for case in &CASES {
@@ -108,7 +111,7 @@ impl Chart {
 
     /// Compares the manifests with the chart's, or makes them those.
     fn manifests(&self, helm: &Helm) -> anyhow::Result<Option<String>> {
-        let Ok(text) = helm.render_all(&Case::DEFAULTS)? else { return Ok(None) };
+        let Ok(text) = helm.render(&Case::DEFAULTS)? else { return Ok(None) };
         let text = plain(&text);
         let file = cargo::root().join(MANIFESTS);
         if self.write {

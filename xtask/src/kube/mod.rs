@@ -89,7 +89,7 @@ pub(crate) fn test(keep: bool, filter: Option<&str>) -> anyhow::Result<()> {
         install(&bed, false)?;
     }
     // The last ones disturb whoever else is there.
-    for program in ["cluster", "mesh", "annotation", "policies", "taint", "restart"] {
+    for program in ["cluster", "mesh", "annotation", "kinds", "policies", "taint", "restart"] {
         red.extend(cargo::kube_test(program, filter, &[]).err());
     }
     red.extend(upgrade(filter).err());
