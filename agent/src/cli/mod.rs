@@ -15,6 +15,7 @@ mod status;
 #[cfg(test)]
 mod tests;
 mod uninstall;
+mod validate;
 
 use std::process::ExitCode;
 
@@ -37,6 +38,7 @@ enum Command {
     Check(check::Check),
     Status(status::Status),
     Uninstall(uninstall::Uninstall),
+    Validate(validate::Validate),
 }
 
 /// Runs the command the arguments ask for.
@@ -48,6 +50,7 @@ pub fn run() -> ExitCode {
         Command::Check(check) => check.run(),
         Command::Status(status) => status.run(),
         Command::Uninstall(uninstall) => uninstall.run(),
+        Command::Validate(validate) => validate.run(),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -75,7 +75,7 @@ fn list(dir: &Path) -> Result<Vec<PathBuf>, ConfigError> {
 }
 
 /// The text of a file; `None` when it is a directory or gone by now.
-fn text(path: &Path) -> Result<Option<String>, (String, &'static str)> {
+pub(super) fn text(path: &Path) -> Result<Option<String>, (String, &'static str)> {
     let failed = |error: io::Error| {
         let hint = match error.kind() {
             io::ErrorKind::PermissionDenied => "the agent's user needs to read it",

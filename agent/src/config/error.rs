@@ -84,6 +84,11 @@ impl Problem {
     pub(super) fn hint(self, hint: impl Into<String>) -> Self {
         Self { hint: Some(hint.into()), ..self }
     }
+
+    /// Where, what, and what to do about it.
+    pub(super) fn parts(&self) -> (&Place, &str, Option<&str>) {
+        (&self.place, &self.what, self.hint.as_deref())
+    }
 }
 
 impl fmt::Display for Place {

@@ -143,6 +143,7 @@ pub(super) fn compile(
     problems: &mut Vec<Problem>,
 ) -> (bool, Vec<String>) {
     let manifests = Manifests::read(files, problems);
+    problems.extend(manifests.foreign.iter().map(|foreign| foreign.problem.clone()));
     compiler.replace(manifests.facts(settings, problems));
     let changed = compiler.compile();
     let conflicts = compiler.conflicts();

@@ -19,6 +19,7 @@ use super::{
     compile::{Claim, Conflict, Facts, Key, Table},
     directory::File,
     error::{Place, Problem, nearest},
+    foreign::{self, Foreign},
     network_policy,
     object::{Object, Text, named},
     peer_authentication::{self, PeerAuthentication},
@@ -26,7 +27,7 @@ use super::{
     shared::Shared,
     strict::fit,
     workload,
-    yaml::{self, Position, Step, Value},
+    yaml::{self, Entry, Node, Position, Step, Value},
 };
 
 /// Every object of every file, by kind.
@@ -42,6 +43,15 @@ pub(super) struct Manifests {
     pub(super) authorization_policies: Vec<Object<AuthorizationPolicy>>,
     /// There is a policy of a kind that the CNI alone understands.
     pub(super) cni_policies: bool,
+    /// What is of kinds that the agent does not read.
+    pub(super) foreign: Vec<Foreign>,
+}
+
+/// Why an object is not read.
+struct Unread {
+    problem: Problem,
+    /// Its kind is one that there is, for others than the agent.
+    is_foreign: bool,
 }
 
 /// Kinds by name, with the versions each is read in, the one to be written first.
@@ -94,6 +104,21 @@ impl Manifests {
             }),
             cni_policies: Some(self.cni_policies),
         }
+    }
+
+    /// How many objects there are of each kind.
+    pub(super) fn counts(&self) -> impl Iterator<Item = (String, usize)> + use<> {
+        let counts = [
+            (Namespace::KIND, self.namespaces.len()),
+            (ServiceAccount::KIND, self.service_accounts.len()),
+            (Pod::KIND, self.pods.len()),
+            (Service::KIND, self.services.len()),
+            (EndpointSlice::KIND, self.slices.len()),
+            (PeerAuthentication::KIND, self.peer_authentications.len()),
+            (NetworkPolicy::KIND, self.network_policies.len()),
+            (AuthorizationPolicy::KIND, self.authorization_policies.len()),
+        ];
+        counts.into_iter().map(|(kind, count)| (kind.to_owned(), count))
     }
 
     /// What to say about two objects that claim the same, with both places.
@@ -150,12 +175,25 @@ impl Manifests {
                 source.keep(&mut self.authorization_policies, problems, &[]);
             }
             // `KINDS` has no other name left.
-            Ok(_list) => self.add_items(source, problems),
-            Err(problem) => problems.push(problem),
+            Ok(_list) => self.add_items(source, None, problems),
+            Err(_) if source.listed().is_some() => {
+                let listed = source.listed();
+                self.add_items(source, listed, problems);
+            }
+            Err(Unread { problem, is_foreign: true }) => {
+                self.foreign.push(Foreign { text: source, problem });
+            }
+            Err(Unread { problem, is_foreign: false }) => problems.push(problem),
         }
     }
 
-    fn add_items(&mut self, source: Text, problems: &mut Vec<Problem>) {
+    /// Adds the items of a list, which need not say that they are `listed`.
+    fn add_items(
+        &mut self,
+        source: Text,
+        listed: Option<(String, String)>,
+        problems: &mut Vec<Problem>,
+    ) {
         let Text { node, file } = source;
         let Value::Mapping(entries) = node.value else { return };
         for entry in entries {
@@ -164,7 +202,11 @@ impl Manifests {
             };
             match (entry.key.as_str(), entry.value.value) {
                 ("items", Value::Sequence(items)) => {
-                    for node in items {
+                    for mut node in items {
+                        if let Some((version, kind)) = &listed {
+                            say(&mut node, "apiVersion", version);
+                            say(&mut node, "kind", kind);
+                        }
                         self.add(Text { node, file: file.clone() }, problems);
                     }
                 }
@@ -188,12 +230,18 @@ impl Text {
         network_policy::is_of_cni(group(version)) && kind.ends_with("NetworkPolicy")
     }
 
+    /// Of a list of one kind (`PodList`), as the API server answers, the version and the kind of its items.
+    fn listed(&self) -> Option<(String, String)> {
+        let kind = self.node.text("kind")?.strip_suffix("List").filter(|kind| !kind.is_empty())?;
+        self.node.at(&["items".into()])?;
+        Some((self.node.text("apiVersion")?.to_owned(), kind.to_owned()))
+    }
+
     /// The name of the object's kind, if it is one of [`KINDS`].
-    fn kind(&self) -> Result<&str, Problem> {
+    fn kind(&self) -> Result<&str, Unread> {
         if !matches!(self.node.value, Value::Mapping(_)) {
-            return Err(self
-                .problem(&[], "not a Kubernetes object")
-                .hint("an object starts with apiVersion and kind"));
+            let problem = self.problem(&[], "not a Kubernetes object");
+            return Err(problem.hint("an object starts with apiVersion and kind").into());
         }
         let required = |field| {
             self.node.text(field).ok_or_else(|| {
@@ -203,26 +251,28 @@ impl Text {
         };
         let (version, kind) = (required("apiVersion")?, required("kind")?);
         let unsupported = |field, what: String| self.problem(&[Step::Field(field)], what);
+        let is_foreign = foreign::is_kind(group(version), kind, &KINDS.map(|(name, _)| name));
+        let unread = |problem| Unread { problem, is_foreign };
         match KINDS.iter().find(|(name, _)| *name == kind) {
             Some((_, versions)) if versions.contains(&version) => Ok(kind),
             // `Service` is a name other API groups use for things of their own.
             Some((_, [expected, ..])) if group(version) == group(expected) => {
                 Err(unsupported("apiVersion", format!("{version} is no version of {kind}"))
-                    .hint(format!("write apiVersion: {expected}")))
+                    .hint(format!("write apiVersion: {expected}"))
+                    .into())
             }
-            _ if group(version).ends_with("istio.io")
-                || group(version) == "gateway.networking.k8s.io" =>
-            {
-                Err(unsupported("kind", format!("{kind} ({version}) is not supported yet"))
-                    .hint(format!("supported kinds are {}", supported())))
+            _ if is_foreign && foreign::is_of_meshes(group(version)) => {
+                let what = format!("{kind} ({version}) is not supported yet");
+                let problem = unsupported("kind", what);
+                Err(unread(problem.hint(format!("supported kinds are {}", supported()))))
             }
             _ => {
                 let hint = match nearest(kind, KINDS.map(|(name, _)| name)) {
                     Some(near) if near != kind => format!("did you mean `{near}`?"),
                     _ => format!("supported kinds are {}", supported()),
                 };
-                Err(unsupported("kind", format!("{kind} ({version}) is no kind the agent knows"))
-                    .hint(hint))
+                let what = format!("{kind} ({version}) is no kind the agent knows");
+                Err(unread(unsupported("kind", what).hint(hint)))
             }
         }
     }
@@ -255,6 +305,22 @@ impl Text {
                 }
             })),
         }
+    }
+}
+
+impl From<Problem> for Unread {
+    fn from(problem: Problem) -> Self {
+        Self { problem, is_foreign: false }
+    }
+}
+
+/// Has an object say what `field` is, where it does not.
+fn say(object: &mut Node, field: &str, text: &str) {
+    let said = object.at(&[field.into()]).is_some();
+    let position = object.position;
+    if let (Value::Mapping(entries), false) = (&mut object.value, said) {
+        let value = Node { position, value: Value::String(text.to_owned()) };
+        entries.push(Entry { key: field.to_owned(), position, value });
     }
 }
 
@@ -309,7 +375,7 @@ fn taken<T: Metadata<Ty = ObjectMeta>>(
 }
 
 /// The API group of an `apiVersion`; empty for the core group.
-fn group(version: &str) -> &str {
+pub(super) fn group(version: &str) -> &str {
     version.rsplit_once('/').map_or("", |(group, _)| group)
 }
 

@@ -12,6 +12,7 @@ mod directory;
 mod error;
 mod facts;
 pub mod files;
+mod foreign;
 pub mod kube;
 mod manifest;
 mod network_policy;
@@ -25,10 +26,12 @@ mod service;
 mod shared;
 mod state;
 mod strict;
+mod template;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]
 mod tests;
+pub mod validate;
 pub(crate) mod watch;
 mod workload;
 mod yaml;

@@ -89,6 +89,14 @@ impl<T: Metadata<Ty = ObjectMeta>> Object<T> {
         Problem::new(self.place(steps), format!("{} {what}", dotted(steps)))
     }
 
+    /// What is written of it, where it is of a file.
+    pub(super) fn node(&self) -> Option<&Node> {
+        match &self.source {
+            Source::File(text) => Some(&text.node),
+            Source::Cluster => None,
+        }
+    }
+
     /// The complaint about a required field, if the text lacks it.
     pub(super) fn require(&self, steps: &[Step<'_>]) -> Result<(), Problem> {
         match &self.source {

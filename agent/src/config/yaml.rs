@@ -16,7 +16,7 @@ pub(super) struct Position {
 }
 
 /// One YAML node.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Node {
     pub(super) position: Position,
     pub(super) value: Value,
@@ -24,7 +24,7 @@ pub(super) struct Node {
 
 /// What a node holds. Scalars are what they look like, with `yes` and `no` as booleans, so that
 /// a number or boolean where Kubernetes wants a string is refused here as it is by `kubectl`.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) enum Value {
     Null,
     Bool(bool),
@@ -38,7 +38,7 @@ pub(super) enum Value {
 }
 
 /// One `key: value` of a mapping, in the order written.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Entry {
     pub(super) key: String,
     pub(super) position: Position,
@@ -85,10 +85,36 @@ impl Node {
 
     /// The text of the field `name`, if it is text.
     pub(super) fn text(&self, name: &str) -> Option<&str> {
-        match &self.at(&[name.into()])?.value {
+        self.field(name)?.as_text()
+    }
+
+    /// The text it is, if it is text.
+    pub(super) fn as_text(&self) -> Option<&str> {
+        match &self.value {
             Value::String(text) => Some(text),
             _ => None,
         }
+    }
+
+    /// What it is a sequence of; nothing where it is none.
+    pub(super) fn items(&self) -> &[Node] {
+        match &self.value {
+            Value::Sequence(items) => items,
+            _ => &[],
+        }
+    }
+
+    /// What is in it by keys; nothing where it is no mapping.
+    pub(super) fn entries(&self) -> &[Entry] {
+        match &self.value {
+            Value::Mapping(entries) => entries,
+            _ => &[],
+        }
+    }
+
+    /// The node of its field `name`, if it has it.
+    pub(super) fn field(&self, name: &str) -> Option<&Node> {
+        self.at(&[name.into()])
     }
 
     fn step(&self, step: Step<'_>) -> Option<&Node> {

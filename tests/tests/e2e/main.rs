@@ -31,6 +31,7 @@ mod lifecycle;
 mod load;
 mod network_policy;
 mod observing;
+mod offline;
 mod otlp;
 mod peer_authentication;
 mod pins;
