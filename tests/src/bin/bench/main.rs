@@ -6,6 +6,7 @@
 //! time of what is between them is counted. [`column`] and [`row`] say what there is to measure.
 //!
 //! `cargo xtask bench -- snapshot`: what a large cluster costs an agent that watches it.
+//! `cargo xtask bench -- policies`: what many AuthorizationPolicies cost.
 
 mod carrier;
 mod column;
@@ -16,12 +17,14 @@ mod grpc;
 mod http1;
 mod latency;
 mod load;
+mod policies;
 mod round;
 mod row;
 mod server;
 mod sink;
 mod snapshot;
 mod table;
+mod version;
 mod watch;
 mod world;
 
@@ -83,6 +86,7 @@ struct Options {
 
 #[derive(Debug, Subcommand)]
 enum Subject {
+    Policies(policies::Policies),
     Snapshot(snapshot::Snapshot),
 }
 
@@ -90,6 +94,7 @@ enum Subject {
 async fn main() -> anyhow::Result<()> {
     let options = Options::parse();
     match options.subject {
+        Some(Subject::Policies(policies)) => policies.measure().await,
         Some(Subject::Snapshot(snapshot)) => snapshot.measure().await,
         None => options.measure().await,
     }

@@ -5,13 +5,16 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, ensure};
 use clap::Args;
 use serde_json::{Value, json};
-use sluice_tests::{Agent, AgentOptions, KubeApi, KubeKind, Lab, Node, PATIENCE, eventually};
+use sluice_tests::{Agent, AgentOptions, KubeApi, KubeKind, Lab, Node, eventually};
 use tokio::time::sleep;
 
-use crate::cpu;
+use crate::{
+    cpu,
+    latency::{Latencies, millis},
+    version::{configuration, time_of, version},
+};
 
 /// Pods of one Deployment, each with a Service in front.
 const REPLICAS: usize = 10;
@@ -101,25 +104,14 @@ impl Snapshot {
         }
     }
 
-    /// Changes one pod after the other. How soon a change is in force is measured by asking all the
-    /// time, which costs more than the change; what it costs, without asking.
+    /// Changes one pod after the other: at first to see how soon a change is in force, then what it costs.
     async fn change_one_by_one(&self, api: &KubeApi, node: &Node, id: u32) -> anyhow::Result<()> {
-        let mut times = Vec::new();
         let change = |change: usize| {
             api.apply(KubeKind::Pod, pod(change * 7 % self.pods, change / self.pods % 2 == 1));
         };
-        for number in 0..self.changes {
-            let wanted = version(node)? + 1;
-            let began = Instant::now();
-            change(number);
-            while version(node)? < wanted {
-                ensure!(began.elapsed() < PATIENCE, "a change is not in force");
-            }
-            times.push(began.elapsed());
-        }
-        times.sort();
-        let median = times.get(times.len() / 2).copied().unwrap_or_default();
-        println!("| one pod changes: in force after, median | {:.1} ms |", milliseconds(median));
+        let times = (0..self.changes).map(|number| time_of(node, || change(number)));
+        let times = Latencies::of(times.collect::<anyhow::Result<_>>()?);
+        println!("| one pod changes: in force after, median | {:.1} ms |", times.at(0.5) / 1000.0);
 
         let (former, before) = (version(node)?, cpu::used([id])?);
         for number in 0..self.changes {
@@ -128,7 +120,7 @@ impl Snapshot {
         }
         let used = cpu::used([id])? - before;
         let snapshots = version(node)? - former;
-        let each = milliseconds(used) / snapshots.max(1) as f64;
+        let each = millis(used) / snapshots.max(1) as f64;
         println!("| one pod changes: agent's CPU | {each:.2} ms ({snapshots} times) |");
         Ok(())
     }
@@ -148,7 +140,7 @@ impl Snapshot {
         let snapshots = version(node)? - former;
         println!(
             "| {many} pods change at once | {snapshots} snapshots, {:.0} ms of CPU |",
-            milliseconds(used)
+            millis(used)
         );
         Ok(())
     }
@@ -201,19 +193,7 @@ fn ip_of(number: usize) -> IpAddr {
     Ipv4Addr::from(u32::from(Ipv4Addr::new(10, 128, 0, 0)) + scattered(number)).into()
 }
 
-fn configuration(node: &Node) -> anyhow::Result<Value> {
-    Ok(Agent::status(node)?["configuration"].clone())
-}
-
-fn version(node: &Node) -> anyhow::Result<u64> {
-    configuration(node)?["version"].as_u64().context("the configuration has a version")
-}
-
 /// Waits until the agent says of its configuration what `is` accepts.
 async fn wait_for(node: &Node, is: impl Fn(&Value) -> bool) -> anyhow::Result<()> {
     eventually("the configuration", || async { Ok(is(&configuration(node)?).then_some(())) }).await
-}
-
-fn milliseconds(time: Duration) -> f64 {
-    time.as_secs_f64() * 1000.0
 }

@@ -1,6 +1,8 @@
 //! Who may ask what of whom, by AuthorizationPolicy, on every way in.
 
+mod attributes;
 mod paths;
+mod raw_http2;
 mod town;
 
 use std::{io, net::SocketAddr};
@@ -57,6 +59,7 @@ spec:
 
 /// What a refused client is told, and nothing more.
 const DENIED: &str = "RBAC: access denied";
+
 #[tokio::test]
 async fn the_reference_s_policies_let_in_whom_they_name_and_nobody_else() -> anyhow::Result<()> {
     let town = Town::under(REFERENCE).await?;
@@ -334,7 +337,7 @@ async fn the_kubelet_s_probes_pass_whatever_policies_say() -> anyhow::Result<()>
 #[tokio::test]
 async fn while_policies_change_nothing_is_lost_that_all_allow_and_nothing_passes_that_none_does()
 -> anyhow::Result<()> {
-    const CHANGES: usize = 40;
+    const CHANGES: usize = 200;
     const CLIENTS: usize = 4;
     let of = |more: &str| {
         policy("go", &format!("{{rules: [{{to: [{{operation: {{paths: [/always, {more}]}}}}]}}]}}"))

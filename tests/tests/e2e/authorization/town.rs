@@ -53,12 +53,17 @@ impl Town {
     }
 
     pub(super) async fn with_flags(policies: &str, flags: &[&str]) -> anyhow::Result<Self> {
+        Self::without_agents(policies)?.start(flags).await
+    }
+
+    /// Until [`Self::start`].
+    pub(super) fn without_agents(policies: &str) -> anyhow::Result<Self> {
         let lab = Lab::new()?;
         let (a, b) = (lab.node("node-a")?, lab.node("node-b")?);
         let app = || PodOptions { app: Some("go-app".into()), ..PodOptions::default() };
         let monitors = PodOptions { namespace: "istio-system".into(), ..PodOptions::default() };
         let outside = PodOptions { meshed: false, ..PodOptions::default() };
-        let mut town = Self {
+        let town = Self {
             agents: Vec::new(),
             receiver: OtlpReceiver::start(&lab)?,
             frontend: a.pod("frontend")?,
@@ -83,17 +88,21 @@ impl Town {
             config.service(&Service { name, namespace, ips, ports, endpoints })?;
         }
         config.write("policies", policies)?;
+        Ok(town)
+    }
+
+    pub(super) async fn start(mut self, flags: &[&str]) -> anyhow::Result<Self> {
         let options = || AgentOptions {
-            otlp: Some((&town.receiver, Protocol::Grpc)),
+            otlp: Some((&self.receiver, Protocol::Grpc)),
             flags: flags.iter().map(ToString::to_string).collect(),
             environment: vec![("OTEL_BSP_SCHEDULE_DELAY".into(), "20".into())],
             ..AgentOptions::default()
         };
-        let a = Agent::start(&town.a, &town.config, options());
-        let b = Agent::start(&town.b, &town.config, options());
+        let a = Agent::start(&self.a, &self.config, options());
+        let b = Agent::start(&self.b, &self.config, options());
         let (a, b) = tokio::try_join!(a, b)?;
-        town.agents = vec![a, b];
-        Ok(town)
+        self.agents = vec![a, b];
+        Ok(self)
     }
 
     pub(super) fn servers(&self) -> [&Pod; 2] {
