@@ -1,7 +1,7 @@
 //! An object as it arrives, readable or not.
 
 use k8s_openapi::{Metadata, apimachinery::pkg::apis::meta::v1::ObjectMeta};
-use serde::{Deserialize, Deserializer, de::DeserializeOwned};
+use serde::de::{DeserializeOwned, Error};
 use serde_json::Value;
 
 /// One object of a list or watch. One that does not have the form of its kind is an error of this
@@ -25,40 +25,29 @@ pub(super) struct Unfit {
     pub(super) selector: Value,
 }
 
-impl<'de, K> Deserialize<'de> for Arrival<K>
-where
-    K: DeserializeOwned + Metadata<Ty = ObjectMeta>,
-{
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let value = Value::deserialize(deserializer)?;
-        let text = |field: &str| value["metadata"][field].as_str();
-        let name =
-            text("name").ok_or_else(|| serde::de::Error::custom("an object without name"))?;
-        let (namespace, name) = (text("namespace").unwrap_or_default().to_owned(), name.to_owned());
-        let version = text("resourceVersion").map(str::to_owned);
+impl<K: DeserializeOwned + Metadata<Ty = ObjectMeta>> Arrival<K> {
+    /// An object that has the form of its kind.
+    pub(super) fn of(object: K) -> serde_json::Result<Self> {
+        let meta = object.metadata();
+        let name = meta.name.clone().ok_or_else(nameless)?;
+        let (namespace, version) = (meta.namespace.clone(), meta.resource_version.clone());
+        Ok(Self { namespace: namespace.unwrap_or_default(), name, version, object: Ok(object) })
+    }
+
+    /// An object that may have any form.
+    pub(super) fn of_any(value: Value) -> serde_json::Result<Self> {
+        let text = |field: &str| value["metadata"][field].as_str().map(str::to_owned);
+        let name = text("name").ok_or_else(nameless)?;
+        let (namespace, version) = (text("namespace"), text("resourceVersion"));
         let selector = value["spec"]["selector"].clone();
         let object = serde_path_to_error::deserialize(value).map_err(|error| {
             let why = format!("{}: {}", error.path(), error.inner());
             Unfit { why, selector }
         });
-        Ok(Self { namespace, name, version, object })
+        Ok(Self { namespace: namespace.unwrap_or_default(), name, version, object })
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use k8s_openapi::api::core::v1::Pod;
-
-    use super::*;
-
-    #[test]
-    fn an_object_that_does_not_fit_is_named_with_its_field() {
-        let text = r#"{"metadata": {"name": "a", "namespace": "shop", "resourceVersion": "7"},
-            "status": {"podIPs": [{"ip": 7}]}}"#;
-        let arrival: Arrival<Pod> = serde_json::from_str(text).unwrap();
-        assert_eq!((arrival.namespace.as_str(), arrival.name.as_str()), ("shop", "a"));
-        assert_eq!(arrival.version.as_deref(), Some("7"));
-        let why = arrival.object.unwrap_err().why;
-        assert_eq!(why, "status.podIPs[0].ip: invalid type: integer `7`, expected a string");
-    }
+fn nameless() -> serde_json::Error {
+    Error::custom("an object without name")
 }

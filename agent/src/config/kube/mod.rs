@@ -13,6 +13,7 @@ mod backoff;
 mod discovery;
 mod gather;
 mod kinds;
+mod said;
 mod saved;
 mod tables;
 #[cfg(test)]

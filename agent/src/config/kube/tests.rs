@@ -58,7 +58,7 @@ fn reader() -> Reader {
 }
 
 fn read(reader: &Reader, object: serde_json::Value) -> (Key, Verdict<PodFacts>) {
-    let arrival: Arrival<Pod> = serde_json::from_value(object).unwrap();
+    let arrival = Arrival::<Pod>::of_any(object).unwrap();
     reader.read(arrival)
 }
 
@@ -363,8 +363,7 @@ fn a_network_policy_that_cannot_be_read_selects_its_whole_namespace() {
     let policy = |selector: serde_json::Value| {
         let metadata = json!({"name": "one", "namespace": "shop"});
         let object = json!({"metadata": metadata, "spec": {"podSelector": selector}});
-        let arrival: Arrival<NetworkPolicy> = serde_json::from_value(object).unwrap();
-        arrival
+        Arrival::<NetworkPolicy>::of_any(object).unwrap()
     };
     let mut labelled = pod("a", "10.0.0.1", json!({}));
     labelled["metadata"]["labels"]["istio.io/dataplane-mode"] = "ambient".into();
@@ -414,7 +413,7 @@ fn an_authorization_policy_that_cannot_be_read_denies_unless_it_once_could() {
     let mut set = |name: &str, spec: serde_json::Value| {
         let metadata = json!({"name": name, "namespace": "shop"});
         let object = json!({"metadata": metadata, "spec": spec});
-        let arrival: Arrival<AuthorizationPolicy> = serde_json::from_value(object).unwrap();
+        let arrival = Arrival::<AuthorizationPolicy>::of_any(object).unwrap();
         let (key, verdict) = reader.read(arrival);
         tables.apply(Change::AuthorizationPolicies(Delta::Set(key, verdict)));
         let snapshot = compile(&mut tables);

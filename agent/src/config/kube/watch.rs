@@ -3,15 +3,13 @@
 use std::{
     marker::PhantomData,
     ops::RangeInclusive,
-    pin::Pin,
     time::{Duration, SystemTime},
 };
 
-use futures_util::{Stream, TryStreamExt};
 use kube::{
     Client, Error,
-    api::{ListParams, WatchEvent, WatchParams},
-    core::{ObjectList, Request},
+    api::{ListParams, WatchParams},
+    core::{Request, Status},
 };
 use tokio::{
     sync::{mpsc, watch::Sender},
@@ -22,6 +20,7 @@ use super::{
     arrival::Arrival,
     backoff::Backoff,
     kinds::{Kind, Reader},
+    said::{Event, Events, Page},
     tables::{Change, Delta, Verdict},
 };
 use crate::{
@@ -44,8 +43,6 @@ const ANSWER: Duration = Duration::from_secs(60);
 const PAGE: u32 = 500;
 /// Objects after which values that went out of use are looked for.
 const SWEEP: u64 = 4096;
-/// Annotation of the bookmark that ends a streamed list.
-const LIST_ENDS: &str = "k8s.io/initial-events-end";
 
 /// Follows all objects of one kind.
 pub(super) struct Watch<F> {
@@ -62,10 +59,6 @@ pub(super) struct Watch<F> {
     read: u64,
     kind: PhantomData<fn() -> F>,
 }
-
-/// What one connection tells.
-type Events<F> =
-    Pin<Box<dyn Stream<Item = kube::Result<WatchEvent<Arrival<<F as Kind>::Object>>>> + Send>>;
 
 /// Why a watch ended out of order.
 #[derive(Debug, thiserror::Error)]
@@ -228,20 +221,16 @@ impl<F: Kind> Watch<F> {
         let mut all = Vec::new();
         while let Some(event) = self.next(&mut events).await? {
             match event {
-                WatchEvent::Added(arrival) | WatchEvent::Modified(arrival) => {
-                    all.push(self.read(arrival));
-                }
-                WatchEvent::Bookmark(mark) if mark.metadata.annotations.contains_key(LIST_ENDS) => {
-                    self.version = Some(mark.metadata.resource_version);
+                Event::Set(arrival) => all.push(self.read(arrival)),
+                Event::Bookmark { version, ends_list: true } => {
+                    self.version = version;
                     self.send(Delta::All(std::mem::take(&mut all))).await?;
                     self.reporter.change(|watch| watch.lists += 1);
                     return self.stream(events).await;
                 }
                 // Servers before 1.27 ignore the wish, and never say where the list ends.
-                WatchEvent::Bookmark(_) | WatchEvent::Deleted(_) => {
-                    return Err(Broken::NoStreamedLists);
-                }
-                WatchEvent::Error(status) => return Err(error_of(status)),
+                Event::Bookmark { .. } | Event::Gone(_) => return Err(Broken::NoStreamedLists),
+                Event::Failed(status) => return Err(error_of(status)),
             }
         }
         Ok(false)
@@ -253,7 +242,7 @@ impl<F: Kind> Watch<F> {
         let mut page = ListParams::default().limit(PAGE);
         loop {
             let request = self.request().list(&page).map_err(Error::BuildRequest)?;
-            let answer = self.client.request::<ObjectList<Arrival<F::Object>>>(request);
+            let answer = Page::<F::Object>::ask(&self.client, request);
             let list = match timeout(ANSWER, answer).await.map_err(|_| Broken::Silent)? {
                 // Pages are of one state, which the server has forgotten meanwhile.
                 Err(Error::Api(status)) if status.code == 410 => return Err(Broken::Gone),
@@ -280,7 +269,7 @@ impl<F: Kind> Watch<F> {
     }
 
     /// Passes changes on until the server ends the watch. Whether there was any, or a bookmark.
-    async fn stream(&mut self, mut events: Events<F>) -> Result<bool, Broken> {
+    async fn stream(&mut self, mut events: Events) -> Result<bool, Broken> {
         self.reporter.change(|watch| {
             if watch.error.take().is_some() {
                 tracing::info!(kind = F::PLURAL, "a watch of the API server is up again");
@@ -291,29 +280,29 @@ impl<F: Kind> Watch<F> {
         while let Some(event) = self.next(&mut events).await? {
             heard = true;
             match event {
-                WatchEvent::Added(arrival) | WatchEvent::Modified(arrival) => {
+                Event::Set(arrival) => {
                     let version = arrival.version.clone();
                     let (key, verdict) = self.read(arrival);
                     self.send(Delta::Set(key, verdict)).await?;
                     self.version = version.or(self.version.take());
                 }
-                WatchEvent::Deleted(arrival) => {
+                Event::Gone(arrival) => {
                     let key = (arrival.namespace.into(), arrival.name.into());
                     self.send(Delta::Gone(key)).await?;
                     self.version = arrival.version.or(self.version.take());
                 }
-                WatchEvent::Bookmark(mark) => self.version = Some(mark.metadata.resource_version),
-                WatchEvent::Error(status) => return Err(error_of(status)),
+                Event::Bookmark { version, .. } => self.version = version.or(self.version.take()),
+                Event::Failed(status) => return Err(error_of(status)),
             }
         }
         Ok(heard)
     }
 
-    async fn open(&self, parameters: &WatchParams, version: &str) -> Result<Events<F>, Broken> {
+    async fn open(&self, parameters: &WatchParams, version: &str) -> Result<Events, Broken> {
         let request = self.request().watch(parameters, version).map_err(Error::BuildRequest)?;
-        let answer = self.client.request_events(request);
+        let answer = Events::open(&self.client, request);
         match timeout(ANSWER, answer).await.map_err(|_| Broken::Silent)? {
-            Ok(events) => Ok(Box::pin(events)),
+            Ok(events) => Ok(events),
             Err(Error::Api(status)) if status.code == 410 => Err(Broken::Gone),
             Err(error) => Err(Self::refused(error)),
         }
@@ -331,12 +320,9 @@ impl<F: Kind> Watch<F> {
     }
 
     /// The next event; `None` when the server has ended the watch.
-    async fn next(
-        &self,
-        events: &mut Events<F>,
-    ) -> Result<Option<WatchEvent<Arrival<F::Object>>>, Broken> {
+    async fn next(&self, events: &mut Events) -> Result<Option<Event<F::Object>>, Broken> {
         let next = tokio::select! {
-            next = timeout(SILENCE, events.try_next()) => next.map_err(|_| Broken::Silent)?,
+            next = timeout(SILENCE, events.next()) => next.map_err(|_| Broken::Silent)?,
             () = self.changes.closed() => return Err(Broken::Ended),
         };
         let event = next?;
@@ -371,6 +357,6 @@ fn parameters() -> WatchParams {
     WatchParams { timeout: Some(seconds), ..WatchParams::default() }
 }
 
-fn error_of(status: Box<kube::core::Status>) -> Broken {
+fn error_of(status: Box<Status>) -> Broken {
     if status.code == 410 { Broken::Gone } else { Broken::Failed(Error::Api(status)) }
 }
