@@ -11,6 +11,7 @@
 //! - [`identity`]: SPIFFE certificates and the TLS configurations made of them.
 //! - [`mesh`]: the immutable [`mesh::Snapshot`] everything above reads.
 //! - [`policy`]: who may ask what of a workload.
+//! - [`explain`]: what would become of a connection or a request, and why.
 //! - [`config`]: the sources that write a `Snapshot`.
 //! - [`nri`]: news of pods from the container runtime, before their containers start.
 //! - [`telemetry`]: spans and metrics on their way off the node.
@@ -31,6 +32,7 @@ mod causes;
 pub mod cli;
 pub mod config;
 pub mod essential;
+pub mod explain;
 pub mod http;
 pub mod identity;
 pub mod limits;

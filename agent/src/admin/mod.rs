@@ -11,6 +11,11 @@ mod recent_log;
 mod server;
 mod status;
 
+/// Where the status server explains: what follows is a question, as JSON in URL-safe base64.
+pub const EXPLAIN: &str = "/explain/";
+/// Where it lists what is in force for pods; as the former.
+pub const POLICIES: &str = "/policies/";
+
 pub use answer::{Answer, Body, json, openmetrics, text};
 pub use readiness::Readiness;
 pub use recent_log::RecentLog;

@@ -9,8 +9,11 @@ mod bugreport;
 mod ca;
 mod check;
 mod duration;
+mod explain;
 mod log;
+mod mesh_view;
 mod output;
+mod policy;
 mod status;
 #[cfg(test)]
 mod tests;
@@ -36,6 +39,8 @@ enum Command {
     Bugreport(bugreport::Bugreport),
     Ca(Box<ca::Ca>),
     Check(check::Check),
+    Explain(Box<explain::Explain>),
+    Policy(policy::Policy),
     Status(status::Status),
     Uninstall(uninstall::Uninstall),
     Validate(validate::Validate),
@@ -48,6 +53,8 @@ pub fn run() -> ExitCode {
         Command::Bugreport(report) => report.run(),
         Command::Ca(ca) => ca.run(),
         Command::Check(check) => check.run(),
+        Command::Explain(explain) => explain.run(),
+        Command::Policy(policy) => policy.run(),
         Command::Status(status) => status.run(),
         Command::Uninstall(uninstall) => uninstall.run(),
         Command::Validate(validate) => validate.run(),

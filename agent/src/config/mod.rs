@@ -17,6 +17,7 @@ pub mod kube;
 mod manifest;
 mod network_policy;
 mod object;
+pub mod offline;
 mod peer_authentication;
 mod protocol;
 #[cfg(test)]

@@ -16,7 +16,7 @@ mod sniff;
 mod stream;
 mod target;
 
-pub use h1::{Served, Tunnel, serve as http1};
+pub use h1::{Served, Tunnel, request_head, serve as http1};
 pub use handler::{Answer, Ended, Handler, Route, Watch};
 pub use message::{AnyRequest, AnyResponse, Fields, Version};
 pub use prefixed::Prefixed;

@@ -50,6 +50,24 @@ impl MutualTlsMode {
             Self::Disable => "DISABLE",
         }
     }
+
+    /// Whether plaintext is let in by nobody but the kubelet.
+    pub fn refuses_plaintext(self) -> bool {
+        match self {
+            Self::Strict => true,
+            Self::Permissive | Self::Disable => false,
+        }
+    }
+
+    /// Whether the mesh dials in plaintext what has this mode. What nobody has captured takes plaintext
+    /// alone. STRICT it gets none from us: until it is captured, nothing.
+    pub fn is_dialled_in_plaintext(self, captured: bool) -> bool {
+        match self {
+            Self::Disable => true,
+            Self::Permissive => !captured,
+            Self::Strict => false,
+        }
+    }
 }
 
 impl fmt::Display for MutualTlsMode {

@@ -31,6 +31,11 @@ impl SnapshotStore {
         self.current.load()
     }
 
+    /// The same, to be held for as long as it takes.
+    pub fn load_full(&self) -> Arc<Snapshot> {
+        self.current.load_full()
+    }
+
     /// Makes `snapshot` the newest and wakes subscribers.
     pub fn publish(&self, snapshot: Snapshot) {
         let (version, rules) = (snapshot.version, snapshot.rules);

@@ -8,7 +8,9 @@ use std::{
     time::SystemTime,
 };
 
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use http::StatusCode;
+use serde::{Serialize, de::DeserializeOwned};
 use tokio::{runtime::Handle, sync::watch::Receiver};
 
 use super::enrolment::Enrolment;
@@ -16,6 +18,7 @@ use crate::{
     admin::{self, Answer, Readiness, RecentLog, Status, text},
     capture::KubeletCgroup,
     config::{Origin, Source, WatchState},
+    explain::{Meant, Question, Unclear, View, explain, list},
     proxy::Proxy,
     telemetry::{Failure, Kind, Reading},
 };
@@ -82,8 +85,25 @@ impl Observed {
         match path {
             "/status" => Some(admin::json(serde_json::to_string(&self.current()).ok()?)),
             "/log" => Some(text(StatusCode::OK, self.log.text())),
-            _ => None,
+            _ => {
+                let explained = asked(path, admin::EXPLAIN, |question: Question| {
+                    self.viewed(|view| explain(view, &question))
+                });
+                explained.or_else(|| {
+                    asked(path, admin::POLICIES, |meant: Meant| {
+                        self.viewed(|view| list(view, &meant))
+                    })
+                })
+            }
         }
+    }
+
+    /// Has `answer` look at the mesh as this node sees it.
+    fn viewed<A>(&self, answer: impl FnOnce(&View<'_>) -> Result<A, Unclear>) -> Result<A, String> {
+        let snapshot = self.proxy.snapshots.load_full();
+        let of_node = |node: &str| (node == self.node).then(|| snapshot.clone());
+        let view = View { snapshot: &snapshot, of_node: &of_node, notes: &[] };
+        answer(&view).map_err(|unclear| unclear.to_string())
     }
 
     /// What the other rooms know, beside the metrics telemetry counts itself.
@@ -283,6 +303,17 @@ impl Observed {
             .map(|reading| (reading.series(), reading.value as u64))
             .collect()
     }
+}
+
+/// The answer to a question behind `at` in `path`; `None` where there is none.
+fn asked<Q: DeserializeOwned, A: Serialize>(
+    path: &str,
+    at: &str,
+    answer: impl FnOnce(Q) -> Result<A, String>,
+) -> Option<Answer> {
+    let question = URL_SAFE_NO_PAD.decode(path.strip_prefix(at)?).ok()?;
+    let answer = answer(serde_json::from_slice(&question).ok()?);
+    Some(admin::json(serde_json::to_string(&answer).ok()?))
 }
 
 const REFUSED: &str = "Connections refused or cut by reason; where policy did, what the client \

@@ -5,6 +5,7 @@ use std::{fmt, sync::Arc};
 use super::{
     check::About,
     index::{Place, Rules},
+    path::NoPath,
     request::{Connection, Leaning, Request},
     spec::{Action, Policy, Test},
 };
@@ -156,6 +157,18 @@ impl Authorization {
         self.asks_path
     }
 
+    /// A request as its rules look at it.
+    ///
+    /// # Errors
+    /// Where it has none of the forms that they could judge.
+    pub fn reading<'h, H: AnyRequest>(&self, head: &'h H) -> Result<Request<'h, H>, NoPath> {
+        match (self.asks_requests, self.asks_path) {
+            (false, _) => Ok(Request::unread(head)),
+            (true, false) => Request::without_path(head),
+            (true, true) => Request::new(head),
+        }
+    }
+
     /// What becomes of it: CUSTOM, then DENY, then ALLOW.
     pub fn decide<H: AnyRequest>(
         &self,
@@ -227,19 +240,26 @@ impl Authorization {
         if rules.is_empty() {
             return None;
         }
-        let keeps_out = leaning == Leaning::ToMatch;
-        let about = match asks {
-            Asks::Request(request) => About::Request(request),
-            Asks::Opaque => About::Nothing { passes: keeps_out, may_be_http: false },
-            // What it may ask for may be what lets it in, and not what keeps it out.
-            Asks::Connection => About::Nothing { passes: !keeps_out, may_be_http: true },
-        };
+        let about = asks.about(leaning);
         let Place { policy, rule } = rules.first(&self.policies, connection, &about, leaning)?;
         Some(self.by(policy, Some(rule)))
     }
 
     fn by(&self, policy: u32, rule: Option<u32>) -> By<'_> {
         By { policy: &self.policies[policy as usize], rule }
+    }
+}
+
+impl<H> Asks<'_, H> {
+    /// What is known of it, to a rule of that leaning.
+    pub(super) fn about(&self, leaning: Leaning) -> About<'_, H> {
+        let keeps_out = leaning == Leaning::ToMatch;
+        match self {
+            Asks::Request(request) => About::Request(request),
+            Asks::Opaque => About::Nothing { passes: keeps_out, may_be_http: false },
+            // What it may ask for may be what lets it in, and not what keeps it out.
+            Asks::Connection => About::Nothing { passes: !keeps_out, may_be_http: true },
+        }
     }
 }
 

@@ -19,11 +19,11 @@ use crate::{
 /// The tests of a rule.
 #[derive(Debug)]
 pub(super) struct Checks {
-    from: Vec<Vec<Check>>,
-    to: Vec<Vec<Check>>,
-    when: Vec<Check>,
+    pub(super) from: Vec<Vec<Check>>,
+    pub(super) to: Vec<Vec<Check>>,
+    pub(super) when: Vec<Check>,
     /// One of them is about what only HTTP has.
-    pub(super) asks_http: bool,
+    asks_http: bool,
 }
 
 /// What is known of the request.
@@ -35,8 +35,9 @@ pub(super) enum About<'a, H> {
     Nothing { passes: bool, may_be_http: bool },
 }
 
+/// One test, compiled.
 #[derive(Debug)]
-enum Check {
+pub(super) enum Check {
     Principal(Sides<Patterns>),
     Namespace(Sides<Patterns>),
     ServiceAccount(Sides<Vec<Account>>),
@@ -49,7 +50,7 @@ enum Check {
 }
 
 #[derive(Debug)]
-enum HttpCheck {
+pub(super) enum HttpCheck {
     /// What no request has.
     Absent(Sides<()>),
     Host(Sides<Patterns>),
@@ -60,7 +61,7 @@ enum HttpCheck {
 
 /// Either list, where there is one.
 #[derive(Debug)]
-struct Sides<S> {
+pub(super) struct Sides<S> {
     values: Option<Box<S>>,
     not_values: Option<Box<S>>,
 }
@@ -98,11 +99,20 @@ impl Checks {
         about: &About<'_, H>,
         leaning: Leaning,
     ) -> bool {
+        if self.are_passed_over(about) {
+            return false;
+        }
         let all = |checks: &Vec<Check>| {
             checks.iter().all(|check| check.holds(connection, about, leaning))
         };
         let any = |clauses: &Vec<Vec<Check>>| clauses.is_empty() || clauses.iter().any(all);
         any(&self.from) && any(&self.to) && all(&self.when)
+    }
+
+    /// Whether the rule is passed over as a whole, however many sources and operations it has besides: it
+    /// asks for what only HTTP has.
+    pub(super) fn are_passed_over<H>(&self, about: &About<'_, H>) -> bool {
+        self.asks_http && matches!(about, About::Nothing { passes: false, .. })
     }
 }
 
@@ -138,7 +148,7 @@ impl Check {
         }
     }
 
-    fn holds<H: AnyRequest>(
+    pub(super) fn holds<H: AnyRequest>(
         &self,
         connection: &Connection<'_>,
         about: &About<'_, H>,
@@ -290,7 +300,7 @@ fn match_header<H: AnyRequest>(
 
 /// Paths of which one is enough.
 #[derive(Debug, Default)]
-struct Paths {
+pub(super) struct Paths {
     plain: Patterns,
     /// Those that speak of how a path is written, which only the form that is sent on tells.
     verbatim: Patterns,

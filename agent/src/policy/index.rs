@@ -112,10 +112,7 @@ impl Rules {
                 }
                 let Place { policy, rule } = self.rules[*at as usize];
                 let checks = &policies[policy as usize].checks[rule as usize];
-                // A rule is passed over as a whole, however many sources and operations it has besides.
-                let passed_over =
-                    checks.asks_http && matches!(about, About::Nothing { passes: false, .. });
-                if !passed_over && checks.hold(connection, about, leaning) {
+                if checks.hold(connection, about, leaning) {
                     first = Some(*at);
                     return;
                 }

@@ -18,6 +18,8 @@ mod target;
 mod template;
 #[cfg(test)]
 mod tests;
+mod trace;
+mod words;
 
 pub use authorization::{Asks, Authorization, By, Decision, Reason, Verdict};
 pub use path::{NoPath, base as normal_path};
@@ -25,3 +27,4 @@ pub use pattern::Pattern;
 pub use request::{Connection, Request};
 pub use spec::{Account, Action, Lists, PathPattern, Policy, Rule, Spec, Test};
 pub use template::Template;
+pub use trace::{Miss, Outcome, TracedPolicy, TracedRule};

@@ -1,6 +1,6 @@
 //! Texts as policies write them, and many of them at once.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, fmt};
 
 use serde::{Deserialize, Serialize};
 
@@ -58,6 +58,19 @@ impl Pattern {
             Self::Prefix(text) => Self::Prefix(lower(text)),
             Self::Suffix(text) => Self::Suffix(lower(text)),
             other => other,
+        }
+    }
+}
+
+impl fmt::Display for Pattern {
+    /// As policies write it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exact(text) => f.write_str(text),
+            Self::Prefix(text) => write!(f, "{text}*"),
+            Self::Suffix(text) => write!(f, "*{text}"),
+            Self::Present => f.write_str("*"),
+            Self::Glob(pieces) => f.write_str(&pieces.join("*")),
         }
     }
 }

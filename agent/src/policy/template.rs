@@ -1,5 +1,7 @@
 //! Paths with `{*}` and `{**}`, as Envoy's URI templates have them.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 use super::request::Leaning;
@@ -105,6 +107,12 @@ impl Template {
 fn is_segment(byte: u8) -> bool {
     matches!(byte, b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' | b'%' | b'!'
         | b'$' | b'&' | b'\'' | b'(' | b')' | b'+' | b',' | b';' | b':' | b'@' | b'=')
+}
+
+impl fmt::Display for Template {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
 }
 
 impl TryFrom<String> for Template {

@@ -34,7 +34,7 @@ use crate::{
     capture::{NodeSockets, Stranger},
     http::AnyRequest,
     identity::IdentityError,
-    mesh::{AppProtocol, MutualTlsMode, PortMutualTls, Principal, Workload},
+    mesh::{AppProtocol, PortMutualTls, Principal, Workload},
     telemetry::{Failure, Judgement},
 };
 
@@ -342,11 +342,8 @@ impl Refusing {
 
 fn refusing_plaintext(proxy: &Proxy, pod: &LocalPod, arrival: &Arrival) -> Option<Refusing> {
     let workload = newest(proxy, pod);
-    let rule = workload.mtls.on(arrival.app.port());
-    match rule.mode {
-        MutualTlsMode::Permissive | MutualTlsMode::Disable => None,
-        MutualTlsMode::Strict => Some(Refusing { rule: rule.clone(), workload }),
-    }
+    let rule = workload.mtls.on(arrival.app.port()).clone();
+    rule.mode.refuses_plaintext().then_some(Refusing { rule, workload })
 }
 
 /// Asked only where policy would say no otherwise, so that nobody else waits for the answer.

@@ -3,9 +3,7 @@
 use std::{net::SocketAddr, sync::Arc};
 
 use super::{LocalPod, Proxy};
-use crate::mesh::{
-    AppProtocol, Destination, Endpoint, MutualTlsMode, Principal, Service, Snapshot, Workload,
-};
+use crate::mesh::{AppProtocol, Destination, Endpoint, Principal, Service, Snapshot, Workload};
 
 /// One chosen endpoint.
 #[derive(Clone)]
@@ -94,10 +92,7 @@ impl Proxy {
         let captured = here.is_some() || server.captured;
         match (here, server.mtls.on(address.port()).mode) {
             (Some(server_here), _) if self.hands_over(client, server) => Way::SameNode(server_here),
-            (_, MutualTlsMode::Disable) => Way::Plain,
-            // What nobody has captured takes plaintext alone. STRICT it gets none from us: until it
-            // is captured, nothing.
-            (_, MutualTlsMode::Permissive) if !captured => Way::Plain,
+            (_, mode) if mode.is_dialled_in_plaintext(captured) => Way::Plain,
             _ => Way::Tunnel(server.principal.clone()),
         }
     }

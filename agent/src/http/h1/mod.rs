@@ -20,3 +20,16 @@ mod upgrade;
 mod waiting;
 
 pub use serve::{Served, Tunnel, serve};
+
+use bytes::Bytes;
+
+use super::AnyRequest;
+
+/// The head of a request that is all of `bytes`, as a client's would be read: for whoever wants to know
+/// what would become of it.
+///
+/// # Errors
+/// With the reason why it is none.
+pub fn request_head(bytes: Bytes) -> Result<impl AnyRequest, String> {
+    head::RequestHead::parse(bytes).map_err(|malformed| malformed.to_string())
+}

@@ -1,6 +1,7 @@
 //! Who may ask what of whom, by AuthorizationPolicy, on every way in.
 
 mod attributes;
+mod explained;
 mod paths;
 mod raw_http2;
 mod town;

@@ -86,3 +86,65 @@ fn standard_input_is_read_and_a_path_that_leads_nowhere_is_named() -> anyhow::Re
     assert_eq!(String::from_utf8(ended.stderr)?, expected);
     Ok(())
 }
+
+#[test]
+fn a_request_under_the_security_of_the_reference_is_explained_rule_by_rule() -> anyhow::Result<()> {
+    let files = Files::of(&[("application.yaml", APPLICATION), ("security.yaml", SECURITY)])?;
+    let ask =
+        ["explain", "frontend", "go-app", "-f", ".", "--method", "DELETE", "--path", "/api/a"];
+    let (said, code) = files.says(&ask)?;
+    assert_eq!((said.as_str(), code), (include_str!("explained.txt"), Some(0)));
+    let (json, _) = files.says(&[&ask[..], &["-o", "json"]].concat())?;
+    let json: serde_json::Value = serde_json::from_str(&json)?;
+    let judgement = &json["judgements"][0];
+    assert_eq!(judgement["outcome"], "refused");
+    assert_eq!(judgement["policy"], "default/go-app-authz");
+    let miss = &judgement["policies"][0]["rules"][0]["outcome"]["misses"][0];
+    assert_eq!(miss["place"], "to[0].operation.methods");
+    assert_eq!(
+        (&miss["wanted"], &miss["seen"]),
+        (&serde_json::json!(["GET", "POST"]), &"DELETE".into())
+    );
+    Ok(())
+}
+
+#[test]
+fn who_passes_under_the_security_of_the_reference_is_who_it_names() -> anyhow::Result<()> {
+    let files = Files::of(&[("application.yaml", APPLICATION), ("security.yaml", SECURITY)])?;
+    for (source, ask, outcome) in [
+        (
+            "frontend",
+            "GET /api/a",
+            "  allowed: by rule 0 of ALLOW AuthorizationPolicy default/go-app-authz",
+        ),
+        ("frontend", "GET /health", "  refused: no rule of ALLOW policies matches"),
+        ("istio-system/prometheus", "GET /metrics", "  allowed: by rule 1 of ALLOW"),
+        ("istio-system/prometheus", "GET /api/a", "  refused: no rule of ALLOW policies matches"),
+        ("sa:shop/other", "GET /api/a", "  refused: no rule of ALLOW policies matches"),
+        ("outside", "GET /api/a", "  refused: plaintext is refused: mutual TLS is STRICT by"),
+    ] {
+        let (method, path) = ask.split_once(' ').expect("a method and a path");
+        let ask = ["explain", source, "go-app.default:8080", "--method", method, "--path", path];
+        let (said, _) = files.says(&[&ask[..], &["-f", "."]].concat())?;
+        assert!(said.contains(outcome), "{source} {path}: {said}");
+    }
+    Ok(())
+}
+
+#[test]
+fn what_cannot_be_obeyed_is_not_explained() -> anyhow::Result<()> {
+    let files = Files::of(&[("shop.yaml", SHOP), ("mistakes.yaml", MISTAKES)])?;
+    let ended = files.run(&["explain", "shop/db", "order.shop", "-f", "."])?;
+    let said = String::from_utf8(ended.stderr)?;
+    assert!(said.contains("mistakes.yaml:10:9: ") && said.contains("`sluice validate`"), "{said}");
+    assert_eq!(ended.status.code(), Some(1));
+    Ok(())
+}
+
+#[test]
+fn what_is_in_force_for_a_pod_is_listed() -> anyhow::Result<()> {
+    let files = Files::of(&[("application.yaml", APPLICATION), ("security.yaml", SECURITY)])?;
+    let (said, code) = files.says(&["policy", "go-app", "-f", "."])?;
+    assert_eq!((said.as_str(), code), (include_str!("policies.txt"), Some(0)));
+    Ok(())
+}
