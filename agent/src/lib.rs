@@ -35,6 +35,7 @@ pub mod essential;
 pub mod explain;
 pub mod http;
 pub mod identity;
+pub mod jwt;
 pub mod limits;
 mod listen;
 mod log;

@@ -62,6 +62,7 @@ fn workload(name: &str) -> Arc<Workload> {
         captured: true,
         mtls: Arc::default(),
         authorization: Arc::default(),
+        authentication: Arc::default(),
         starts: 1,
         netns: None,
         resource_attributes: BTreeMap::new(),

@@ -47,6 +47,7 @@ pub enum KubeKind {
     PeerAuthentication,
     NetworkPolicy,
     AuthorizationPolicy,
+    RequestAuthentication,
 }
 
 /// An API server at the lab's router. It answers from [`Self::start`] to [`Self::stop`], and
@@ -87,7 +88,7 @@ struct State {
 }
 
 impl KubeKind {
-    const ALL: [Self; 7] = [
+    const ALL: [Self; 8] = [
         Self::Namespace,
         Self::Pod,
         Self::Service,
@@ -95,6 +96,7 @@ impl KubeKind {
         Self::PeerAuthentication,
         Self::NetworkPolicy,
         Self::AuthorizationPolicy,
+        Self::RequestAuthentication,
     ];
 
     fn path(self) -> &'static str {
@@ -106,6 +108,7 @@ impl KubeKind {
             Self::PeerAuthentication => "/apis/security.istio.io/v1/peerauthentications",
             Self::NetworkPolicy => "/apis/networking.k8s.io/v1/networkpolicies",
             Self::AuthorizationPolicy => "/apis/security.istio.io/v1/authorizationpolicies",
+            Self::RequestAuthentication => "/apis/security.istio.io/v1/requestauthentications",
         }
     }
 
@@ -118,13 +121,16 @@ impl KubeKind {
             Self::PeerAuthentication => "PeerAuthentication",
             Self::NetworkPolicy => "NetworkPolicy",
             Self::AuthorizationPolicy => "AuthorizationPolicy",
+            Self::RequestAuthentication => "RequestAuthentication",
         }
     }
 
     fn version(self) -> &'static str {
         match self {
             Self::EndpointSlice => "discovery.k8s.io/v1",
-            Self::PeerAuthentication | Self::AuthorizationPolicy => "security.istio.io/v1",
+            Self::PeerAuthentication | Self::AuthorizationPolicy | Self::RequestAuthentication => {
+                "security.istio.io/v1"
+            }
             Self::NetworkPolicy => "networking.k8s.io/v1",
             _ => "v1",
         }

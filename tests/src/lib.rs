@@ -41,6 +41,7 @@ mod socket_option;
 mod sockets;
 mod span;
 mod tcpdump;
+mod token_issuer;
 mod trace_tree;
 mod tunnel_fixture;
 
@@ -76,5 +77,6 @@ pub use socket_option::{fast_open_connect, fast_open_listener};
 pub use sockets::serve as serve_sockets;
 pub use span::{Kind, Span};
 pub use tcpdump::{Recording, Tcpdump};
+pub use token_issuer::{KeyServer, TokenIssuer};
 pub use trace_tree::trace_tree;
 pub use tunnel_fixture::{OPAQUE, TunnelLab, within};

@@ -20,4 +20,4 @@ pub use answer::{Answer, Body, json, openmetrics, text};
 pub use readiness::Readiness;
 pub use recent_log::RecentLog;
 pub use server::{AdminError, own_thread, serve};
-pub use status::{Certificate, Configuration, Outsider, Pod, Status, Watch, ask, fetch};
+pub use status::{Certificate, Configuration, Issuer, Outsider, Pod, Status, Watch, ask, fetch};

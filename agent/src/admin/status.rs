@@ -42,6 +42,9 @@ pub struct Status {
     pub outside: Vec<Outsider>,
     /// Certificates held for them.
     pub certificates: Vec<Certificate>,
+    /// Who has the keys of tokens for them.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub issuers: Vec<Issuer>,
     /// Connections open now.
     pub connections: usize,
     /// Counters by name, e.g. `capture.steered_out`.
@@ -82,6 +85,9 @@ pub struct Pod {
     /// The AuthorizationPolicies that hold for it, in the order in which they are asked.
     #[serde(default)]
     pub authorization: Vec<String>,
+    /// The RequestAuthentications that hold for it.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub authentication: Vec<String>,
     /// Why it is not captured; `None` when it is.
     pub error: Option<String>,
     /// Why it has no valid certificate, so that its connections are refused once it is captured;
@@ -91,6 +97,19 @@ pub struct Pod {
     pub same_node: Option<String>,
     /// Why clients in the mesh do not reach it; `None` where nothing is known against it.
     pub cut: Option<String>,
+}
+
+/// Somebody who has keys of tokens.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct Issuer {
+    /// Where the keys are, or the issuer that says where.
+    pub source: String,
+    /// How many there are.
+    pub keys: usize,
+    /// When they were fetched; `None` before that.
+    pub fetched_at: Option<String>,
+    /// Why there are none, or no newer ones.
+    pub error: Option<String>,
 }
 
 /// One pod of this node that does not belong to the mesh.
@@ -215,6 +234,9 @@ impl fmt::Display for Status {
             if !pod.authorization.is_empty() {
                 writeln!(f, "    authorization: {}", pod.authorization.join(", "))?;
             }
+            if !pod.authentication.is_empty() {
+                writeln!(f, "    authentication: {}", pod.authentication.join(", "))?;
+            }
             if let Some(why) = &pod.same_node {
                 writeln!(f, "    on this node tunnel: {why}")?;
             }
@@ -231,6 +253,16 @@ impl fmt::Display for Status {
             writeln!(f, "  {principal:<56} expires {expires}, renewal {renewal}")?;
             if let Some(error) = error {
                 writeln!(f, "    last renewal failed: {error}")?;
+            }
+        }
+        if !self.issuers.is_empty() {
+            writeln!(f, "\nIssuers of tokens")?;
+        }
+        for Issuer { source, keys, fetched_at, error } in &self.issuers {
+            let fetched = fetched_at.as_deref().unwrap_or("never");
+            writeln!(f, "  {source:<56} {keys} keys, fetched {fetched}")?;
+            if let Some(error) = error {
+                writeln!(f, "    last attempt failed: {error}")?;
             }
         }
         writeln!(f, "\nCounters")?;

@@ -15,10 +15,10 @@ use serde::{Deserialize, de::IgnoredAny};
 use super::{
     compile::{Key, Table},
     error::{Problem, meant_or_all},
-    facts::{AuthorizationPolicyFacts, Selects, ServiceFacts, match_labels},
+    facts::{AuthorizationPolicyFacts, Selects, ServiceFacts},
     object::Object,
     security_kind::security_kind,
-    yaml::Step,
+    selection::{self, PolicyTargetReference, Selection, Targets, WorkloadSelector, are_same},
 };
 use crate::{
     mesh::{RootNamespace, TrustDomain},
@@ -57,21 +57,6 @@ struct AuthorizationPolicySpec {
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
-struct WorkloadSelector {
-    match_labels: Option<BTreeMap<String, String>>,
-}
-
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
-struct PolicyTargetReference {
-    group: Option<String>,
-    kind: Option<String>,
-    name: Option<String>,
-    namespace: Option<String>,
-}
-
-#[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 struct ExtensionProvider {
     name: Option<String>,
@@ -85,7 +70,12 @@ pub(super) fn read(
     trust_domain: &TrustDomain,
 ) -> Result<Option<AuthorizationPolicyFacts>, Problem> {
     let spec = policy.body.spec.clone().unwrap_or_default();
-    let Some(selects) = selects(policy, &spec)? else { return Ok(None) };
+    let targets = Targets {
+        selector: spec.selector.as_ref(),
+        target_ref: spec.target_ref.as_ref(),
+        target_refs: spec.target_refs.as_deref(),
+    };
+    let Some(selects) = targets.of(policy)? else { return Ok(None) };
     let action = action(policy, spec.action.as_deref())?;
     check_provider(policy, action, spec.provider.as_ref())?;
     let rules = rules::Reading { policy, trust_domain }.rules(spec.rules.unwrap_or_default())?;
@@ -94,17 +84,10 @@ pub(super) fn read(
     Ok(Some(AuthorizationPolicyFacts { selects, policy: Arc::new(policy) }))
 }
 
-/// Whom a policy speaks for that cannot be obeyed: all of its namespace, where it does not say by labels.
+/// Whom a policy speaks for that cannot be obeyed.
 pub(super) fn selects_at_most(policy: &Object<AuthorizationPolicy>) -> Selects {
     let selector = policy.body.spec.as_ref().and_then(|spec| spec.selector.as_ref());
-    let labels = selector.and_then(|selector| selector.match_labels.clone());
-    Selects::Labels(labels.unwrap_or_default())
-}
-
-/// The same by the selector of one that cannot be read.
-pub(super) fn selects_by(selector: &serde_json::Value) -> Selects {
-    let labels = serde_json::from_value(selector["matchLabels"].clone());
-    Selects::Labels(labels.unwrap_or_default())
+    selection::at_most(selector)
 }
 
 /// What stands for a policy of which nothing can be obeyed, because of `why`: nobody may pass where it may
@@ -120,84 +103,6 @@ pub(super) fn unreadable(
 
 fn named(namespace: &str, name: &str) -> String {
     format!("{namespace}/{name}")
-}
-
-/// Whom a policy speaks for; `None` where that is a gateway or a waypoint, which the agent is not.
-fn selects(
-    policy: &Object<AuthorizationPolicy>,
-    spec: &AuthorizationPolicySpec,
-) -> Result<Option<Selects>, Problem> {
-    let labels = spec.selector.as_ref().and_then(|selector| selector.match_labels.clone());
-    let path = |field: &'static str| [Step::Field("spec"), Step::Field(field)];
-    if spec.target_ref.is_some() && spec.target_refs.is_some() {
-        let problem = policy.problem(&path("targetRef"), "is there beside targetRefs");
-        return Err(problem.hint("one of the two"));
-    }
-    let (field, one_only) = match &spec.target_ref {
-        Some(_) => ("targetRef", true),
-        None => ("targetRefs", false),
-    };
-    let references: Vec<_> =
-        spec.target_ref.iter().chain(spec.target_refs.iter().flatten()).collect();
-    if references.is_empty() {
-        let labels = labels.unwrap_or_default();
-        if let Some((key, _)) =
-            labels.iter().find(|(key, value)| (*key).contains('*') || value.contains('*'))
-        {
-            let steps = ["spec".into(), "selector".into(), "matchLabels".into(), Step::Field(key)];
-            let what = "has a star, which stands for nothing here";
-            return Err(policy.problem(&steps, what).hint("the label as pods have it"));
-        }
-        return Ok(Some(Selects::Labels(labels)));
-    }
-    if spec.selector.is_some() {
-        let problem = policy.problem(&path(field), "is there beside a selector");
-        return Err(problem.hint("one of the two"));
-    }
-    let mut services = Vec::new();
-    for (index, reference) in references.into_iter().enumerate() {
-        let mut steps = path(field).to_vec();
-        if !one_only {
-            steps.push(index.into());
-        }
-        let named = |field: &'static str| [&steps[..], &[Step::Field(field)]].concat();
-        let PolicyTargetReference { group, kind, name, namespace } = reference;
-        if namespace.as_ref().is_some_and(|namespace| namespace != policy.namespace()) {
-            let what = "is another namespace than the policy's";
-            return Err(policy
-                .problem(&named("namespace"), what)
-                .hint("a policy speaks for what is in its own namespace"));
-        }
-        let Some(name) = name.as_deref().filter(|name| !name.is_empty()) else {
-            return Err(policy.problem(&named("name"), "is missing"));
-        };
-        match (group.as_deref().unwrap_or_default(), kind.as_deref().unwrap_or_default()) {
-            ("" | "core", "Service") => services.push(name.into()),
-            ("gateway.networking.k8s.io", "Gateway" | "GatewayClass")
-            | ("networking.istio.io", "ServiceEntry") => {
-                let (namespace, own, kind) = (policy.namespace(), policy.name(), kind.as_deref());
-                tracing::debug!(
-                    namespace,
-                    name = own,
-                    kind,
-                    target = name,
-                    "an AuthorizationPolicy is not for the agent: nothing of that kind is on its way"
-                );
-            }
-            (group, kind) => {
-                let what = format!(
-                    "`{}` of group `{}` is nothing that a policy can speak for",
-                    kind.escape_debug(),
-                    group.escape_debug()
-                );
-                return Err(policy.problem(&named("kind"), what).hint(
-                    "kind: Service with an empty group, Gateway or GatewayClass of \
-                           gateway.networking.k8s.io, ServiceEntry of networking.istio.io",
-                ));
-            }
-        }
-    }
-    Ok((!services.is_empty()).then_some(Selects::Services(services)))
 }
 
 fn action(policy: &Object<AuthorizationPolicy>, text: Option<&str>) -> Result<Action, Problem> {
@@ -245,8 +150,7 @@ fn dry_run(policy: &Object<AuthorizationPolicy>) -> Result<bool, Problem> {
 /// All policies, by their namespaces.
 #[derive(Clone, Debug, Default)]
 pub(super) struct AuthorizationPolicies {
-    root: Arc<str>,
-    namespaces: HashMap<Arc<str>, Vec<AuthorizationPolicyFacts>>,
+    policies: Selection<Policy>,
     /// What was put together already, by the addresses of the policies, which are held above.
     known: HashMap<Vec<usize>, Arc<Authorization>>,
     nothing: Arc<Authorization>,
@@ -254,17 +158,16 @@ pub(super) struct AuthorizationPolicies {
 
 impl AuthorizationPolicies {
     pub(super) fn new(all: &Table<AuthorizationPolicyFacts>, root: &RootNamespace) -> Self {
-        let mut policies = Self { root: root.as_str().into(), ..Self::default() };
+        let mut policies = Selection::new(root);
         for ((namespace, _), facts) in all {
-            policies.namespaces.entry(namespace.clone()).or_default().push(facts.clone());
+            policies.add(namespace, &facts.selects, &facts.policy);
         }
-        policies
+        Self { policies, ..Self::default() }
     }
 
     /// Whether a policy of `namespace` is about the pods of Services.
     pub(super) fn speak_of_services(&self, namespace: &str) -> bool {
-        let there = self.namespaces.get(namespace);
-        there.is_some_and(|all| all.iter().any(|one| matches!(one.selects, Selects::Services(_))))
+        self.policies.speaks_of_services(namespace)
     }
 
     /// What is in force for a workload of `namespace` with `labels`, for which `former` was. Most have it
@@ -276,46 +179,17 @@ impl AuthorizationPolicies {
         services: &Table<ServiceFacts>,
         former: &Arc<Authorization>,
     ) -> Arc<Authorization> {
-        let policies = self.selecting(namespace, labels, services);
+        let policies = self.policies.of(namespace, labels, services);
         if policies.is_empty() {
             return if former.is_empty() { former.clone() } else { self.nothing.clone() };
         }
         let key = policies.iter().map(|policy| Arc::as_ptr(policy).addr()).collect();
-        let before = former.policies();
-        let known = self.known.entry(key).or_insert_with(|| {
-            let same = before.len() == policies.len()
-                && before.iter().zip(&policies).all(|(one, other)| Arc::ptr_eq(one, other));
-            match same {
+        let known =
+            self.known.entry(key).or_insert_with(|| match are_same(former.policies(), &policies) {
                 true => former.clone(),
                 false => Arc::new(Authorization::new(policies)),
-            }
-        });
-        known.clone()
-    }
-
-    /// The policies that select it, those of the mesh first.
-    fn selecting(
-        &self,
-        namespace: &Arc<str>,
-        labels: &BTreeMap<String, String>,
-        services: &Table<ServiceFacts>,
-    ) -> Vec<Arc<Policy>> {
-        let mut selecting = Vec::new();
-        let mesh = Some(&self.root).filter(|root| *root != namespace);
-        for scope in mesh.into_iter().chain([namespace]) {
-            let there = self.namespaces.get(scope).into_iter().flatten();
-            let there = there.filter(|facts| match &facts.selects {
-                Selects::Labels(wanted) => match_labels(wanted, labels),
-                Selects::Services(names) if scope == namespace => names.iter().any(|name| {
-                    let service = services.get(&(scope.clone(), name.clone()));
-                    // Without a selector, nobody says whose pods they are.
-                    service.is_some_and(|service| service.selects(labels))
-                }),
-                Selects::Services(_) => false,
             });
-            selecting.extend(there.map(|facts| facts.policy.clone()));
-        }
-        selecting
+        known.clone()
     }
 }
 

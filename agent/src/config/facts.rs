@@ -7,6 +7,7 @@ use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    jwt::RequestAuthentication,
     mesh::{AppProtocol, MutualTlsMode, Workload},
     policy::Policy,
 };
@@ -29,8 +30,8 @@ pub(super) struct NamespaceFacts {
 /// A Pod that has not ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct PodFacts {
-    /// `meshed`, `mtls`, `authorization` and `policed` are settled together with what others say, see
-    /// [`Compiler::compile`](super::compile::Compiler::compile).
+    /// `meshed`, `mtls`, `authorization`, `authentication` and `policed` are settled together with what
+    /// others say, see [`Compiler::compile`](super::compile::Compiler::compile).
     pub(super) workload: Arc<Workload>,
     /// The node's addresses by which it is reached, where it uses the host's network.
     pub(super) host_addresses: Box<[IpAddr]>,
@@ -150,6 +151,13 @@ pub(super) struct PeerAuthenticationFacts {
 pub(super) struct AuthorizationPolicyFacts {
     pub(super) selects: Selects,
     pub(super) policy: Arc<Policy>,
+}
+
+/// A RequestAuthentication.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct RequestAuthenticationFacts {
+    pub(super) selects: Selects,
+    pub(super) authentication: Arc<RequestAuthentication>,
 }
 
 /// The workloads that a policy speaks for.

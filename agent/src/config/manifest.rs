@@ -23,6 +23,7 @@ use super::{
     network_policy,
     object::{Object, Text, named},
     peer_authentication::{self, PeerAuthentication},
+    request_authentication::{self, RequestAuthentication},
     service,
     shared::Shared,
     strict::fit,
@@ -41,6 +42,7 @@ pub(super) struct Manifests {
     pub(super) peer_authentications: Vec<Object<PeerAuthentication>>,
     pub(super) network_policies: Vec<Object<NetworkPolicy>>,
     pub(super) authorization_policies: Vec<Object<AuthorizationPolicy>>,
+    pub(super) request_authentications: Vec<Object<RequestAuthentication>>,
     /// There is a policy of a kind that the CNI alone understands.
     pub(super) cni_policies: bool,
     /// What is of kinds that the agent does not read.
@@ -55,7 +57,7 @@ struct Unread {
 }
 
 /// Kinds by name, with the versions each is read in, the one to be written first.
-const KINDS: [(&str, &[&str]); 9] = [
+const KINDS: [(&str, &[&str]); 10] = [
     (Namespace::KIND, &[Namespace::API_VERSION]),
     (ServiceAccount::KIND, &[ServiceAccount::API_VERSION]),
     (Pod::KIND, &[Pod::API_VERSION]),
@@ -68,6 +70,10 @@ const KINDS: [(&str, &[&str]); 9] = [
     (
         AuthorizationPolicy::KIND,
         &[AuthorizationPolicy::API_VERSION, AuthorizationPolicy::FORMER_API_VERSION],
+    ),
+    (
+        RequestAuthentication::KIND,
+        &[RequestAuthentication::API_VERSION, RequestAuthentication::FORMER_API_VERSION],
     ),
     (NetworkPolicy::KIND, &[NetworkPolicy::API_VERSION]),
     ("List", &["v1"]),
@@ -101,6 +107,9 @@ impl Manifests {
             }),
             authorization_policies: unique(&self.authorization_policies, problems, |policy| {
                 authorization_policy::read(policy, trust_domain)
+            }),
+            request_authentications: unique(&self.request_authentications, problems, |object| {
+                request_authentication::read(object)
             }),
             cni_policies: Some(self.cni_policies),
         }
@@ -173,6 +182,9 @@ impl Manifests {
             Ok("NetworkPolicy") => source.keep(&mut self.network_policies, problems, &["spec"]),
             Ok("AuthorizationPolicy") => {
                 source.keep(&mut self.authorization_policies, problems, &[]);
+            }
+            Ok("RequestAuthentication") => {
+                source.keep(&mut self.request_authentications, problems, &[]);
             }
             // `KINDS` has no other name left.
             Ok(_list) => self.add_items(source, None, problems),

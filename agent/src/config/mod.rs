@@ -20,9 +20,11 @@ mod object;
 pub mod offline;
 mod peer_authentication;
 mod protocol;
+mod request_authentication;
 #[cfg(test)]
 mod schemas;
 mod security_kind;
+mod selection;
 mod service;
 mod shared;
 mod state;

@@ -6,13 +6,16 @@ use serde_json::{Map, Value, json};
 
 use super::{
     authorization_policy::AuthorizationPolicy, peer_authentication::PeerAuthentication,
-    strict::fit, yaml,
+    request_authentication::RequestAuthentication, strict::fit, yaml,
 };
 
 const AUTHORIZATION_POLICIES: &str =
     include_str!("../../../deploy/chart/istio/authorizationpolicies.security.istio.io.yaml");
 const PEER_AUTHENTICATIONS: &str =
     include_str!("../../../deploy/chart/istio/peerauthentications.security.istio.io.yaml");
+
+const REQUEST_AUTHENTICATIONS: &str =
+    include_str!("../../../deploy/chart/istio/requestauthentications.security.istio.io.yaml");
 
 /// A field, and an object that has nothing beside it.
 struct Field {
@@ -96,6 +99,12 @@ fn every_field_that_an_api_server_lets_into_a_kind_is_known() {
         "spec.targetRefs[0].namespace",
         "spec.selector.matchLabels.80",
     ] {
+        assert_eq!(fields.iter().filter(|field| field.path == path).count(), 2, "{path}");
+    }
+
+    let fields = self::fields(REQUEST_AUTHENTICATIONS);
+    assert_eq!(unknown::<RequestAuthentication>(&fields), [""; 0]);
+    for path in ["spec.jwtRules[0].fromHeaders[0].prefix", "spec.jwtRules[0].presence"] {
         assert_eq!(fields.iter().filter(|field| field.path == path).count(), 2, "{path}");
     }
 

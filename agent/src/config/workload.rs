@@ -73,6 +73,7 @@ pub(super) fn read(
         policed: None,
         mtls: Arc::default(),
         authorization: Arc::default(),
+        authentication: Arc::default(),
         starts: if is_here { starts(pod) } else { 0 },
         netns: netns.filter(|_| is_here),
         resource_attributes: annotations

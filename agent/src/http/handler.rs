@@ -2,6 +2,7 @@
 
 use std::{error::Error, fmt, future::Future, io};
 
+use http::{HeaderMap, HeaderName, HeaderValue, header};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::message::{AnyRequest, AnyResponse, Fields};
@@ -63,12 +64,31 @@ pub struct Answer {
     pub status: u16,
     /// Plain text for whoever asked; says nothing about the mesh to strangers.
     pub text: String,
+    /// More fields than what the text is. None of them is about how the answer is framed.
+    pub fields: Option<Box<HeaderMap>>,
 }
 
 impl Answer {
+    /// With no more fields than there have to be.
+    pub fn new(status: u16, text: String) -> Self {
+        Self { status, text, fields: None }
+    }
+
     /// Whether it is about this request alone, and says nothing about the next.
     pub(super) fn is_verdict(&self) -> bool {
-        self.status == 403
+        matches!(self.status, 401 | 403) || self.fields.is_some()
+    }
+
+    /// Those beside what the text is.
+    pub(super) fn fields(&self) -> impl Iterator<Item = (&HeaderName, &HeaderValue)> {
+        self.fields.iter().flat_map(|fields| fields.iter())
+    }
+
+    /// The text's kind, unless the fields tell it.
+    pub(super) fn kind(&self) -> Option<HeaderValue> {
+        let is_told =
+            self.fields().any(|(name, _)| name == header::CONTENT_TYPE) || self.text.is_empty();
+        (!is_told).then(|| HeaderValue::from_static("text/plain; charset=utf-8"))
     }
 }
 

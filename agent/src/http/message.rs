@@ -47,6 +47,9 @@ pub trait Fields {
     /// Adds a field behind all others. Nothing that would end its line may be in `value`.
     fn add(&mut self, name: &'static str, value: &[u8]);
 
+    /// The same of a name that is not known before.
+    fn add_field(&mut self, name: &HeaderName, value: &[u8]);
+
     /// Makes `value` the only one of the fields called `name`.
     fn set(&mut self, name: &'static str, value: &[u8]) {
         self.remove(name);
@@ -64,6 +67,8 @@ pub trait AnyRequest: Fields {
     fn version(&self) -> Version;
     /// Asks for another path, with the same query. To be of bytes that a URI may have.
     fn set_path(&mut self, path: &[u8]);
+    /// Asks with another query, or with none, for the same path. To be of bytes that a URI may have.
+    fn set_query(&mut self, query: Option<&[u8]>);
 }
 
 /// The head of a response.
@@ -82,10 +87,14 @@ impl Fields for HeaderMap {
     }
 
     fn add(&mut self, name: &'static str, value: &[u8]) {
+        self.add_field(&HeaderName::from_static(name), value);
+    }
+
+    fn add_field(&mut self, name: &HeaderName, value: &[u8]) {
         let value = HeaderValue::from_bytes(value);
         debug_assert!(value.is_ok(), "{name}");
         if let Ok(value) = value {
-            self.append(HeaderName::from_static(name), value);
+            self.append(name, value);
         }
     }
 }
@@ -104,6 +113,10 @@ macro_rules! has_fields {
 
             fn add(&mut self, name: &'static str, value: &[u8]) {
                 self.headers.add(name, value);
+            }
+
+            fn add_field(&mut self, name: &HeaderName, value: &[u8]) {
+                self.headers.add_field(name, value);
             }
         }
     };
@@ -135,20 +148,30 @@ impl AnyRequest for request::Parts {
     }
 
     fn set_path(&mut self, path: &[u8]) {
-        let mut parts = std::mem::take(&mut self.uri).into_parts();
-        let mut asked = path.to_vec();
-        if let Some(query) = parts.path_and_query.as_ref().and_then(|asked| asked.query()) {
-            asked.push(b'?');
-            asked.extend_from_slice(query.as_bytes());
-        }
-        let asked = PathAndQuery::from_maybe_shared(Bytes::from(asked));
-        debug_assert!(asked.is_ok(), "{path:?}");
-        if let Ok(asked) = asked {
-            parts.path_and_query = Some(asked);
-        }
-        // The parts of one that was whole, with another path.
-        self.uri = Uri::from_parts(parts).unwrap_or_default();
+        let query = self.uri.query().map(|query| query.as_bytes().to_vec());
+        ask_for(self, path.to_vec(), query.as_deref());
     }
+
+    fn set_query(&mut self, query: Option<&[u8]>) {
+        let path = self.uri.path().as_bytes().to_vec();
+        ask_for(self, path, query);
+    }
+}
+
+fn ask_for(head: &mut request::Parts, path: Vec<u8>, query: Option<&[u8]>) {
+    let mut asked = path;
+    if let Some(query) = query {
+        asked.push(b'?');
+        asked.extend_from_slice(query);
+    }
+    let asked = PathAndQuery::from_maybe_shared(Bytes::from(asked));
+    debug_assert!(asked.is_ok(), "{:?}", head.uri);
+    let mut parts = std::mem::take(&mut head.uri).into_parts();
+    if let Ok(asked) = asked {
+        parts.path_and_query = Some(asked);
+    }
+    // The parts of one that was whole, with another path or query.
+    head.uri = Uri::from_parts(parts).unwrap_or_default();
 }
 
 impl AnyResponse for response::Parts {

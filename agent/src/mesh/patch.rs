@@ -64,9 +64,11 @@ impl Snapshot {
         }
         if self.is_local(&pod) {
             // One that is new may have been left out for a while, with connections that are open still.
-            let former = former.map(|pod| (pod.mtls.clone(), pod.authorization.clone()));
-            let rules = (pod.mtls.clone(), pod.authorization.clone());
-            self.rules += u64::from(former.unwrap_or_default() != rules);
+            let rules = |pod: &Workload| {
+                (pod.mtls.clone(), pod.authorization.clone(), pod.authentication.clone())
+            };
+            let former = former.as_deref().map(rules).unwrap_or_default();
+            self.rules += u64::from(former != rules(&pod));
         }
         for ip in &pod.ips {
             self.pod_by_ip.insert(*ip, pod.clone());

@@ -21,6 +21,7 @@ pub(crate) fn workload(name: &str, ip: &str) -> Workload {
         policed: None,
         mtls: Arc::default(),
         authorization: Arc::default(),
+        authentication: Arc::default(),
         starts: 1,
         netns: None,
         resource_attributes: BTreeMap::new(),

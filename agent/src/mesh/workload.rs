@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fmt, net::IpAddr, path::PathBuf, sync::Arc};
 use serde::{Deserialize, Serialize};
 
 use super::{MutualTls, Principal};
-use crate::policy::Authorization;
+use crate::{jwt::Authentication, policy::Authorization};
 
 /// The port of a pod by which the mesh reaches it, as Istio has it.
 pub const HBONE_PORT: u16 = 15008;
@@ -114,6 +114,9 @@ pub struct Workload {
     /// Who may ask what of it. Settled and saved as the former.
     #[serde(skip)]
     pub authorization: Arc<Authorization>,
+    /// Which tokens requests to it may have. Settled and saved as the former.
+    #[serde(skip)]
+    pub authentication: Arc<Authentication>,
     /// How often its containers have started so far. A change tells that the pod's network
     /// namespace may be there now, or be another one.
     pub starts: u32,

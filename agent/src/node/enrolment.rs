@@ -201,6 +201,7 @@ impl Enrolment {
             principal: workload.principal.to_string(),
             mutual_tls: workload.mtls.to_string(),
             authorization: workload.authorization.in_words(),
+            authentication: workload.authentication.in_words(),
             error: error.map(str::to_owned),
             uncertified: self.missing(workload),
             same_node: self.proxy.same_node.tunnels(workload),

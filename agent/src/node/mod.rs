@@ -8,6 +8,7 @@ mod descriptors;
 mod enrolment;
 mod events;
 mod expected;
+mod issuers;
 mod keeping;
 mod kubelet;
 mod memory;
@@ -153,6 +154,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         drain: Drain::default(),
         node_sockets: Arc::new(node_sockets),
         unknown_clients: Notify::new(),
+        issuers: Arc::default(),
         admissions: Admissions::default(),
         contradictions: Contradictions::default(),
         affinity: Affinity::default(),
@@ -200,6 +202,8 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let kubelet = AbortOnDropHandle::new(kubelet);
     let keeping = keeping::keep(capture.clone(), readiness.clone());
     let keeping = AbortOnDropHandle::new(essential.spawn("keeping what is pinned", keeping));
+    let issuers = issuers::follow(proxy.clone());
+    let _issuers = AbortOnDropHandle::new(essential.spawn("following issuers", issuers));
     let _giving_back = AbortOnDropHandle::new(tokio::spawn(memory::give_back(
         proxy.drain.clone(),
         proxy.snapshots.clone(),

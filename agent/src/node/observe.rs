@@ -127,6 +127,13 @@ impl Observed {
             labels: Vec::new(),
             value: enrolment.capture().repairs() as f64,
         }));
+        readings.extend(self.proxy.issuers.counts().map(|(result, count)| Reading {
+            name: "sluice_jwks_fetches_total",
+            help: "How often the keys of issuers of tokens were asked for",
+            kind: Kind::Counter,
+            labels: vec![("result", result.to_owned())],
+            value: count as f64,
+        }));
         let source = self.source.state().borrow().clone();
         let version = self.proxy.snapshots.load().version as f64;
         let loaded = unix(source.loaded_at);
@@ -279,9 +286,21 @@ impl Observed {
                     error: certificate.error,
                 })
                 .collect(),
+            issuers: self.issuers(),
             connections: self.proxy.drain.open(),
             counters: self.counters(),
         }
+    }
+
+    fn issuers(&self) -> Vec<admin::Issuer> {
+        let state = self.proxy.issuers.state().into_iter();
+        let described = state.map(|(source, state)| admin::Issuer {
+            source,
+            keys: state.keys,
+            fetched_at: state.fetched_at.map(rfc3339),
+            error: state.error,
+        });
+        described.collect()
     }
 
     fn runtime_connected(&self) -> Option<bool> {

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use super::{
+    claims::{ClaimPath, Principals},
     path::is_verbatim,
     pattern::Patterns,
     request::{Connection, Leaning, Readings, Request, hosts, hosts_as_they_came, remote, server},
@@ -53,6 +54,8 @@ pub(super) enum Check {
 pub(super) enum HttpCheck {
     /// What no request has.
     Absent(Sides<()>),
+    RequestPrincipal(Sides<Vec<Principals>>),
+    Claim(ClaimPath, Sides<Patterns>),
     Host(Sides<Patterns>),
     Method(Sides<Patterns>),
     Path(Sides<Paths>),
@@ -138,9 +141,13 @@ impl Check {
             Test::DestinationPort(lists) => {
                 Self::DestinationPort(Sides::of(lists, <[u16]>::to_vec))
             }
-            Test::Token(lists) | Test::Sni(lists) => {
-                Self::Http(HttpCheck::Absent(Sides::of(lists, |_| ())))
+            Test::RequestPrincipal(lists) => {
+                Self::Http(HttpCheck::RequestPrincipal(Sides::of(lists, |list| {
+                    list.iter().map(Principals::from).collect()
+                })))
             }
+            Test::Claim(path, lists) => Self::Http(HttpCheck::Claim(path.clone(), texts(lists))),
+            Test::Sni(lists) => Self::Http(HttpCheck::Absent(Sides::of(lists, |_| ()))),
             Test::Host(lists) => Self::Http(HttpCheck::Host(texts(lists))),
             Test::Method(lists) => Self::Http(HttpCheck::Method(texts(lists))),
             Test::Path(lists) => Self::Http(HttpCheck::Path(Sides::of(lists, Paths::new))),
@@ -210,6 +217,12 @@ impl HttpCheck {
     fn holds<H: AnyRequest>(&self, request: &Request<'_, H>, leaning: Leaning) -> bool {
         match self {
             Self::Absent(sides) => sides.hold(leaning, |(), _| false),
+            Self::RequestPrincipal(sides) => sides.hold(leaning, |principals, _| {
+                request.claims.is_some_and(|claims| claims.match_principal(principals))
+            }),
+            Self::Claim(path, sides) => sides.hold(leaning, |patterns, _| {
+                request.claims.is_some_and(|claims| claims.match_claim(path, patterns))
+            }),
             Self::Host(sides) => sides.hold(leaning, |patterns, leaning| {
                 let mut hosts = hosts(request.head);
                 match leaning {

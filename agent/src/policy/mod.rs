@@ -1,6 +1,7 @@
 //! Who may ask what of a workload, by Istio's AuthorizationPolicy.
 //!
-//! Enters: what policies say ([`Spec`]), and what is known of a connection and of a request on it.
+//! Enters: what policies say ([`Spec`]), and what is known of a connection and of a request on it, by
+//! a token too, which [`crate::jwt`] has verified.
 //! Leaves: a [`Decision`], of one function, [`Authorization::decide`]. It knows no sockets, no eBPF and
 //! no YAML. What policies say is compiled when they are read, and nothing is allocated to decide.
 //!
@@ -9,6 +10,7 @@
 
 mod authorization;
 mod check;
+mod claims;
 mod index;
 mod path;
 mod pattern;
@@ -22,6 +24,7 @@ mod trace;
 mod words;
 
 pub use authorization::{Asks, Authorization, By, Decision, Reason, Verdict};
+pub use claims::{ClaimPath, Claims, TokenPrincipal};
 pub use path::{NoPath, base as normal_path};
 pub use pattern::Pattern;
 pub use request::{Connection, Request};

@@ -6,6 +6,7 @@ use std::{
 };
 
 use super::{
+    claims::Claims,
     path::{self, NoPath},
     pattern::lower,
     target,
@@ -45,6 +46,8 @@ pub struct Connection<'a> {
 #[derive(Debug)]
 pub struct Request<'a, H> {
     pub(super) head: &'a H,
+    /// Of its JWT, where it has one that was verified.
+    pub(super) claims: Option<&'a Claims>,
     pub(super) paths: Readings<'a>,
 }
 
@@ -76,7 +79,7 @@ impl<'a, H: AnyRequest> Request<'a, H> {
             Cow::Owned(strict) => Some(strict),
         };
         let bare = path::without_parameters(strict.as_deref().unwrap_or(&base));
-        Ok(Self { head, paths: Readings { base, strict, bare } })
+        Ok(Self { head, claims: None, paths: Readings { base, strict, bare } })
     }
 
     /// The same where no rule asks for its path.
@@ -90,7 +93,13 @@ impl<'a, H: AnyRequest> Request<'a, H> {
 
     /// The same where no rule asks for anything of it.
     pub fn unread(head: &'a H) -> Self {
-        Self { head, paths: Readings { base: Cow::Borrowed(b""), strict: None, bare: None } }
+        let paths = Readings { base: Cow::Borrowed(b""), strict: None, bare: None };
+        Self { head, claims: None, paths }
+    }
+
+    /// The same with what its token claims.
+    pub fn with_claims(self, claims: Option<&'a Claims>) -> Self {
+        Self { claims, ..self }
     }
 
     /// The path that is judged, where it is another one than came.

@@ -5,7 +5,12 @@ use std::{fmt, sync::Arc};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use super::{check::Checks, pattern::Pattern, template::Template};
+use super::{
+    check::Checks,
+    claims::{ClaimPath, TokenPrincipal},
+    pattern::Pattern,
+    template::Template,
+};
 
 /// What becomes of a request that a rule matches.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -72,9 +77,10 @@ pub enum Test {
     SourceIp(Lists<IpNet>),
     /// The address that the client had where it was last said in `X-Forwarded-For`.
     RemoteIp(Lists<IpNet>),
-    /// What only a JWT tells: `requestPrincipals` and `request.auth.*`. No request has any, as long as
-    /// nobody validates them.
-    Token(Lists<Pattern>),
+    /// Issuer and subject of the request's JWT.
+    RequestPrincipal(Lists<TokenPrincipal>),
+    /// What the request's JWT claims there.
+    Claim(ClaimPath, Lists<Pattern>),
     /// Host or `:authority`, in small letters.
     Host(Lists<Pattern>),
     /// Such as `GET`.
@@ -202,7 +208,8 @@ impl Test {
     /// Whether it is about what only HTTP has.
     pub(super) fn is_of_http(&self) -> bool {
         match self {
-            Self::Token(_) | Self::Host(_) | Self::Method(_) | Self::Path(_) | Self::Header(..)
+            Self::RequestPrincipal(_) | Self::Claim(..)
+            | Self::Host(_) | Self::Method(_) | Self::Path(_) | Self::Header(..)
             // ztunnel counts it so, which does not look into TLS either.
             | Self::Sni(_) => true,
             Self::Principal(_) | Self::Namespace(_) | Self::ServiceAccount(_)

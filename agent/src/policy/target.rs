@@ -65,6 +65,8 @@ mod tests {
         fn remove(&mut self, _: &str) {}
 
         fn add(&mut self, _: &'static str, _: &[u8]) {}
+
+        fn add_field(&mut self, _: &http::HeaderName, _: &[u8]) {}
     }
 
     impl AnyRequest for Line {
@@ -81,6 +83,8 @@ mod tests {
         }
 
         fn set_path(&mut self, _: &[u8]) {}
+
+        fn set_query(&mut self, _: Option<&[u8]>) {}
     }
 
     #[test]

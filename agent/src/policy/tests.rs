@@ -5,8 +5,8 @@ use std::{net::IpAddr, sync::Arc};
 use http::request::Parts;
 
 use super::{
-    Account, Action, Asks, Authorization, Connection, Lists, PathPattern, Pattern, Policy, Reason,
-    Request, Rule, Spec, Template, Test, Verdict,
+    Account, Action, Asks, Authorization, Claims, Connection, Lists, PathPattern, Pattern, Policy,
+    Reason, Request, Rule, Spec, Template, Test, TokenPrincipal, Verdict,
 };
 use crate::mesh::Principal;
 
@@ -319,10 +319,48 @@ fn a_field_host_names_every_server_and_crumbs_of_a_cookie_are_one() {
 }
 
 #[test]
-fn nobody_has_a_token_and_no_connection_a_name_of_tls() {
-    for test in [Test::Token, Test::Sni] {
-        assert!(!holds(test(lists(&["*"], &[])), &frontend(), &get("/")));
-        assert!(holds(test(lists(&[], &["*"])), &frontend(), &get("/")));
+fn no_connection_has_a_name_of_tls() {
+    assert!(!holds(Test::Sni(lists(&["*"], &[])), &frontend(), &get("/")));
+    assert!(holds(Test::Sni(lists(&[], &["*"])), &frontend(), &get("/")));
+}
+
+#[test]
+fn a_request_is_told_by_what_its_token_claims_and_without_one_by_nothing() {
+    let claims = serde_json::json!({"iss": "a.example", "sub": "order", "groups": ["admin"]});
+    let claims = Claims::new(claims.as_object().unwrap().clone());
+    let (head, client) = (get("/"), frontend());
+    let holds = |claims: Option<&Claims>, test: Test| {
+        let policies = all(vec![policy("shop/a", Action::Allow, vec![when(vec![test])])]);
+        let request = Request::new(&head).unwrap().with_claims(claims);
+        let decision = policies.decide(&client.connection(), &Asks::Request(&request));
+        decision.verdict == Verdict::Allow
+    };
+    let principal = |values: &[&str], not_values: &[&str]| {
+        let of = |texts: &[&str]| texts.iter().map(|text| TokenPrincipal::of(text)).collect();
+        Test::RequestPrincipal(Lists { values: of(values), not_values: of(not_values) })
+    };
+    let groups =
+        |values, not_values| Test::Claim(["groups".into()].into(), lists(values, not_values));
+    for (values, not_values, with, without) in [
+        (&["a.example/order"][..], &[][..], true, false),
+        (&["a.example/cart", "*"], &[], true, false),
+        (&["*"], &["a.example/*"], false, false),
+        (&[], &["a.example/order"], false, true),
+        (&[], &["a.example/cart"], true, true),
+    ] {
+        let test = || principal(values, not_values);
+        assert_eq!(holds(Some(&claims), test()), with, "{values:?} {not_values:?}");
+        assert_eq!(holds(None, test()), without, "{values:?} {not_values:?}");
+    }
+    for (values, not_values, with, without) in [
+        (&["admin"][..], &[][..], true, false),
+        (&["guest"], &[], false, false),
+        (&[], &["admin"], false, true),
+        (&["*"], &["guest"], true, false),
+    ] {
+        let test = || groups(values, not_values);
+        assert_eq!(holds(Some(&claims), test()), with, "{values:?} {not_values:?}");
+        assert_eq!(holds(None, test()), without, "{values:?} {not_values:?}");
     }
 }
 

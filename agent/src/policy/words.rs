@@ -2,6 +2,7 @@
 
 use super::{
     check::About,
+    claims::{ClaimPath, Claims},
     request::{Connection, hosts_as_they_came, remote},
     spec::{Account, Lists, PathPattern, Rule, Test},
 };
@@ -32,7 +33,10 @@ impl Test {
             Self::TrustDomain(lists) => (field("trustDomains", "source.trustDomain"), words(lists)),
             Self::SourceIp(lists) => (field("ipBlocks", "source.ip"), words(lists)),
             Self::RemoteIp(lists) => (field("remoteIpBlocks", "remote.ip"), words(lists)),
-            Self::Token(lists) => (field("requestPrincipals", "request.auth"), words(lists)),
+            Self::RequestPrincipal(lists) => {
+                (field("requestPrincipals", "request.auth.principal"), words(lists))
+            }
+            Self::Claim(path, lists) => (claim(path), words(lists)),
             Self::Host(lists) => (field("hosts", "hosts"), words(lists)),
             Self::Method(lists) => (field("methods", "methods"), words(lists)),
             Self::Path(lists) => (field("paths", "paths"), words_by(lists, path)),
@@ -67,7 +71,8 @@ impl Test {
                 }
                 About::Nothing { .. } => Some(connection.source.to_canonical().to_string()),
             },
-            Self::Token(_)
+            Self::RequestPrincipal(_)
+            | Self::Claim(..)
             | Self::Host(_)
             | Self::Method(_)
             | Self::Path(_)
@@ -91,6 +96,8 @@ impl Test {
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         let all = |texts: Vec<String>| (!texts.is_empty()).then(|| texts.join(", "));
         match self {
+            Self::RequestPrincipal(_) => request.claims.and_then(Claims::principal),
+            Self::Claim(path, _) => request.claims.and_then(|claims| claims.in_words(path)),
             Self::Method(_) => Some(text(request.head.method())),
             Self::Host(_) => all(hosts_as_they_came(request.head).map(text).collect()),
             Self::Header(name, _) => all(Fields::values_of(request.head, name).map(text).collect()),
@@ -155,6 +162,15 @@ fn words_by<T>(lists: &Lists<T>, word: impl Fn(&T) -> String) -> (Vec<String>, V
 
 fn account(account: &Account) -> String {
     format!("{}/{}", account.namespace, account.name)
+}
+
+/// The key of a condition about a claim.
+fn claim(path: &ClaimPath) -> String {
+    match &**path {
+        [aud] if **aud == *"aud" => "request.auth.audiences".to_owned(),
+        [azp] if **azp == *"azp" => "request.auth.presenter".to_owned(),
+        names => format!("request.auth.claims[{}]", names.join("][")),
+    }
 }
 
 fn path(path: &PathPattern) -> String {

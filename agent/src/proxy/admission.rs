@@ -25,7 +25,7 @@ use http::StatusCode;
 use tokio::{sync::watch, task::spawn_blocking};
 
 use super::{
-    LocalPod, Proxy,
+    LocalPod, Proxy, authentication,
     authorization::{self, Told, Unauthorized, newest, note},
     inbound::Arrival,
     refusal::Refusal,
@@ -195,9 +195,16 @@ pub(super) async fn admit_request(
     arrival: &Arrival,
     request: &mut (impl AnyRequest + Send),
 ) -> Result<Told, Refusal> {
-    match authorization::request(proxy, pod, arrival, request) {
+    let authenticated = match authentication::asked(proxy, pod, request) {
+        Some(asking) => asking.await,
+        None => Ok(None),
+    };
+    let asked = authenticated
+        .and_then(|claims| authorization::request(proxy, pod, arrival, request, claims.as_ref()));
+    match asked {
         Err(refusal)
-            if refusal.failure == Failure::AuthzDenied && is_kubelet(proxy, arrival).await =>
+            if matches!(refusal.failure, Failure::AuthzDenied | Failure::JwtDenied)
+                && is_kubelet(proxy, arrival).await =>
         {
             Ok(None)
         }

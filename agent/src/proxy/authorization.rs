@@ -13,7 +13,7 @@ use super::{LocalPod, Proxy, inbound::Arrival, refusal::Refusal};
 use crate::{
     http::AnyRequest,
     mesh::{PodUid, Principal, SnapshotStore, Workload},
-    policy::{Asks, Authorization, By, Connection, Request, Verdict},
+    policy::{Asks, Authorization, By, Claims, Connection, Request, Verdict},
     telemetry::{Judgement, Ruling},
 };
 
@@ -77,13 +77,14 @@ pub(super) fn opaque(
     judge(&arrival.visit(), &newest(proxy, pod).authorization, &Asks::<Parts>::Opaque)
 }
 
-/// Asks about a request. Where paths matter, it goes on with the path that was judged: what the
-/// application makes of another way to write it could be another path.
+/// Asks about a request, whose token says `claims`. Where paths matter, it goes on with the path that was
+/// judged: what the application makes of another way to write it could be another path.
 pub(super) fn request(
     proxy: &Proxy,
     pod: &LocalPod,
     arrival: &Arrival,
     request: &mut impl AnyRequest,
+    claims: Option<&Claims>,
 ) -> Result<Told, Refusal> {
     let (workload, visit) = (newest(proxy, pod), arrival.visit());
     let authorization = &*workload.authorization;
@@ -100,10 +101,11 @@ pub(super) fn request(
     }
     if !authorization.asks_path() {
         let asked = Request::without_path(&*request).map_err(Refusal::no_path)?;
+        let asked = asked.with_claims(claims);
         return Ok(judge(&visit, authorization, &Asks::Request(&asked))?);
     }
     let (told, path) = {
-        let asked = Request::new(&*request).map_err(Refusal::no_path)?;
+        let asked = Request::new(&*request).map_err(Refusal::no_path)?.with_claims(claims);
         let told = judge(&visit, authorization, &Asks::Request(&asked))?;
         (told, asked.rewritten().map(<[u8]>::to_vec))
     };

@@ -7,6 +7,7 @@
 
 mod admission;
 mod affinity;
+mod authentication;
 mod authorization;
 mod carried;
 mod cut;
@@ -41,6 +42,7 @@ use tokio::{net::TcpListener, sync::Notify};
 use crate::{
     capture,
     identity::IdentityStore,
+    jwt::Issuers,
     limits::{Limit, Limits, is_exhaustion},
     mesh::SnapshotStore,
     telemetry::Telemetry,
@@ -66,6 +68,8 @@ pub struct Proxy {
     pub node_sockets: Arc<capture::NodeSockets>,
     /// Told of every client that is no pod's and proved no identity.
     pub unknown_clients: Notify,
+    /// The keys of issuers that are elsewhere.
+    pub issuers: Arc<Issuers>,
     /// What policy decided.
     pub admissions: Admissions,
     /// What turned out to be something else than HTTP.

@@ -6,6 +6,7 @@ use http::StatusCode;
 
 use super::authorization::Unauthorized;
 use crate::{
+    http::Answer,
     identity::IdentityError,
     policy::NoPath,
     telemetry::{Failure, Judgement},
@@ -18,6 +19,8 @@ pub(super) struct Refusal {
     pub(super) message: String,
     /// What policy said about it.
     pub(super) judgement: Option<Box<Judgement>>,
+    /// What the client is answered, where that is another's to say.
+    pub(super) answer: Option<Box<Answer>>,
 }
 
 impl Refusal {
@@ -26,8 +29,8 @@ impl Refusal {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, failure, cause)
     }
 
-    fn new(status: StatusCode, failure: Failure, cause: impl fmt::Display) -> Self {
-        Self { status, failure, message: cause.to_string(), judgement: None }
+    pub(super) fn new(status: StatusCode, failure: Failure, cause: impl fmt::Display) -> Self {
+        Self { status, failure, message: cause.to_string(), judgement: None, answer: None }
     }
 
     /// The agent at the server's side says that policy says no.

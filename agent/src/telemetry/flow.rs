@@ -95,6 +95,8 @@ pub enum Failure {
     ResetLocal,
     /// Policy said no.
     AuthzDenied,
+    /// Its token is not good.
+    JwtDenied,
     /// It came in plaintext, which the workload does not accept.
     MutualTlsRequired,
     /// A pod of the mesh that has no valid certificate is neither let in nor out.
@@ -137,6 +139,7 @@ impl Failure {
             Failure::ResetRemote => "reset_remote",
             Failure::ResetLocal => "reset_local",
             Failure::AuthzDenied => "authz_denied",
+            Failure::JwtDenied => "jwt_denied",
             Failure::MutualTlsRequired => "mutual_tls_required",
             Failure::CertificateMissing => "certificate_missing",
             Failure::NoHealthyUpstream => "no_healthy_upstream",
@@ -158,9 +161,10 @@ impl Failure {
             Failure::ConnectFailure | Failure::TlsFailure | Failure::Timeout => "UF",
             Failure::ResetRemote => "UC",
             Failure::ResetLocal => "DC",
-            Failure::AuthzDenied | Failure::MutualTlsRequired | Failure::CertificateMissing => {
-                "DENY"
-            }
+            Failure::AuthzDenied
+            | Failure::JwtDenied
+            | Failure::MutualTlsRequired
+            | Failure::CertificateMissing => "DENY",
             Failure::NoHealthyUpstream => "UH",
             Failure::DrainTimeout => "DT",
             Failure::PodLeft => "LR",

@@ -13,7 +13,7 @@ use crate::{
         yaml::Step,
     },
     mesh::TrustDomain,
-    policy::{self, Lists, Pattern, Test},
+    policy::{self, Lists, Pattern, Test, TokenPrincipal},
 };
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -170,8 +170,8 @@ impl Reading<'_> {
         tests.add(
             ("requestPrincipals", &source.request_principals),
             ("notRequestPrincipals", &source.not_request_principals),
-            values::text,
-            Test::Token,
+            |text| Ok(TokenPrincipal::of(text)),
+            Test::RequestPrincipal,
         )?;
         tests.add(
             ("namespaces", &source.namespaces),
@@ -272,11 +272,23 @@ impl Reading<'_> {
                 Test::ServiceAccount,
             )?,
             "connection.sni" => tests.add(values, not_values, values::text, Test::Sni)?,
-            "request.auth.principal" | "request.auth.audiences" | "request.auth.presenter" => {
-                tests.add(values, not_values, values::text, Test::Token)?;
+            "request.auth.principal" => tests.add(
+                values,
+                not_values,
+                |text| Ok(TokenPrincipal::of(text)),
+                Test::RequestPrincipal,
+            )?,
+            "request.auth.audiences" | "request.auth.presenter" => {
+                let claim = if key.ends_with("presenter") { "azp" } else { "aud" };
+                tests.add(values, not_values, values::text, |lists| {
+                    Test::Claim([claim.into()].into(), lists)
+                })?;
             }
             _ if in_brackets("request.auth.claims[").is_some() => {
-                tests.add(values, not_values, values::text, Test::Token)?;
+                let path = values::claim(&key["request.auth.claims".len()..]);
+                tests.add(values, not_values, values::text, |lists| {
+                    Test::Claim(path.clone(), lists)
+                })?;
             }
             _ => match in_brackets("request.headers[") {
                 Some(name) => {

@@ -2,7 +2,7 @@ use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use http::request::Parts;
 
-use super::super::{MeshSettings, testing::Loader};
+use super::super::{MeshSettings, selection, testing::Loader};
 use crate::{
     mesh::{Snapshot, Workload},
     policy::{Asks, Authorization, Connection, Request},
@@ -263,7 +263,7 @@ fn every_field_is_read_and_its_negative_too() {
         assert!(!fits(&rule("notValues", value)), "not {key} {value}");
         assert!(fits(&rule("notValues", other)), "not {key} {other}");
     }
-    // What only a JWT or a TLS handshake tells, nobody has.
+    // What only a JWT tells, nobody has without one, and what a TLS handshake tells nobody at all.
     for key in [
         "request.auth.principal",
         "request.auth.audiences",
@@ -414,7 +414,7 @@ fn mistakes_are_named_with_their_places() {
 fn who_reads_one_that_it_does_not_understand_knows_whom_it_may_be_about() {
     let key = ("shop".into(), "a".into());
     let of = |selector: serde_json::Value| {
-        super::unreadable(&key, super::selects_by(&selector), "no").selects
+        super::unreadable(&key, selection::at_most_by(&selector), "no").selects
     };
     let labels = BTreeMap::from([("app".to_owned(), "order".to_owned())]);
     let by_labels = serde_json::json!({"matchLabels": {"app": "order"}});

@@ -7,7 +7,7 @@ use ipnet::IpNet;
 
 use crate::{
     mesh::TrustDomain,
-    policy::{Account, PathPattern, Pattern, Template},
+    policy::{Account, ClaimPath, PathPattern, Pattern, Template},
 };
 
 /// The trust domain that stands for the mesh's own in policies, whatever that is called.
@@ -105,5 +105,16 @@ pub(super) fn header(name: &str) -> Result<Box<str>, Wrong> {
         Err(_) => {
             Err(Wrong::of(name, "is not the name of a header", "such as request.headers[x-team]"))
         }
+    }
+}
+
+/// Names in brackets, one behind the other; as Istio has it, what is none of those is one name.
+pub(super) fn claim(brackets: &str) -> ClaimPath {
+    let whole = brackets.strip_prefix('[').and_then(|names| names.strip_suffix(']'));
+    let whole = whole.unwrap_or(brackets);
+    let names: Vec<_> = whole.split("][").collect();
+    match names.iter().any(|name| name.contains(['[', ']'])) {
+        true => [whole.into()].into(),
+        false => names.into_iter().map(Into::into).collect(),
     }
 }

@@ -11,7 +11,7 @@ use super::{Compiler, Facts, Key, Table};
 use crate::{
     config::facts::{
         AuthorizationPolicyFacts, NamespaceFacts, NetworkPolicyFacts, PeerAuthenticationFacts,
-        PodFacts, ServiceFacts, SliceFacts,
+        PodFacts, RequestAuthenticationFacts, ServiceFacts, SliceFacts,
     },
     mesh::{PodUid, Workload},
 };
@@ -30,6 +30,7 @@ pub(super) struct Marks {
     pub(super) peer_authentications: bool,
     pub(super) network_policies: bool,
     pub(super) authorization_policies: bool,
+    pub(super) request_authentications: bool,
     pub(super) nodes: bool,
 }
 
@@ -115,9 +116,9 @@ impl Fact for ServiceFacts {
         compiler.node_ports -= usize::from(is_on_nodes(former.as_ref()));
         compiler.marks.nodes |= (before == 0) != (compiler.node_ports == 0);
         let selector = |service: Option<&Self>| service.map(|service| service.selector.clone());
-        if compiler.authorization_policies.speak_of_services(&key.0)
-            && selector(former.as_ref()) != selector(compiler.facts.services.get(key))
-        {
+        let is_spoken_of = compiler.authorization_policies.speak_of_services(&key.0)
+            || compiler.request_authentications.speak_of_services(&key.0);
+        if is_spoken_of && selector(former.as_ref()) != selector(compiler.facts.services.get(key)) {
             compiler.mark_pods_in(&key.0);
         }
     }
@@ -187,6 +188,21 @@ impl Fact for AuthorizationPolicyFacts {
 
     fn changed(compiler: &mut Compiler, key: &Key, _: Option<Self>) {
         compiler.marks.authorization_policies = true;
+        compiler.mark_pods_of_policies_in(&key.0);
+    }
+}
+
+impl Fact for RequestAuthenticationFacts {
+    fn table(facts: &Facts) -> &Table<Self> {
+        &facts.request_authentications
+    }
+
+    fn table_mut(facts: &mut Facts) -> &mut Table<Self> {
+        &mut facts.request_authentications
+    }
+
+    fn changed(compiler: &mut Compiler, key: &Key, _: Option<Self>) {
+        compiler.marks.request_authentications = true;
         compiler.mark_pods_of_policies_in(&key.0);
     }
 }

@@ -29,10 +29,11 @@ use super::{
     authorization_policy::AuthorizationPolicies,
     facts::{
         AuthorizationPolicyFacts, NamespaceFacts, NetworkPolicyFacts, PeerAuthenticationFacts,
-        PodFacts, ServiceFacts, SliceFacts,
+        PodFacts, RequestAuthenticationFacts, ServiceFacts, SliceFacts,
     },
     network_policy::NetworkPolicies,
     peer_authentication::Policies,
+    request_authentication::RequestAuthentications,
 };
 use crate::mesh::{PodUid, RootNamespace, Snapshot};
 use claims::Disputes;
@@ -58,6 +59,7 @@ pub(super) struct Facts {
     pub(super) peer_authentications: Table<PeerAuthenticationFacts>,
     pub(super) network_policies: Table<NetworkPolicyFacts>,
     pub(super) authorization_policies: Table<AuthorizationPolicyFacts>,
+    pub(super) request_authentications: Table<RequestAuthenticationFacts>,
     /// Whether there may be policies of kinds that the CNI alone understands; `None` where that
     /// is not known, which counts as if there were some.
     pub(super) cni_policies: Option<bool>,
@@ -73,6 +75,7 @@ pub(super) struct Compiler {
     policies: Policies,
     network_policies: NetworkPolicies,
     authorization_policies: AuthorizationPolicies,
+    request_authentications: RequestAuthentications,
     pods_in_dispute: Disputes,
     services_in_dispute: Disputes,
     /// The pods that have no address yet, which no snapshot names.
@@ -105,6 +108,7 @@ impl Compiler {
             policies: Policies::default(),
             network_policies: NetworkPolicies::default(),
             authorization_policies: AuthorizationPolicies::default(),
+            request_authentications: RequestAuthentications::default(),
             pods_in_dispute: Disputes::default(),
             services_in_dispute: Disputes::default(),
             unaddressed: HashMap::new(),
@@ -166,6 +170,7 @@ impl Compiler {
             peer_authentications,
             network_policies,
             authorization_policies,
+            request_authentications,
             cni_policies,
         } = facts;
         self.replace_all(namespaces);
@@ -175,6 +180,7 @@ impl Compiler {
         self.replace_all(peer_authentications);
         self.replace_all(network_policies);
         self.replace_all(authorization_policies);
+        self.replace_all(request_authentications);
         self.set_cni_policies(cni_policies);
     }
 
@@ -206,6 +212,10 @@ impl Compiler {
         if marks.authorization_policies {
             let all = &self.facts.authorization_policies;
             self.authorization_policies = AuthorizationPolicies::new(all, &self.root);
+        }
+        if marks.request_authentications {
+            let all = &self.facts.request_authentications;
+            self.request_authentications = RequestAuthentications::new(all, &self.root);
         }
 
         let mut addresses = marks.addresses;

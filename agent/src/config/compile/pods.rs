@@ -95,19 +95,36 @@ impl Compiler {
             Default::default()
         };
         // Whom others let in is for their nodes' agents to say.
-        let authorization = if meshed && self.snapshot.is_local(known) {
-            let former = self.snapshot.pod(&known.uid).map(|former| &former.authorization);
-            let (services, former) = (&self.facts.services, former.unwrap_or(&known.authorization));
-            self.authorization_policies.of(&key.0, &known.labels, services, former)
+        let (authorization, authentication) = if meshed && self.snapshot.is_local(known) {
+            let former = self.snapshot.pod(&known.uid).unwrap_or(known);
+            let (services, labels) = (&self.facts.services, &known.labels);
+            let authorizations = &mut self.authorization_policies;
+            let authentications = &mut self.request_authentications;
+            (
+                authorizations.of(&key.0, labels, services, &former.authorization),
+                authentications.of(&key.0, labels, services, &former.authentication),
+            )
         } else {
-            Arc::default()
+            Default::default()
         };
         let mut workload = known.clone();
-        if (known.meshed, &known.policed, &known.mtls, &known.authorization)
-            != (meshed, &policed, &mtls, &authorization)
-        {
+        let before = (
+            known.meshed,
+            &known.policed,
+            &known.mtls,
+            &known.authorization,
+            &known.authentication,
+        );
+        if before != (meshed, &policed, &mtls, &authorization, &authentication) {
             let known = (**known).clone();
-            workload = Arc::new(Workload { meshed, policed, mtls, authorization, ..known });
+            workload = Arc::new(Workload {
+                meshed,
+                policed,
+                mtls,
+                authorization,
+                authentication,
+                ..known
+            });
         }
         if let Some(same) = self.snapshot.pod(&workload.uid).filter(|same| ***same == *workload) {
             workload = same.clone();

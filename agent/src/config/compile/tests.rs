@@ -19,9 +19,10 @@ use crate::{
         facts::{
             AuthorizationPolicyFacts, Condition, EndpointFacts, Hints, LabelTest, LetsIn, Mode,
             NamespaceFacts, NetworkPolicyFacts, PeerAuthenticationFacts, PodFacts, PortFacts,
-            Selects, ServiceFacts, SliceFacts, Target,
+            RequestAuthenticationFacts, Selects, ServiceFacts, SliceFacts, Target,
         },
     },
+    jwt::{self, RequestAuthentication},
     mesh::{
         AppProtocol, Destination, MutualTlsMode, Owner, PodUid, Principal, Service, ServicePort,
         Snapshot, TrustDomain, Workload, testing,
@@ -39,6 +40,7 @@ enum Event {
     PeerAuthentication(Key, Option<PeerAuthenticationFacts>),
     NetworkPolicy(Key, Option<NetworkPolicyFacts>),
     AuthorizationPolicy(Key, Option<AuthorizationPolicyFacts>),
+    RequestAuthentication(Key, Option<RequestAuthenticationFacts>),
     /// A list tells everything anew; of some names nothing is left.
     Everything(BTreeSet<Arc<str>>),
     /// Whether there are policies of a CNI's own.
@@ -61,6 +63,7 @@ fn apply(compiler: &mut Compiler, event: Event) {
         Event::PeerAuthentication(key, facts) => compiler.set(key, facts),
         Event::NetworkPolicy(key, facts) => compiler.set(key, facts),
         Event::AuthorizationPolicy(key, facts) => compiler.set(key, facts),
+        Event::RequestAuthentication(key, facts) => compiler.set(key, facts),
         Event::Everything(gone) => {
             let facts = compiler.facts().clone();
             compiler.replace(Facts {
@@ -296,19 +299,31 @@ fn policy() -> impl Strategy<Value = Event> {
         });
         Event::NetworkPolicy(key, facts)
     });
-    let selects = prop_oneof![
-        labels().prop_map(Selects::Labels),
-        name().prop_map(|service| Selects::Services(vec![service])),
-    ];
+    let selects = || {
+        prop_oneof![
+            labels().prop_map(Selects::Labels),
+            name().prop_map(|service| Selects::Services(vec![service])),
+        ]
+    };
     let spec = any::<bool>().prop_map(|dry_run| Spec { dry_run, ..Spec::default() });
-    let authorization = (key(), prop::option::of((selects, spec))).prop_map(|(key, facts)| {
+    let authorization = (key(), prop::option::of((selects(), spec))).prop_map(|(key, facts)| {
         let facts = facts.map(|(selects, spec)| {
             let policy = Arc::new(Policy::new(&format!("{}/{}", key.0, key.1), spec));
             AuthorizationPolicyFacts { selects, policy }
         });
         Event::AuthorizationPolicy(key, facts)
     });
-    prop_oneof![peers, network, authorization]
+    let why = prop::option::of(Just("no".into()));
+    let tokens = (key(), prop::option::of((selects(), why))).prop_map(|(key, facts)| {
+        let facts = facts.map(|(selects, unreadable)| {
+            let spec = jwt::Spec { rules: Vec::new(), unreadable };
+            let name = format!("{}/{}", key.0, key.1);
+            let authentication = Arc::new(RequestAuthentication::new(&name, spec));
+            RequestAuthenticationFacts { selects, authentication }
+        });
+        Event::RequestAuthentication(key, facts)
+    });
+    prop_oneof![peers, network, authorization, tokens]
 }
 
 fn event() -> impl Strategy<Value = Event> {

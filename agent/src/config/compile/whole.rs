@@ -20,6 +20,7 @@ use crate::{
         facts::{Condition, PodFacts, PortFacts, ServiceFacts, Target},
         network_policy::NetworkPolicies,
         peer_authentication::Policies,
+        request_authentication::RequestAuthentications,
     },
     mesh::{Endpoint, Endpoints, PodUid, Workload},
 };
@@ -43,6 +44,8 @@ pub(super) fn compile(facts: &Facts, settings: &MeshSettings, zone: Option<&str>
     let mut network_policies = NetworkPolicies::new(&facts.network_policies);
     let mut authorization_policies =
         AuthorizationPolicies::new(&facts.authorization_policies, &settings.root_namespace);
+    let mut request_authentications =
+        RequestAuthentications::new(&facts.request_authentications, &settings.root_namespace);
     let mut placed: BTreeMap<&Key, (&PodFacts, Workload)> = BTreeMap::new();
     for (key, pod) in &facts.pods {
         if pod.addresses().is_empty() || !has_all_it_claims(facts, key, pod) {
@@ -54,6 +57,7 @@ pub(super) fn compile(facts: &Facts, settings: &MeshSettings, zone: Option<&str>
             meshed,
             mtls: Arc::default(),
             authorization: Arc::default(),
+            authentication: Arc::default(),
             policed: None,
             ..(*pod.workload).clone()
         };
@@ -61,9 +65,11 @@ pub(super) fn compile(facts: &Facts, settings: &MeshSettings, zone: Option<&str>
             workload.mtls = policies.of(&key.0, &workload.labels);
             workload.policed = network_policies.of(&key.0, &workload.labels);
             if workload.node == settings.node {
-                let (services, nothing) = (&facts.services, Arc::default());
+                let (services, labels) = (&facts.services, &workload.labels);
                 workload.authorization =
-                    authorization_policies.of(&key.0, &workload.labels, services, &nothing);
+                    authorization_policies.of(&key.0, labels, services, &Arc::default());
+                workload.authentication =
+                    request_authentications.of(&key.0, labels, services, &Arc::default());
             }
         }
         placed.insert(key, (pod, workload));

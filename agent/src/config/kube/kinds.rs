@@ -28,12 +28,13 @@ use crate::config::{
     error::{Place, Problem},
     facts::{
         AuthorizationPolicyFacts, NamespaceFacts, NetworkPolicyFacts, PeerAuthenticationFacts,
-        PodFacts, ServiceFacts, SliceFacts,
+        PodFacts, RequestAuthenticationFacts, ServiceFacts, SliceFacts,
     },
     network_policy,
     object::{Object, named},
     peer_authentication::{self, PeerAuthentication},
-    service,
+    request_authentication::{self, RequestAuthentication},
+    selection, service,
     shared::Shared,
     workload,
 };
@@ -237,7 +238,7 @@ impl Kind for AuthorizationPolicyFacts {
     ) -> Instead<Self> {
         let selects = match object {
             Ok(object) => authorization_policy::selects_at_most(object),
-            Err(selector) => authorization_policy::selects_by(selector),
+            Err(selector) => selection::at_most_by(selector),
         };
         Instead::LastGoodOr(authorization_policy::unreadable(key, selects, &why.to_string()))
     }
@@ -248,5 +249,38 @@ impl Kind for AuthorizationPolicyFacts {
 
     fn change(delta: Delta<Self>) -> Change {
         Change::AuthorizationPolicies(delta)
+    }
+}
+
+impl Kind for RequestAuthenticationFacts {
+    type Object = RequestAuthentication;
+
+    const PLURAL: &'static str = RequestAuthentication::URL_PATH_SEGMENT;
+    const OPTIONAL_VERSIONS: &'static [&'static str] =
+        &[RequestAuthentication::API_VERSION, RequestAuthentication::FORMER_API_VERSION];
+
+    fn read(object: &Object<RequestAuthentication>, _: &Reader) -> Result<Option<Self>, Problem> {
+        request_authentication::read(object)
+    }
+
+    /// No request passes whose token it might have refused.
+    fn instead(
+        key: &Key,
+        object: Result<&Object<RequestAuthentication>, &Value>,
+        why: &Problem,
+    ) -> Instead<Self> {
+        let selects = match object {
+            Ok(object) => request_authentication::selects_at_most(object),
+            Err(selector) => selection::at_most_by(selector),
+        };
+        Instead::LastGoodOr(request_authentication::unreadable(key, selects, &why.to_string()))
+    }
+
+    fn was_read(&self) -> bool {
+        self.authentication.spec().unreadable.is_none()
+    }
+
+    fn change(delta: Delta<Self>) -> Change {
+        Change::RequestAuthentications(delta)
     }
 }

@@ -1,9 +1,9 @@
 //! The source that watches an API server.
 //!
-//! Seven watches, for namespaces, pods, Services, EndpointSlices, PeerAuthentications,
-//! NetworkPolicies and AuthorizationPolicies, turn each object into facts as it arrives and let go of it; beside them the
-//! server is asked which kinds of policies it has. Their changes meet in one place, which gathers
-//! those that come together, compiles what they change, publishes the snapshot and now and then saves
+//! Eight watches, for namespaces, pods, Services, EndpointSlices, PeerAuthentications,
+//! NetworkPolicies, AuthorizationPolicies and RequestAuthentications, turn each object into facts as
+//! it arrives and let go of it; beside them the server is asked which kinds of policies it has. Their
+//! changes meet in one place, which gathers those that come together, compiles what they change, publishes the snapshot and now and then saves
 //! the facts on the node.
 //! An agent that starts while the API server is gone goes on from there.
 
@@ -33,7 +33,7 @@ use super::{
     ConfigError, MeshSettings, SourceState,
     facts::{
         AuthorizationPolicyFacts, NamespaceFacts, NetworkPolicyFacts, PeerAuthenticationFacts,
-        PodFacts, ServiceFacts, SliceFacts,
+        PodFacts, RequestAuthenticationFacts, ServiceFacts, SliceFacts,
     },
 };
 use crate::{causes::causes, essential::Essential, mesh::SnapshotStore};
@@ -100,6 +100,7 @@ impl KubeSource {
         watch(watching.of::<PeerAuthenticationFacts>(4).boxed());
         watch(watching.of::<NetworkPolicyFacts>(5).boxed());
         watch(watching.of::<AuthorizationPolicyFacts>(6).boxed());
+        watch(watching.of::<RequestAuthenticationFacts>(7).boxed());
         Self { state, told, _following: following }
     }
 

@@ -18,14 +18,14 @@ use crate::{
         compile::{Facts, Key, Table},
         facts::{
             AuthorizationPolicyFacts, NamespaceFacts, NetworkPolicyFacts, PeerAuthenticationFacts,
-            PodFacts, ServiceFacts, SliceFacts,
+            PodFacts, RequestAuthenticationFacts, ServiceFacts, SliceFacts,
         },
     },
     mesh::TrustDomain,
 };
 
 /// Counts up when the form changes: what another version wrote is not guessed at.
-const FORMAT: u32 = 5;
+const FORMAT: u32 = 6;
 
 /// Where the facts are saved, and for which mesh.
 #[derive(Clone, Debug)]
@@ -37,7 +37,7 @@ pub(super) struct SavedFacts {
 
 /// The file, with lists of each kind that are read or written.
 #[derive(Deserialize, Serialize)]
-struct Saved<N, P, S, E, A, W, Z> {
+struct Saved<N, P, S, E, A, W, Z, R> {
     format: u32,
     /// Identities hold it, so that the facts are of use in this one only.
     trust_domain: String,
@@ -52,6 +52,7 @@ struct Saved<N, P, S, E, A, W, Z> {
     peer_authentications: A,
     network_policies: W,
     authorization_policies: Z,
+    request_authentications: R,
     cni_policies: Option<bool>,
 }
 
@@ -63,6 +64,7 @@ type Read = Saved<
     Vec<(Key, PeerAuthenticationFacts)>,
     Vec<(Key, NetworkPolicyFacts)>,
     Vec<(Key, AuthorizationPolicyFacts)>,
+    Vec<(Key, RequestAuthenticationFacts)>,
 >;
 
 /// A table, written entry by entry.
@@ -126,6 +128,7 @@ impl SavedFacts {
             peer_authentications: saved.peer_authentications.into_iter().collect(),
             network_policies: saved.network_policies.into_iter().collect(),
             authorization_policies: saved.authorization_policies.into_iter().collect(),
+            request_authentications: saved.request_authentications.into_iter().collect(),
             cni_policies: saved.cni_policies,
         };
         Ok(Some((facts, SystemTime::UNIX_EPOCH + Duration::from_secs(saved.saved_at))))
@@ -146,6 +149,7 @@ impl SavedFacts {
             peer_authentications: Written(&facts.peer_authentications),
             network_policies: Written(&facts.network_policies),
             authorization_policies: Written(&facts.authorization_policies),
+            request_authentications: Written(&facts.request_authentications),
             cni_policies: facts.cni_policies,
         };
         let folder = self.path.parent().unwrap_or(Path::new("/"));

@@ -13,14 +13,14 @@ use crate::{
         error::Problem,
         facts::{
             AuthorizationPolicyFacts, NamespaceFacts, NetworkPolicyFacts, PeerAuthenticationFacts,
-            PodFacts, ServiceFacts, SliceFacts,
+            PodFacts, RequestAuthenticationFacts, ServiceFacts, SliceFacts,
         },
     },
     mesh::PodUid,
 };
 
 /// The kinds that are watched.
-pub(super) const KINDS: [&str; 7] = [
+pub(super) const KINDS: [&str; 8] = [
     NamespaceFacts::PLURAL,
     PodFacts::PLURAL,
     ServiceFacts::PLURAL,
@@ -28,6 +28,7 @@ pub(super) const KINDS: [&str; 7] = [
     PeerAuthenticationFacts::PLURAL,
     NetworkPolicyFacts::PLURAL,
     AuthorizationPolicyFacts::PLURAL,
+    RequestAuthenticationFacts::PLURAL,
 ];
 
 /// What an object comes to: facts, nothing the mesh needs to know of, or a problem.
@@ -85,6 +86,7 @@ pub(super) enum Change {
     PeerAuthentications(Delta<PeerAuthenticationFacts>),
     NetworkPolicies(Delta<NetworkPolicyFacts>),
     AuthorizationPolicies(Delta<AuthorizationPolicyFacts>),
+    RequestAuthentications(Delta<RequestAuthenticationFacts>),
     /// Whether the server has kinds of policies that the CNI alone understands.
     CniPolicies(bool),
     /// The addresses of a pod, from elsewhere; none when it ends.
@@ -128,6 +130,7 @@ impl Tables {
             Change::PeerAuthentications(delta) => self.apply_to(delta),
             Change::NetworkPolicies(delta) => self.apply_to(delta),
             Change::AuthorizationPolicies(delta) => self.apply_to(delta),
+            Change::RequestAuthentications(delta) => self.apply_to(delta),
             Change::CniPolicies(there_are) => self.compiler.set_cni_policies(Some(there_are)),
             Change::Addresses(uid, ips) => self.given.note(uid, ips, &mut self.compiler),
         }

@@ -75,6 +75,7 @@ fn tables(pods: Vec<(Key, Verdict<PodFacts>)>) -> Tables {
     tables.apply(Change::PeerAuthentications(Delta::All(Vec::new())));
     tables.apply(Change::NetworkPolicies(Delta::All(Vec::new())));
     tables.apply(Change::AuthorizationPolicies(Delta::All(Vec::new())));
+    tables.apply(Change::RequestAuthentications(Delta::All(Vec::new())));
     assert!(!tables.are_complete());
     tables.apply(Change::Pods(Delta::All(pods)));
     assert!(tables.are_complete());
@@ -186,6 +187,7 @@ async fn a_snapshot_says_itself_whether_a_pod_that_it_does_not_name_exists() {
         Change::PeerAuthentications(Delta::All(Vec::new())),
         Change::NetworkPolicies(Delta::All(Vec::new())),
         Change::AuthorizationPolicies(Delta::All(Vec::new())),
+        Change::RequestAuthentications(Delta::All(Vec::new())),
         Change::Pods(Delta::All(vec![read(&reader, web)])),
     ] {
         changes.send(change).await.unwrap();
@@ -395,13 +397,13 @@ fn what_the_cni_alone_understands_is_there_until_the_server_says_otherwise() {
 
 #[test]
 fn every_kind_is_watched_under_its_own_name() {
-    let [namespaces, pods, services, slices, policies, network, authorization] = KINDS;
+    let [namespaces, pods, services, slices, policies, network, authorization, tokens] = KINDS;
     assert_eq!([namespaces, pods, services], ["namespaces", "pods", "services"]);
     assert_eq!(
         [slices, policies, network],
         ["endpointslices", "peerauthentications", "networkpolicies"]
     );
-    assert_eq!(authorization, "authorizationpolicies");
+    assert_eq!([authorization, tokens], ["authorizationpolicies", "requestauthentications"]);
 }
 
 #[test]

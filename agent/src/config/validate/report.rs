@@ -90,7 +90,7 @@ impl Report {
             };
             *counts.entry(kind.to_owned()).or_default() += 1;
         }
-        let policies = ["AuthorizationPolicy", "PeerAuthentication"];
+        let policies = ["AuthorizationPolicy", "PeerAuthentication", "RequestAuthentication"];
         if read.runners.is_empty() && policies.iter().any(|kind| report.read.contains_key(*kind)) {
             let note = "no pods were read, so that nobody can tell whom policies select (hint: give what \
                         makes the pods, such as Deployments, with another -f)";

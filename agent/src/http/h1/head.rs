@@ -4,6 +4,7 @@
 //! changed of it is a list of lines left out and lines added, and nothing is allocated per field.
 
 use bytes::{BufMut, Bytes, BytesMut};
+use http::HeaderName;
 
 use super::known::Known;
 use crate::http::{
@@ -131,11 +132,32 @@ impl AnyRequest for RequestHead {
     }
 
     fn set_path(&mut self, path: &[u8]) {
-        let (line, Target { path: former, .. }) = (self.marked.line(), self.target());
-        // What is before and behind it stays as it came.
-        let start = former.as_ptr() as usize - line.as_ptr() as usize;
-        let line = [&line[..start], path, &line[start + former.len()..]].concat();
-        self.target.end = (self.target.end as usize + path.len() - former.len()) as u32;
+        let Target { path: former, .. } = self.target();
+        let (start, end) = (self.within_line(former), self.within_line(former) + former.len());
+        self.replace_in_target(start, end, path);
+    }
+
+    fn set_query(&mut self, query: Option<&[u8]>) {
+        let Target { path, query: former, .. } = self.target();
+        let start = self.within_line(path) + path.len();
+        // With the question mark.
+        let end = start + former.map_or(0, |query| 1 + query.len());
+        let query = query.map(|query| [b"?", query].concat());
+        self.replace_in_target(start, end, &query.unwrap_or_default());
+    }
+}
+
+impl RequestHead {
+    /// Where `part`, which is a piece of the start line, begins in it.
+    fn within_line(&self, part: &[u8]) -> usize {
+        part.as_ptr() as usize - self.marked.line().as_ptr() as usize
+    }
+
+    /// Writes something else there, within the target. What is before and behind it stays as it came.
+    fn replace_in_target(&mut self, start: usize, end: usize, with: &[u8]) {
+        let line = self.marked.line();
+        let line = [&line[..start], with, &line[end..]].concat();
+        self.target.end = (self.target.end as usize + with.len() - (end - start)) as u32;
         self.marked.line = Some(line);
     }
 }
@@ -202,6 +224,11 @@ macro_rules! fields {
                     name.bytes().all(|byte| is_token(&byte)) && value.iter().all(is_value)
                 );
                 self.marked.add(name, value);
+            }
+
+            fn add_field(&mut self, name: &HeaderName, value: &[u8]) {
+                debug_assert!(value.iter().all(is_value));
+                self.marked.add(name.as_str(), value);
             }
         }
 

@@ -12,6 +12,7 @@ use std::{
 
 use bytes::{Buf, BufMut, BytesMut};
 use futures_util::future::join_all;
+use http::{HeaderValue, header};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
@@ -168,7 +169,7 @@ where
                 }
                 Err(why) => {
                     handler.malformed(why.status(), &why);
-                    let answer = Answer { status: why.status(), text: format!("sluice: {why}\n") };
+                    let answer = Answer::new(why.status(), format!("sluice: {why}\n"));
                     connection.answer(&answer, b"", true);
                     Box::pin(connection.linger()).await;
                     return Served::Done;
@@ -412,16 +413,20 @@ where
     /// Says something that no server said, to a request of `method`; as the last on this connection where
     /// it `closes`.
     fn answer(&mut self, answer: &Answer, method: &[u8], closes: bool) {
-        let Answer { status, text } = answer;
+        let Answer { status, text, .. } = answer;
         let reason = http::StatusCode::from_u16(*status).ok();
         let reason = reason.and_then(|status| status.canonical_reason()).unwrap_or_default();
-        let head = format!(
-            "HTTP/1.1 {status} {reason}\r\ncontent-type: text/plain; charset=utf-8\r\n\
-             content-length: {}\r\n{}\r\n",
-            text.len(),
-            if closes { "connection: close\r\n" } else { "" }
-        );
-        self.client.output.put_slice(head.as_bytes());
+        let out = &mut self.client.output;
+        out.put_slice(format!("HTTP/1.1 {status} {reason}\r\n").as_bytes());
+        let (kind, length) = (answer.kind(), HeaderValue::from(text.len()));
+        let kind = kind.iter().map(|kind| (&header::CONTENT_TYPE, kind));
+        for (name, value) in kind.chain([(&header::CONTENT_LENGTH, &length)]).chain(answer.fields())
+        {
+            for piece in [name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"] {
+                out.put_slice(piece);
+            }
+        }
+        out.put_slice(if closes { b"connection: close\r\n\r\n" } else { b"\r\n" });
         // RFC 9110 §9.3.2.
         if method != b"HEAD" {
             self.client.output.put_slice(text.as_bytes());

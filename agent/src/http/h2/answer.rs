@@ -45,11 +45,20 @@ impl Kind {
                 if let Ok(message) = message {
                     fields.insert("grpc-message", message);
                 }
+                for (name, value) in answer.fields() {
+                    if *name != header::CONTENT_TYPE && !name.as_str().starts_with("grpc-") {
+                        fields.append(name, value.clone());
+                    }
+                }
                 let _ = respond.send_response(response, true);
             }
             Kind::Plain | Kind::Head => {
-                let kind = HeaderValue::from_static("text/plain; charset=utf-8");
-                fields.insert(header::CONTENT_TYPE, kind);
+                if let Some(more) = &answer.fields {
+                    fields.clone_from(more);
+                }
+                if let Some(kind) = answer.kind() {
+                    fields.insert(header::CONTENT_TYPE, kind);
+                }
                 fields.insert(header::CONTENT_LENGTH, HeaderValue::from(answer.text.len()));
                 *response.status_mut() = StatusCode::from_u16(answer.status)
                     .unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);

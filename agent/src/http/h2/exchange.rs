@@ -67,7 +67,7 @@ pub(super) async fn exchange<H>(
     let kind = Kind::of(&head);
     if let Err(why) = head::settle(&mut head) {
         client.handler.malformed(400, &why);
-        let answer = Answer { status: 400, text: format!("sluice: {why}\n") };
+        let answer = Answer::new(400, format!("sluice: {why}\n"));
         return kind.send(&answer, &mut respond);
     }
     let route = unless_reset(&mut respond, client.handler.route(&mut head)).await;
@@ -271,7 +271,7 @@ impl<H: Handler<Route: Shared>> Exchange<'_, H> {
                 Ok(_) if reserved.connection.extends() => {}
                 Ok(_) => {
                     let text = "sluice: the server takes no CONNECT for other protocols\n".into();
-                    self.kind.send(&Answer { status: 501, text }, &mut self.respond);
+                    self.kind.send(&Answer::new(501, text), &mut self.respond);
                     return Err(Ended::Unsent);
                 }
                 Err(reason) => return Err(client_gone(reason)),

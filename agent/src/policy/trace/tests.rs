@@ -9,7 +9,8 @@ use super::*;
 use crate::{
     mesh::Principal,
     policy::{
-        Account, Decision, Lists, PathPattern, Pattern, Reason, Request, Spec, Template, Verdict,
+        Account, Decision, Lists, PathPattern, Pattern, Reason, Request, Spec, Template,
+        TokenPrincipal, Verdict,
     },
 };
 
@@ -54,6 +55,8 @@ fn test() -> impl Strategy<Value = Test> {
         lists(PATHS, path).prop_map(Test::Path),
         lists(&["a.example", "*.example", "a.example:80"], Pattern::of).prop_map(Test::Host),
         lists(&["x", "*", "y*"], Pattern::of).prop_map(|lists| Test::Header("x-a".into(), lists)),
+        lists(&["a/b", "a/*", "*"], TokenPrincipal::of).prop_map(Test::RequestPrincipal),
+        lists(&["x", "*"], Pattern::of).prop_map(|lists| Test::Claim(["a".into()].into(), lists)),
         lists(&["*"], Pattern::of).prop_map(Test::Sni),
     ]
 }

@@ -17,6 +17,7 @@ pub(super) use upstream::Upstream;
 use std::{future::Future, sync::Arc};
 
 use bytes::BytesMut;
+use http::HeaderName;
 
 use report::Report;
 
@@ -53,7 +54,7 @@ fn answer(status: u16, failure: Failure) -> Answer {
         Failure::AuthzDenied => "RBAC: access denied".to_owned(),
         failure => format!("sluice: {}\n", failure.as_str()),
     };
-    Answer { status, text }
+    Answer::new(status, text)
 }
 
 /// Refuses a request that is one too many: each of HTTP/2 has a place of its own among connections,
@@ -109,6 +110,8 @@ impl AnyRequest for Unreadable {
     }
 
     fn set_path(&mut self, _path: &[u8]) {}
+
+    fn set_query(&mut self, _query: Option<&[u8]>) {}
 }
 
 impl Fields for Unreadable {
@@ -119,4 +122,6 @@ impl Fields for Unreadable {
     fn remove(&mut self, _name: &str) {}
 
     fn add(&mut self, _name: &'static str, _value: &[u8]) {}
+
+    fn add_field(&mut self, _name: &HeaderName, _value: &[u8]) {}
 }

@@ -68,11 +68,11 @@ impl Report {
 
     /// The client is answered here.
     pub(super) fn refuse(&mut self, refusal: Refusal) -> Answer {
-        let Refusal { status, failure, message, judgement } = refusal;
+        let Refusal { status, failure, message, judgement, answer: told } = refusal;
         self.judged(judgement);
         tracing::debug!(error = %message, "request refused");
         self.answered(status.as_u16(), failure);
-        answer(status.as_u16(), failure)
+        told.map_or_else(|| answer(status.as_u16(), failure), |told| *told)
     }
 
     /// The server's side, or whichever is here, has something to say of policy.

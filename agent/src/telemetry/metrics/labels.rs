@@ -36,8 +36,12 @@ impl Outcome {
     ) -> Self {
         Self {
             protocol: if grpc { "grpc" } else { "http" },
-            // Envoy has no flag for what its RBAC filter answers.
-            flags: flags(failure.filter(|failure| *failure != Failure::AuthzDenied)),
+            // Envoy has no flag for what its filters of RBAC and JWT answer.
+            flags: flags(
+                failure.filter(|failure| {
+                    !matches!(failure, Failure::AuthzDenied | Failure::JwtDenied)
+                }),
+            ),
             code: status.map_or(Code::None, Code::of),
             grpc_status: grpc_status.map(grpc::Code::number),
         }

@@ -128,5 +128,6 @@ fn network_type(address: SocketAddr) -> &'static str {
 
 /// A server that refuses by policy has done its job: its span is no error.
 fn is_error(failure: Failure, reporter: Reporter) -> bool {
-    !(failure == Failure::AuthzDenied && reporter == Reporter::Destination)
+    let is_verdict = matches!(failure, Failure::AuthzDenied | Failure::JwtDenied);
+    !(is_verdict && reporter == Reporter::Destination)
 }

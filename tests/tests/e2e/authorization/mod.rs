@@ -4,6 +4,7 @@ mod attributes;
 mod explained;
 mod paths;
 mod raw_http2;
+mod tokens;
 mod town;
 
 use std::{io, net::SocketAddr};

@@ -91,11 +91,22 @@ impl Town {
         Ok(town)
     }
 
-    pub(super) async fn start(mut self, flags: &[&str]) -> anyhow::Result<Self> {
+    pub(super) async fn start(self, flags: &[&str]) -> anyhow::Result<Self> {
+        self.start_in(flags, &[]).await
+    }
+
+    /// The same with more in the environment of the agents.
+    pub(super) async fn start_in(
+        mut self,
+        flags: &[&str],
+        more: &[(String, String)],
+    ) -> anyhow::Result<Self> {
+        let delay = ("OTEL_BSP_SCHEDULE_DELAY".to_owned(), "20".to_owned());
+        let environment: Vec<_> = more.iter().cloned().chain([delay]).collect();
         let options = || AgentOptions {
             otlp: Some((&self.receiver, Protocol::Grpc)),
             flags: flags.iter().map(ToString::to_string).collect(),
-            environment: vec![("OTEL_BSP_SCHEDULE_DELAY".into(), "20".into())],
+            environment: environment.clone(),
             ..AgentOptions::default()
         };
         let a = Agent::start(&self.a, &self.config, options());
@@ -206,6 +217,15 @@ pub(super) async fn check_health(
     client: &Pod,
     to: SocketAddr,
 ) -> anyhow::Result<Result<(), tonic::Status>> {
+    check_health_as(client, to, None).await
+}
+
+/// The same with a token.
+pub(super) async fn check_health_as(
+    client: &Pod,
+    to: SocketAddr,
+    token: Option<&str>,
+) -> anyhow::Result<Result<(), tonic::Status>> {
     let mut stream = Some(TokioIo::new(connect(client, to).await?.into_stream()));
     let connector = tower::service_fn(move |_| {
         let stream = stream.take();
@@ -213,7 +233,11 @@ pub(super) async fn check_health(
     });
     let endpoint = Endpoint::from_static("http://go-app:90").timeout(PATIENCE);
     let mut client = HealthClient::new(endpoint.connect_with_connector(connector).await?);
-    let asked = client.check(HealthCheckRequest { service: "order".into() }).await;
+    let mut request = tonic::Request::new(HealthCheckRequest { service: "order".into() });
+    if let Some(token) = token {
+        request.metadata_mut().insert("authorization", format!("Bearer {token}").parse()?);
+    }
+    let asked = client.check(request).await;
     Ok(asked.map(drop))
 }
 

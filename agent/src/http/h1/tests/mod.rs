@@ -53,7 +53,7 @@ impl Handler for Forward {
     async fn route(&self, request: &mut (impl AnyRequest + Send)) -> Result<To, Answer> {
         request.add("x-seen", b"1");
         if request.target().path == b"/refused" {
-            return Err(Answer { status: 403, text: "no".into() });
+            return Err(Answer::new(403, "no".into()));
         }
         Ok(To(self.clone(), String::from_utf8_lossy(request.target().path).into_owned()))
     }
@@ -78,7 +78,7 @@ impl Route for To {
     fn key(&self) {}
 
     async fn connect(&mut self) -> Result<Moving, Answer> {
-        let nobody = || Answer { status: 503, text: "nobody\n".into() };
+        let nobody = || Answer::new(503, "nobody\n".into());
         let servers = self.0.servers.as_ref().ok_or_else(nobody)?;
         self.0.dialled.fetch_add(1, Relaxed);
         let (ours, theirs) = duplex(64 << 10);
@@ -87,7 +87,7 @@ impl Route for To {
     }
 
     fn unanswered(&mut self, ended: &Ended) -> Answer {
-        Answer { status: 502, text: format!("{ended}\n") }
+        Answer::new(502, format!("{ended}\n"))
     }
 
     fn finish(self, ended: &Ended) {

@@ -104,13 +104,13 @@ impl Route for Sent {
 
     async fn connect(&mut self) -> Result<DuplexStream, Answer> {
         let (ours, theirs) = duplex(64 << 10);
-        let nobody = || Answer { status: 503, text: "nobody\n".into() };
+        let nobody = || Answer::new(503, "nobody\n".into());
         self.connections.send(theirs).map_err(|_| nobody())?;
         Ok(ours)
     }
 
     fn unanswered(&mut self, ended: &Ended) -> Answer {
-        Answer { status: 502, text: format!("{ended}\n") }
+        Answer::new(502, format!("{ended}\n"))
     }
 
     fn finish(self, ended: &Ended) {
@@ -151,7 +151,7 @@ impl Bench {
     fn refusing(status: u16, text: &str) -> Self {
         let mut bench = Self::new();
         let forward = Arc::get_mut(&mut bench.forward).unwrap();
-        forward.refusal = Some(Answer { status, text: text.into() });
+        forward.refusal = Some(Answer::new(status, text.into()));
         bench
     }
 
