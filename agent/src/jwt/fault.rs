@@ -31,6 +31,8 @@ pub enum Fault {
     PayloadBadJson,
     /// A claim that has to be a text, a number or a list of texts is none.
     PayloadBadClaim(&'static str),
+    /// A time is before 1970, or further away than anybody counts.
+    PayloadTimeOutOfRange(&'static str),
     /// Its third part is no Base64url.
     SignatureBadBase64,
     /// No rule is about its issuer.
@@ -84,6 +86,9 @@ impl fmt::Display for Fault {
                     }
                     claim => write!(f, "Jwt payload [{claim}] field is not a string"),
                 };
+            }
+            Self::PayloadTimeOutOfRange(claim) => {
+                return write!(f, "Jwt payload [{claim}] field is not a positive 64 bit integer");
             }
             Self::SignatureBadBase64 => "Jwt signature is an invalid Base64url encoded",
             Self::UnknownIssuer => "Jwt issuer is not configured",

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 
+use base64::{Engine, prelude::BASE64_STANDARD};
 use serde_json::{Map, Value};
 
 use super::spec::Provider;
@@ -36,7 +37,7 @@ fn at<'a>(claims: &'a Map<String, Value>, path: &str) -> Option<&'a Value> {
     names.try_fold(first, |value, name| value.as_object()?.get(name))
 }
 
-/// As Envoy writes a value; `None` of what it writes not, or otherwise than Istio says.
+/// As Envoy writes a value, more of which it writes than Istio says.
 fn text(value: &Value) -> Option<Cow<'_, str>> {
     match value {
         Value::String(text) => Some(Cow::Borrowed(text)),
@@ -49,7 +50,10 @@ fn text(value: &Value) -> Option<Cow<'_, str>> {
                 false => Cow::Owned(format!("{number:.6}")),
             })
         }
-        Value::Null | Value::Array(_) | Value::Object(_) => None,
+        Value::Array(_) | Value::Object(_) => {
+            Some(Cow::Owned(BASE64_STANDARD.encode(value.to_string())))
+        }
+        Value::Null => None,
     }
 }
 
@@ -72,7 +76,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_claim_is_written_where_it_is_one_value() {
+    fn a_claim_is_written_as_envoy_does() {
         for (value, expected) in [
             (json!("a b"), Some("a b")),
             (json!(true), Some("true")),
@@ -81,8 +85,8 @@ mod tests {
             (json!(-7), Some("-7.000000")),
             (json!(0.5), Some("0.500000")),
             (json!(null), None),
-            (json!(["a"]), None),
-            (json!({"a": "b"}), None),
+            (json!(["a"]), Some("WyJhIl0=")),
+            (json!({"a": "b"}), Some("eyJhIjoiYiJ9")),
         ] {
             assert_eq!(text(&value).as_deref(), expected, "{value}");
         }

@@ -172,6 +172,7 @@ async fn every_fault_is_told_in_envoys_words() {
         (with("aud", json!("shop")), Err("Audiences in Jwt are not allowed")),
         (with("aud", json!([])), Err("Audiences in Jwt are not allowed")),
         (with("exp", json!("soon")), Err("Jwt payload [exp] field is not an integer")),
+        (with("nbf", json!(-1)), Err("Jwt payload [nbf] field is not a positive 64 bit integer")),
         (with("sub", json!(7)), Err("Jwt payload [sub] field is not a string")),
         (with("aud", json!([7])), Err("Jwt payload [aud] field is not a string or string list")),
         (issuer.token(&good) + "AAAA", Err("Jwt verification fails")),

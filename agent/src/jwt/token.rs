@@ -5,7 +5,7 @@ use base64::{
     engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig},
 };
 use jsonwebtoken::Algorithm;
-use serde_json::{Map, Value};
+use serde_json::{Map, Number, Value};
 
 use super::Fault;
 
@@ -68,7 +68,10 @@ impl<'a> Token<'a> {
         }
         let seconds = |claim: &'static str| match claims.get(claim) {
             None => Ok(0),
-            Some(value) => seconds(value).ok_or(Fault::PayloadBadClaim(claim)),
+            Some(Value::Number(number)) => {
+                seconds(number).ok_or(Fault::PayloadTimeOutOfRange(claim))
+            }
+            Some(_) => Err(Fault::PayloadBadClaim(claim)),
         };
         let (_, not_before, expires) = (seconds("iat")?, seconds("nbf")?, seconds("exp")?);
         let is_audience = |value: &Value| match value {
@@ -121,11 +124,11 @@ impl<'a> Token<'a> {
 }
 
 /// A NumericDate (RFC 7519 §2), without its fraction.
-fn seconds(value: &Value) -> Option<u64> {
-    match value.as_u64() {
+fn seconds(number: &Number) -> Option<u64> {
+    match number.as_u64() {
         Some(seconds) => Some(seconds),
         None => {
-            let seconds = value.as_f64().filter(|seconds| (0.0..1e18).contains(seconds))?;
+            let seconds = number.as_f64().filter(|seconds| (0.0..1e18).contains(seconds))?;
             Some(seconds as u64)
         }
     }

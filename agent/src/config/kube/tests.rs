@@ -19,6 +19,7 @@ use crate::{
         authorization_policy::AuthorizationPolicy,
         compile::{Claim, Key},
         facts::{PeerAuthenticationFacts, PodFacts},
+        request_authentication::RequestAuthentication,
         state::SourceState,
     },
     mesh::{MutualTlsMode, PodUid, Snapshot, SnapshotStore},
@@ -442,4 +443,34 @@ fn an_authorization_policy_that_cannot_be_read_denies_unless_it_once_could() {
     let both = || vec![said("a", false), said("b", true)];
     assert_eq!(set("a", json!({"action": "DENY"})), (both(), 1));
     assert_eq!(set("a", wrong("other")), (both(), 2));
+}
+
+#[test]
+fn a_request_authentication_that_cannot_be_read_is_in_force_as_such_unless_it_once_could() {
+    let reader = reader();
+    let mut labelled = pod("a", "10.0.0.1", json!({}));
+    labelled["metadata"]["labels"]["istio.io/dataplane-mode"] = "ambient".into();
+    let mut tables = tables(vec![read(&reader, labelled)]);
+    let mut set = |name: &str, spec: serde_json::Value| {
+        let metadata = json!({"name": name, "namespace": "shop"});
+        let object = json!({"metadata": metadata, "spec": spec});
+        let arrival = Arrival::<RequestAuthentication>::of_any(object).unwrap();
+        let (key, verdict) = reader.read(arrival);
+        tables.apply(Change::RequestAuthentications(Delta::Set(key, verdict)));
+        let snapshot = compile(&mut tables);
+        let authentication = &snapshot.workload([10, 0, 0, 1].into()).unwrap().authentication;
+        let all = authentication.all().iter();
+        let said: Vec<_> =
+            all.map(|one| (one.name().to_string(), one.spec().unreadable.is_some())).collect();
+        (said, tables.problems().len())
+    };
+    let said = |unreadable| vec![("shop/a".to_owned(), unreadable)];
+    let rule = |more: &str| json!({"jwtRules": [{"issuer": "i", more: "x"}]});
+    assert_eq!(set("a", rule("later")), (said(true), 1));
+    assert_eq!(set("a", rule("jwks")), (said(true), 1));
+    let other = json!({"selector": {"matchLabels": {"app": "other"}}, "later": 1});
+    assert_eq!(set("b", other), (said(true), 2));
+    assert_eq!(set("a", rule("jwksUri")), (said(true), 2));
+    assert_eq!(set("a", json!({"jwtRules": [{"issuer": "i"}]})), (said(false), 1));
+    assert_eq!(set("a", rule("later")), (said(false), 2));
 }

@@ -4,8 +4,10 @@
 //! Where they differ, `docs/compatibility.md` says why; the differences are listed in [`differences`].
 
 mod differences;
+mod jwt;
 mod rbac;
 mod table;
+mod tokens;
 
 use std::{
     env, fs,
@@ -41,12 +43,28 @@ const CASE: &str = "x-case";
 const AT_ONCE: usize = 16;
 /// The path that a request has gone on with.
 const PATH: &str = "x-path";
+/// The fields of [`SHOWN`] that it has gone on with.
+const SEEN: &str = "x-seen";
+/// Fields that tokens are in, and that are made of them.
+const SHOWN: [&str; 4] = ["authorization", "x-jwt", "x-sub", "x-payload"];
 
 /// What became of a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Verdict {
     status: u16,
     path: String,
+    seen: String,
+    /// What a refused client is told.
+    text: String,
+}
+
+/// What is in force.
+#[derive(Clone, Debug, Default)]
+struct Case {
+    /// The `spec` of each AuthorizationPolicy.
+    policies: Vec<Value>,
+    /// The rules of a RequestAuthentication.
+    tokens: Vec<Value>,
 }
 
 /// Clients, a server behind an agent, and an Envoy.
@@ -59,7 +77,7 @@ struct Court {
 }
 
 impl Court {
-    async fn sit() -> anyhow::Result<Self> {
+    async fn sit(cases: &[Case]) -> anyhow::Result<Self> {
         let mesh = Mesh::new()?;
         let account = Some("web.v1".to_owned());
         let options = PodOptions { service_account: account, ..PodOptions::default() };
@@ -71,7 +89,7 @@ impl Court {
         mesh.config.pod(&envoy)?;
         let agent = mesh.start_agent(&mesh.a, &[]).await?;
         let app = serve(&mesh.near)?;
-        let (process, ca) = start_envoy(&mesh, &envoy)?;
+        let (process, ca) = start_envoy(&mesh, &envoy, cases)?;
         let sign = |pod: &Pod| ca.sign(&[&pod.principal()], OffsetDateTime::now_utc());
         let certificates = [sign(&mesh.client)?, sign(&dotted)?];
         let to = SocketAddr::new(envoy.ip(), Mesh::HTTP_TARGET);
@@ -118,28 +136,30 @@ impl Court {
     }
 
     /// Puts these in force at the agent.
-    async fn enact(&self, policies: &[Value]) -> anyhow::Result<()> {
+    async fn enact(&self, Case { policies, tokens }: &Case) -> anyhow::Result<()> {
         let version = || -> anyhow::Result<Option<u64>> {
             Ok(Agent::status(&self.mesh.a)?["configuration"]["version"].as_u64())
         };
-        let text: Vec<_> = policies
-            .iter()
-            .enumerate()
-            .map(|(at, spec)| {
-                format!(
-                    "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: \
-                 {{namespace: default, name: policy-{at}}}\nspec: {spec}\n"
-                )
-            })
-            .collect();
+        let object = |kind: &str, at: usize, spec: &Value| {
+            format!(
+                "---\napiVersion: security.istio.io/v1\nkind: {kind}\nmetadata: {{namespace: \
+                 default, name: policy-{at}}}\nspec: {spec}\n"
+            )
+        };
+        let policies = policies.iter().enumerate();
+        let mut text: String =
+            policies.map(|(at, spec)| object("AuthorizationPolicy", at, spec)).collect();
+        if !tokens.is_empty() {
+            text += &object("RequestAuthentication", 0, &json!({"jwtRules": tokens}));
+        }
         let before = version()?;
-        self.mesh.config.write("policies", &text.join("---\n"))?;
+        self.mesh.config.write("policies", &text)?;
         let is_newer = || async { Ok((version()? > before).then_some(())) };
         eventually("the policies are in force", is_newer).await
     }
 }
 
-/// Answers with the target that it was asked for, whatever is in it.
+/// Answers with the target that it was asked for, whatever is in it, and with the fields that are shown.
 fn serve(pod: &Pod) -> anyhow::Result<JoinSet<()>> {
     let listener = pod.listen(Mesh::HTTP_TARGET)?;
     let mut tasks = JoinSet::new();
@@ -150,8 +170,16 @@ fn serve(pod: &Pod) -> anyhow::Result<JoinSet<()>> {
                 let mut line = Line::new(stream);
                 while let Ok(head) = line.hear("\r\n\r\n").await {
                     let target = head.split(' ').nth(1).unwrap_or_default();
-                    let answer =
-                        format!("HTTP/1.1 200 OK\r\n{PATH}: {target}\r\nContent-Length: 0\r\n\r\n");
+                    let seen = SHOWN.map(|name| {
+                        let fields = head.lines().filter_map(|line| line.split_once(':'));
+                        let mut fields = fields.filter(|(own, _)| own.eq_ignore_ascii_case(name));
+                        fields.next().map_or("", |(_, value)| value.trim()).to_owned()
+                    });
+                    let answer = format!(
+                        "HTTP/1.1 200 OK\r\n{PATH}: {target}\r\n{SEEN}: {}\r\nContent-Length: 0\
+                         \r\n\r\n",
+                        seen.join("|")
+                    );
                     if line.say(answer).await.is_err() {
                         return;
                     }
@@ -163,7 +191,7 @@ fn serve(pod: &Pod) -> anyhow::Result<JoinSet<()>> {
 }
 
 /// Starts Envoy with all policies, and a CA that it believes.
-fn start_envoy(mesh: &Mesh, pod: &Pod) -> anyhow::Result<(Process, TestCa)> {
+fn start_envoy(mesh: &Mesh, pod: &Pod, cases: &[Case]) -> anyhow::Result<(Process, TestCa)> {
     let program = env::var_os("ENVOY_BIN").map(PathBuf::from);
     let program =
         program.context("ENVOY_BIN does not say where Envoy is (hint: cargo xtask test)")?;
@@ -182,12 +210,11 @@ fn start_envoy(mesh: &Mesh, pod: &Pod) -> anyhow::Result<(Process, TestCa)> {
     params.subject_alt_names = vec![SanType::URI(pod.principal().try_into()?)];
     let key = KeyPair::generate()?;
     let own = (params.signed_by(&key, &issuer)?.pem(), key.serialize_pem());
-    let policies = |server: IpAddr| {
-        let cases = cases().into_iter();
-        cases.map(move |(_, policies)| in_place(&policies, server, mesh.client.ip()))
-    };
+    let (server, client) = (pod.ip(), mesh.client.ip());
+    let policies = cases.iter().map(|case| in_place(&case.policies, server, client));
+    let tokens: Vec<_> = cases.iter().map(|case| case.tokens.clone()).collect();
     let file = folder.join("envoy.json");
-    let configuration = bootstrap(policies(pod.ip()), &ca, &own);
+    let configuration = bootstrap(policies, &tokens, &ca, &own);
     fs::write(&file, configuration.to_string())?;
     let mut command = Command::new(program);
     command.args(["--concurrency", "1", "--disable-hot-restart", "--log-level", "error"]);
@@ -209,11 +236,17 @@ fn in_place(policies: &[Value], server: IpAddr, client: IpAddr) -> Vec<Value> {
 /// As Istio sets up a sidecar for requests that come in, as far as it concerns who may ask what.
 fn bootstrap(
     policies: impl Iterator<Item = Vec<Value>>,
+    tokens: &[Vec<Value>],
     ca: &str,
     (certificate, key): &(String, String),
 ) -> Value {
     let extension = |name: &str, kind: &str| json!({"name": name, "typed_config": {"@type": format!("{TYPES}.extensions.filters.{kind}")}});
+    let of_case = |case: usize| {
+        let exact = json!({"exact": case.to_string()});
+        json!({"prefix": "/", "headers": [{"name": CASE, "string_match": exact}]})
+    };
     let filters = [
+        jwt::filter(tokens, of_case),
         extension("deny", "http.rbac.v3.RBAC"),
         extension("allow", "http.rbac.v3.RBAC"),
         extension("router", "http.router.v3.Router"),
@@ -221,9 +254,8 @@ fn bootstrap(
     let routes: Vec<_> = policies
         .enumerate()
         .map(|(case, policies)| {
-            let exact = json!({"exact": case.to_string()});
             json!({
-                "match": {"prefix": "/", "headers": [{"name": CASE, "string_match": exact}]},
+                "match": of_case(case),
                 "direct_response": {"status": 200},
                 "typed_per_filter_config": {
                     "deny": rbac::rules("DENY", &policies),
@@ -238,7 +270,10 @@ fn bootstrap(
         "normalize_path": true, "path_with_escaped_slashes_action": "KEEP_UNCHANGED",
         "use_remote_address": false,
         "route_config": {
-            "response_headers_to_add": [{"header": {"key": PATH, "value": "%REQ(:PATH)%"}}],
+            "response_headers_to_add": [
+                {"header": {"key": PATH, "value": "%REQ(:PATH)%"}},
+                {"header": {"key": SEEN, "value": SHOWN.map(|name| format!("%REQ({name})%")).join("|")}},
+            ],
             "virtual_hosts": [{"name": "all", "domains": ["*"], "routes": routes}],
         },
     });
@@ -283,7 +318,7 @@ async fn ask(
     let exchange = async {
         stream.write_all(request.as_bytes()).await?;
         let mut answer = Vec::new();
-        while !answer.windows(4).any(|end| end == b"\r\n\r\n") {
+        while !is_whole(&answer) {
             if stream.read_buf(&mut answer).await? == 0 {
                 break;
             }
@@ -293,18 +328,39 @@ async fn ask(
     let answer = timeout(PATIENCE, exchange).await.context("no answer")??;
     let answer = String::from_utf8_lossy(&answer).into_owned();
     let status = answer.split(' ').nth(1).and_then(|status| status.parse().ok());
-    let path = answer.lines().find_map(|line| line.strip_prefix("x-path: "));
-    Ok(Verdict { status: status.unwrap_or(0), path: path.unwrap_or_default().to_owned() })
+    let (head, text) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
+    let field = |name: &str| {
+        let fields = head.lines().filter_map(|line| line.split_once(": "));
+        fields.filter(|(own, _)| *own == name).map(|(_, value)| value.to_owned()).next()
+    };
+    Ok(Verdict {
+        status: status.unwrap_or(0),
+        path: field(PATH).unwrap_or_default(),
+        seen: field(SEEN).unwrap_or_default(),
+        text: text.to_owned(),
+    })
+}
+
+/// Whether all of an answer is there.
+fn is_whole(answer: &[u8]) -> bool {
+    let answer = String::from_utf8_lossy(answer);
+    let Some((head, text)) = answer.split_once("\r\n\r\n") else { return false };
+    let head = head.to_ascii_lowercase();
+    let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")?.parse().ok());
+    text.len() >= length.unwrap_or(0)
 }
 
 #[tokio::test]
 async fn an_agent_judges_as_envoy_does_or_refuses_more() -> anyhow::Result<()> {
-    let court = Court::sit().await?;
+    let all: Vec<_> =
+        cases().into_iter().map(|(_, policies)| Case { policies, ..Case::default() }).collect();
+    let court = Court::sit(&all).await?;
     let mut found = Vec::new();
     let mut asked = 0;
     for (case, (name, policies)) in cases().into_iter().enumerate() {
         let policies = in_place(&policies, court.mesh.near.ip(), court.mesh.client.ip());
-        court.enact(&policies).await?;
+        let in_force = Case { policies: policies.clone(), ..Case::default() };
+        court.enact(&in_force).await?;
         let asks_path = policies.iter().any(|spec| spec.to_string().contains("aths\""));
         let verdicts = ASKS.iter().map(|(who, line, fields)| {
             let mut request = format!("{line} HTTP/1.1\r\n{CASE}: {case}\r\n");

@@ -2,6 +2,8 @@
 
 use serde_json::{Value, json};
 
+use super::jwt;
+
 const TYPES: &str = "type.googleapis.com/envoy";
 
 /// The configuration of an RBAC filter for the policies of one action.
@@ -158,14 +160,52 @@ fn test(key: &str, value: &str) -> Value {
         }
         _ => match key.strip_prefix("request.headers[").and_then(|name| name.strip_suffix(']')) {
             Some(name) => json!({"header": header(name, value, false)}),
-            // What jwt_authn tells, which is not there.
-            None => json!({"metadata": {
-                "filter": "envoy.filters.http.jwt_authn",
-                "path": [{"key": "payload"}, {"key": "iss"}],
-                "value": {"string_match": {"safe_regex": {"regex": ".+"}}},
-            }}),
+            None => of_token(key, value),
         },
     }
+}
+
+/// A test of what jwt_authn tells.
+fn of_token(key: &str, value: &str) -> Value {
+    let claim = |path: &[&str], value: Value| {
+        let path = ["payload"].iter().chain(path).map(|key| json!({"key": key}));
+        let path: Vec<_> = path.collect();
+        json!({"metadata": {"filter": jwt::FILTER, "path": path, "value": value}})
+    };
+    if key == "request.auth.principal" {
+        let any = || json!({"safe_regex": {"regex": ".+"}});
+        let or_any =
+            |kind: &str, text: &str| if text.is_empty() { any() } else { json!({kind: text}) };
+        let exact = |text: &str| json!({"exact": text});
+        let parts = value.rsplit_once('/');
+        let (issuer, subject) = match (value.strip_prefix('*'), value.strip_suffix('*'), parts) {
+            (Some(""), ..) => (any(), any()),
+            (Some(_), _, Some((issuer, subject))) => {
+                (or_any("suffix", &issuer[1..]), exact(subject))
+            }
+            (Some(end), _, None) => (any(), json!({"suffix": end})),
+            (None, Some(_), Some((issuer, subject))) => {
+                (exact(issuer), or_any("prefix", subject.trim_end_matches('*')))
+            }
+            (None, Some(beginning), None) => (json!({"prefix": beginning}), any()),
+            (None, None, Some((issuer, subject))) => (exact(issuer), exact(subject)),
+            (None, None, None) => (exact(value), exact("")),
+        };
+        let ids = [("iss", issuer), ("sub", subject)];
+        let ids = ids.map(|(name, matcher)| claim(&[name], json!({"string_match": matcher})));
+        return json!({"and_ids": {"ids": ids}});
+    }
+    let path: Vec<_> = match key {
+        "request.auth.audiences" => vec!["aud"],
+        "request.auth.presenter" => vec!["azp"],
+        _ => {
+            let names = key.strip_prefix("request.auth.claims[").unwrap_or(key);
+            names.strip_suffix(']').unwrap_or(names).split("][").collect()
+        }
+    };
+    let one = json!({"string_match": text(value)});
+    let either = json!([{"list_match": {"one_of": one}}, one]);
+    claim(&path, json!({"or_match": {"value_matchers": either}}))
 }
 
 fn header(name: &str, value: &str, any_case: bool) -> Value {
