@@ -14,8 +14,9 @@ use nix::{
 };
 use serde_json::{Value, json};
 use sluice_tests::{
-    Agent, AgentOptions, KubeApi, KubeKind, KubePod, Mesh, NetnsState, Node, PATIENCE, Pod,
-    PodOptions, Talk, capture_events, eventually, refused, wait_until_captured, within,
+    Agent, AgentOptions, KubeApi, KubeKind, KubePod, Line, Mesh, NetnsState, Node, PATIENCE, Pod,
+    PodOptions, Talk, TokenIssuer, capture_events, eventually, refused, wait_until_captured,
+    within,
 };
 use tokio::{io::AsyncReadExt, net::UnixListener, time::timeout};
 
@@ -107,7 +108,7 @@ async fn watches_become(
     eventually(what, || async {
         let status = Agent::status(node)?;
         let watches = status["watches"].as_array().map(Vec::as_slice).unwrap_or_default();
-        assert_eq!(watches.len(), 7, "{status}");
+        assert_eq!(watches.len(), 8, "{status}");
         Ok(watches.iter().all(&is).then_some(()))
     })
     .await
@@ -362,7 +363,7 @@ async fn connections_that_break_are_made_anew_without_listing() -> anyhow::Resul
         cluster.api.pod_with(&cluster.mesh.near, &labels);
         wait_until_captured(&cluster.mesh.a, &cluster.mesh.near, mode == "ambient").await?;
     }
-    assert_eq!(cluster.api.asked("sendInitialEvents=true"), 7, "each kind was listed once");
+    assert_eq!(cluster.api.asked("sendInitialEvents=true"), 8, "each kind was listed once");
     assert_eq!(cluster.api.asked("limit="), 0, "nothing was listed in pages");
     Ok(())
 }
@@ -577,6 +578,65 @@ async fn an_authorization_policy_that_cannot_be_read_denies_and_once_it_was_read
     Talk::start(&mesh.client, to, &listener).await?;
     api.delete(KubeKind::AuthorizationPolicy, "default", "own");
     becomes(&mesh.near, "").await
+}
+
+#[tokio::test]
+async fn a_request_authentication_that_cannot_be_read_lets_no_request_pass_until_it_can()
+-> anyhow::Result<()> {
+    let cluster = Cluster::started()?;
+    let _agent = cluster.agent(&cluster.mesh.a).await?;
+    let Cluster { api, mesh } = &cluster;
+    wait_until_captured(&mesh.a, &mesh.near, true).await?;
+    let issuer = TokenIssuer::new("k")?;
+    let apply = |rule: Value| {
+        let metadata = json!({"namespace": "default", "name": "tokens"});
+        let selector = json!({"matchLabels": {"app": "near"}});
+        let spec = json!({"selector": selector, "jwtRules": [rule]});
+        api.apply(KubeKind::RequestAuthentication, json!({"metadata": metadata, "spec": spec}));
+    };
+    let listener = mesh.near.listen(PORT)?;
+    let _app = tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let mut line = Line::new(stream);
+            while line.hear("\r\n\r\n").await.is_ok() {
+                let _ = line.say("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await;
+            }
+        }
+    });
+    let to = SocketAddr::new(mesh.near.ip(), PORT);
+    let becomes = async |token: Option<&str>, status: &str| {
+        let field = token.map(|token| format!("Authorization: Bearer {token}\r\n"));
+        let head = format!("GET / HTTP/1.1\r\nHost: a\r\n{}\r\n", field.unwrap_or_default());
+        eventually(&format!("{token:?} gets {status}"), || async {
+            let mut line = Line::new(mesh.client.connect(to).await?);
+            line.say(head.clone()).await?;
+            let answer = line.hear("\r\n\r\n").await?;
+            Ok(answer.starts_with(&format!("HTTP/1.1 {status} ")).then_some(()))
+        })
+        .await
+    };
+    let good = issuer.token(&json!({"iss": "a", "sub": "b"}))?;
+    let rule = json!({"issuer": "a", "jwks": issuer.jwks()?});
+    let later = json!({"issuer": "a", "jwks": issuer.jwks()?, "later": true});
+    becomes(None, "200").await?;
+    apply(later.clone());
+    becomes(None, "403").await?;
+    apply(rule);
+    becomes(None, "200").await?;
+    becomes(Some(&good), "200").await?;
+    becomes(Some("x"), "401").await?;
+    // Once it was read, that stays.
+    apply(later);
+    eventually("it is reported", || async {
+        let status = Agent::status(&mesh.a)?;
+        let error = status["configuration"]["error"].as_str().unwrap_or_default();
+        Ok(error.contains("RequestAuthentication default/tokens: spec.jwtRules[0]").then_some(()))
+    })
+    .await?;
+    becomes(Some("x"), "401").await?;
+    becomes(None, "200").await?;
+    api.delete(KubeKind::RequestAuthentication, "default", "tokens");
+    becomes(Some("x"), "200").await
 }
 
 async fn says(agent: &Agent, words: &str) -> anyhow::Result<String> {

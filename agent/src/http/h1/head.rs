@@ -479,6 +479,27 @@ mod tests {
     }
 
     #[test]
+    fn another_query_takes_the_place_of_the_one_that_came() {
+        for (line, query, expected) in [
+            ("GET /a?b=1&c=2 HTTP/1.1", Some("c=2"), "GET /a?c=2 HTTP/1.1"),
+            ("GET /a?b=1 HTTP/1.0", None, "GET /a HTTP/1.0"),
+            ("GET /a HTTP/1.1", Some("b"), "GET /a?b HTTP/1.1"),
+            ("GET /a? HTTP/1.1", None, "GET /a HTTP/1.1"),
+            ("GET http://a:80?b HTTP/1.1", Some("c"), "GET http://a:80?c HTTP/1.1"),
+            ("GET http://a:80/d?b HTTP/1.1", None, "GET http://a:80/d HTTP/1.1"),
+        ] {
+            let mut head = request(&format!("{line}\r\nHost: a\r\n\r\n")).unwrap();
+            for _ in 0..2 {
+                head.set_query(query.map(str::as_bytes));
+                assert_eq!(head.target().query, query.map(str::as_bytes), "{line}");
+                assert_eq!(written(&head), format!("{expected}\r\nHost: a\r\n\r\n").as_bytes());
+            }
+            head.set_path(b"/x");
+            assert_eq!(head.target().query, query.map(str::as_bytes), "{line}");
+        }
+    }
+
+    #[test]
     fn lines_end_in_one_way_whatever_they_ended_in() {
         let head = request("GET / HTTP/1.1\nA: 1\nB: 2 \t\r\nC: 3\n\n").unwrap();
         assert_eq!(written(&head), b"GET / HTTP/1.1\r\nA: 1\r\nB: 2\r\nC: 3\r\n\r\n");
