@@ -17,6 +17,9 @@ use crate::{http::AnyRequest, policy::Claims};
 /// Claims that are lists with spaces between, whatever rules say, as Istio has it.
 const SPACE_DELIMITED: [&str; 2] = ["scope", "permission"];
 
+/// As many tokens are verified for one rule: each takes its time.
+const MOST_TOKENS: usize = 16;
+
 /// The RequestAuthentications that select a workload.
 #[derive(Debug, Default)]
 pub struct Authentication {
@@ -73,8 +76,9 @@ enum Outcome {
     None,
     /// All are good.
     Good(Vec<Accepted>),
-    /// One is not.
-    Bad(Fault, String),
+    /// These are not, the one that Envoy finds first before others. None is left out: what is no good here may
+    /// be good for another rule, and says nothing about the others.
+    Bad(Vec<(Fault, String)>),
 }
 
 impl Authentication {
@@ -164,16 +168,24 @@ impl Authentication {
         remote: &impl RemoteKeys,
         now: u64,
     ) -> Outcome {
-        let mut accepted = Vec::new();
-        for Found { text, place: at } in found {
+        if found.len() > MOST_TOKENS {
+            return Outcome::Bad(vec![(Fault::TooMany, String::new())]);
+        }
+        let (mut accepted, mut faults) = (Vec::new(), Vec::new());
+        for Found { text, place: at } in found.into_iter().rev() {
             match self.verify(place, &text, remote, now).await {
                 Ok((payload, claims)) => {
                     accepted.push(Accepted { text, place: at, payload, claims });
                 }
-                Err(fault) => return Outcome::Bad(fault, text),
+                Err(fault) => faults.push((fault, text)),
             }
         }
-        if accepted.is_empty() { Outcome::None } else { Outcome::Good(accepted) }
+        accepted.reverse();
+        match (faults.is_empty(), accepted.is_empty()) {
+            (false, _) => Outcome::Bad(faults),
+            (true, false) => Outcome::Good(accepted),
+            (true, true) => Outcome::None,
+        }
     }
 
     /// In the order in which Envoy looks at it, so that it finds the same fault.
@@ -223,11 +235,11 @@ impl Authentication {
         };
         let outcomes_of = || self.order.iter().copied().zip(outcomes);
         let faults = || {
-            outcomes_of().filter_map(|(place, outcome)| match outcome {
-                Outcome::Bad(fault, text) if self.rule(place).required || !is_accepted(text) => {
-                    Some((*fault, place))
-                }
-                _ => None,
+            outcomes_of().filter_map(|(place, outcome)| {
+                let Outcome::Bad(faults) = outcome else { return None };
+                let required = self.rule(place).required;
+                let mut faults = faults.iter().filter(|(_, text)| required || !is_accepted(text));
+                faults.next().map(|(fault, _)| (*fault, place))
             })
         };
         let of_token = faults().next().map(|first| match first.0.is_of_another() {

@@ -9,6 +9,8 @@ use http::StatusCode;
 pub enum Fault {
     /// There is none, where one has to be.
     Missing,
+    /// There are more than anybody has a use for.
+    TooMany,
     /// Its `nbf` is in the future.
     NotYetValid,
     /// Its `exp` has passed.
@@ -66,6 +68,7 @@ impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Missing => "Jwt is missing",
+            Self::TooMany => "Found multiple Jwt tokens",
             Self::NotYetValid => "Jwt not yet valid",
             Self::Expired => "Jwt is expired",
             Self::BadFormat => {

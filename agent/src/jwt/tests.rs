@@ -236,6 +236,36 @@ async fn every_token_has_to_be_good_wherever_it_is() {
 }
 
 #[tokio::test]
+async fn a_bad_token_hides_behind_none_that_is_good_for_another_rule() {
+    let (one, two) = (Issuer::new("one"), Issuer::new("two"));
+    let header = |name: &str| HeaderLocation { name: name.into(), prefix: "".into() };
+    let [mut both, mut first] = [rule("a", &one.jwks()), rule("b", &two.jwks())];
+    both.from_headers = vec![header("x-1"), header("x-2")];
+    first.from_headers = vec![header("x-1")];
+    let rules = under(vec![both, first]);
+    let of_a = one.token(&json!({"iss": "a", "sub": "a"}));
+    let of_b = two.token(&json!({"iss": "b", "sub": "b"}));
+    for (second, expected) in [("x", Err(Fault::BadFormat)), (of_a.as_str(), Ok(Some("b")))] {
+        for fields in [[("x-1", of_b.as_str()), ("x-2", second)], [("x-2", second), ("x-1", &of_b)]]
+        {
+            let claims = ask(&rules, &mut request("/", &fields)).await;
+            let subject = claims.as_ref().map(|claims| claims.as_ref()?.text("sub"));
+            assert_eq!(subject.map_err(|fault| *fault), expected, "{second}");
+        }
+    }
+    // Neither rule has good ones alone.
+    let swapped = under(vec![
+        Rule { from_headers: vec![header("x-1"), header("x-2")], ..rule("a", &one.jwks()) },
+        Rule { from_headers: vec![header("x-1"), header("x-2")], ..rule("b", &two.jwks()) },
+    ]);
+    let fields = [("x-1", of_a.as_str()), ("x-2", of_b.as_str())];
+    assert_eq!(ask(&swapped, &mut request("/", &fields)).await, Err(Fault::UnknownIssuer));
+    let many: Vec<_> = (0..17).map(|_| ("x-1", of_b.as_str())).collect();
+    assert!(ask(&rules, &mut request("/", &many[..16])).await.is_ok());
+    assert_eq!(ask(&rules, &mut request("/", &many)).await, Err(Fault::TooMany));
+}
+
+#[tokio::test]
 async fn a_token_that_has_to_be_there_is_asked_for_but_by_no_preflight() {
     let (one, two) = (Issuer::new("one"), Issuer::new("two"));
     let mut required = rule("a", &one.jwks());
