@@ -1,5 +1,8 @@
 //! `sluice explain`: what would become of a request, and why.
 
+use std::{fs, path::Path};
+
+use anyhow::Context;
 use clap::Args;
 
 use super::{mesh_view::MeshView, output::Output};
@@ -40,6 +43,11 @@ pub(super) struct Explain {
     #[arg(long = "header", value_name = "NAME: VALUE", value_parser = header)]
     headers: Vec<(String, String)>,
 
+    /// JWT of the request, or a file with one; its claims are taken for true, without a look at its
+    /// signature
+    #[arg(long, value_name = "TOKEN|FILE")]
+    jwt: Option<String>,
+
     #[command(flatten)]
     view: MeshView,
 
@@ -50,13 +58,25 @@ pub(super) struct Explain {
 
 impl Explain {
     pub(super) fn run(self) -> anyhow::Result<()> {
-        let Self { source, destination, method, path, host, headers, view, output } = self;
-        let asks = method.is_some() || path.is_some() || host.is_some() || !headers.is_empty();
-        let ask = asks.then_some(Ask { method, path, host, headers });
+        let Self { source, destination, method, path, host, headers, jwt, view, output } = self;
+        let jwt = jwt.map(token).transpose()?;
+        let texts = [&method, &path, &host, &jwt];
+        let asks = texts.into_iter().any(Option::is_some) || !headers.is_empty();
+        let ask = asks.then_some(Ask { method, path, host, headers, jwt });
         let question = Question { source, destination, ask };
         let answer = view.ask(EXPLAIN, &question, |view| explain(view, &question))?;
         output.print(&answer)
     }
+}
+
+/// A token, which is in the file of that name where there is one.
+fn token(text: String) -> anyhow::Result<String> {
+    let path = Path::new(&text);
+    if !path.is_file() {
+        return Ok(text);
+    }
+    let token = fs::read_to_string(path).with_context(|| format!("could not read {text}"))?;
+    Ok(token.trim().to_owned())
 }
 
 fn header(text: &str) -> Result<(String, String), String> {

@@ -38,6 +38,8 @@ pub struct Judgement {
     pub asked: Option<String>,
     /// The path that is judged and sent on, where that is not the one that came.
     pub path: Option<String>,
+    /// What its JWT is taken for, where there is one or where somebody looks for one.
+    pub token: Option<String>,
     /// What becomes of it.
     pub outcome: Outcome,
     /// Why.
@@ -106,6 +108,7 @@ impl fmt::Display for Judgement {
             ("mutual TLS:", &self.mutual_tls),
             ("asked:", &self.asked),
             ("judged as:", &self.path),
+            ("token:", &self.token),
         ];
         for (word, text) in lines {
             if let Some(text) = text {
@@ -115,7 +118,8 @@ impl fmt::Display for Judgement {
         for policy in &self.policies {
             write_policy(f, policy)?;
         }
-        if self.asked.is_some() && self.policies.is_empty() {
+        let is_judged = self.asked.is_some() && self.outcome != Outcome::Refused;
+        if is_judged && self.policies.is_empty() {
             writeln!(f, "  no AuthorizationPolicy is for it")?;
         }
         for (word, text) in [("audit:", &self.audit), ("on trial:", &self.dry_run)] {

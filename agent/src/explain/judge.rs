@@ -1,6 +1,9 @@
 //! What becomes of it at one endpoint.
 
-use std::sync::Arc;
+use std::{
+    sync::Arc,
+    time::{SystemTime, UNIX_EPOCH},
+};
 
 use http::request::Parts;
 
@@ -10,8 +13,9 @@ use super::{
 };
 use crate::{
     http::AnyRequest,
+    jwt::Refused,
     mesh::{AppProtocol, Endpoint, MutualTlsMode, Principal, Snapshot, Workload},
-    policy::{Asks, Authorization, Connection, Verdict},
+    policy::{Asks, Authorization, Claims, Connection, Verdict},
 };
 
 /// What is judged.
@@ -165,7 +169,12 @@ impl Judge<'_> {
         let host = ask.host.as_deref().unwrap_or(&self.dialled.host);
         judgement.asked = Some(format!("{} {}, host {host}", ask.method(), ask.path()));
         let head = ask.head(&self.dialled.host)?;
-        self.request(&mut judgement, authorization, connection, &head);
+        match authenticate(&mut judgement, pod, ask) {
+            Some(claims) => {
+                self.request(&mut judgement, authorization, connection, &head, claims.as_ref());
+            }
+            None => judgement.outcome = Outcome::Refused,
+        }
         Ok(judgement)
     }
 
@@ -175,6 +184,7 @@ impl Judge<'_> {
         authorization: &Authorization,
         connection: &Connection<'_>,
         head: &impl AnyRequest,
+        claims: Option<&Claims>,
     ) {
         // What comes behind it is not looked into.
         if authorization.asks_requests()
@@ -189,6 +199,7 @@ impl Judge<'_> {
         }
         match authorization.reading(head) {
             Ok(request) => {
+                let request = request.with_claims(claims);
                 if let Some(path) = request.rewritten() {
                     let path = String::from_utf8_lossy(path);
                     judgement.path = Some(path.into_owned());
@@ -210,6 +221,45 @@ const FORBIDDEN: &str = "403 `RBAC: access denied`; of gRPC, PERMISSION_DENIED";
 
 fn refused(judgement: &Judgement, sees: &str) -> Option<String> {
     (judgement.outcome == Outcome::Refused).then(|| sees.to_owned())
+}
+
+/// What the token of a request is taken for, had its issuer signed it; `None` where the request is refused
+/// for it.
+fn authenticate(judgement: &mut Judgement, pod: &Workload, ask: &Ask) -> Option<Option<Claims>> {
+    let token = ask.jwt.as_deref();
+    let authentication = &pod.authentication;
+    if authentication.is_empty() {
+        judgement.token = token.map(|_| {
+            "not looked at: no RequestAuthentication selects the pod, so that the request has none"
+                .to_owned()
+        });
+        return Some(None);
+    }
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    match authentication.unverified(token, now) {
+        Ok(claims) => {
+            let who = claims.as_ref().map(|claims| {
+                let text = |name| claims.text(name).unwrap_or("none");
+                format!("issuer {}, subject {}", text("iss"), text("sub"))
+            });
+            let by = authentication.in_words().join(", ");
+            judgement.token = Some(match who {
+                Some(who) => {
+                    format!("taken as signed, which was not verified here: {who}, by {by}")
+                }
+                None => format!("none, which {by} lets pass"),
+            });
+            Some(claims)
+        }
+        Err(refused) => {
+            judgement.why = refused.to_string();
+            judgement.client_sees = Some(match refused {
+                Refused::Fault(fault, ..) => format!("{} `{fault}`", fault.status().as_u16()),
+                Refused::Unreadable(_) => "a refusal".to_owned(),
+            });
+            None
+        }
+    }
 }
 
 /// Puts down what policies say.

@@ -34,6 +34,8 @@ pub struct PodPolicies {
     pub nothing: Option<String>,
     /// The modes of mutual TLS, and who says so.
     pub mutual_tls: String,
+    /// The RequestAuthentications, which are asked first.
+    pub request_authentications: Vec<String>,
     /// In the order asked.
     pub policies: Vec<PolicyInForce>,
 }
@@ -110,6 +112,7 @@ fn in_force(view: &View<'_>, pod: &Workload) -> PodPolicies {
             (true, true) => None,
         },
         mutual_tls: pod.mtls.to_string(),
+        request_authentications: pod.authentication.in_words(),
         policies: policies.collect(),
     }
 }
@@ -124,7 +127,8 @@ impl fmt::Display for Listing {
 
 impl fmt::Display for PodPolicies {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { name, node, principal, is_known: _, nothing, mutual_tls, policies } = self;
+        let Self { name, node, principal, is_known: _, nothing, .. } = self;
+        let Self { mutual_tls, request_authentications, policies, .. } = self;
         write!(f, "{name}, {principal}")?;
         match node.as_str() {
             "" => writeln!(f)?,
@@ -134,6 +138,9 @@ impl fmt::Display for PodPolicies {
             return writeln!(f, "  nothing: {why}");
         }
         writeln!(f, "  mutual TLS {mutual_tls}")?;
+        for authentication in request_authentications {
+            writeln!(f, "  RequestAuthentication {authentication}")?;
+        }
         if policies.is_empty() {
             writeln!(f, "  no AuthorizationPolicy: everybody may come in")?;
         }

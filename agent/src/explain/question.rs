@@ -28,6 +28,9 @@ pub struct Ask {
     pub host: Option<String>,
     /// Fields by their names.
     pub headers: Vec<(String, String)>,
+    /// Its JWT, wherever the server looks for one.
+    #[serde(default)]
+    pub jwt: Option<String>,
 }
 
 impl Ask {

@@ -296,3 +296,47 @@ shop/app-1, spiffe://cluster.local/ns/shop/sa/app, on node-a
     assert!(legacy.contains("nothing: it is not in the mesh"), "{legacy}");
     assert!(list(&view, &Meant { pod: Some("old/gone".into()) }).is_err());
 }
+
+/// A token of `payload` that nobody has signed.
+fn token(payload: &str) -> String {
+    use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD as BASE64};
+    let header = BASE64.encode(r#"{"alg":"ES256"}"#);
+    format!("{header}.{}.{}", BASE64.encode(payload), BASE64.encode("nobody"))
+}
+
+#[test]
+fn a_token_is_taken_for_what_it_claims_by_the_rule_about_its_issuer() {
+    let request = policy(
+        "RequestAuthentication",
+        "{selector: {matchLabels: {app: app}}, jwtRules: [{issuer: a.example, audiences: [shop], \
+         jwksUri: 'https://a.example/keys'}]}",
+    );
+    let rules = authorization("{rules: [{from: [{source: {requestPrincipals: [a.example/me]}}]}]}");
+    let judged = |policies: &str, payload: Option<&str>| {
+        let mut question = question("shop/frontend", "app.shop:80", None);
+        question.ask = Some(Ask { jwt: payload.map(token), ..Ask::default() });
+        asked(policies, &question).unwrap().judgements.remove(0)
+    };
+    let both = request.clone() + &rules;
+    let good = judged(&both, Some(r#"{"iss": "a.example", "sub": "me", "aud": "shop"}"#));
+    assert_eq!(good.outcome, Outcome::Allowed, "{good}");
+    assert!(
+        good.token.as_ref().unwrap().contains("was not verified here: issuer a.example"),
+        "{good}"
+    );
+    let other = judged(&both, Some(r#"{"iss": "a.example", "sub": "you", "aud": "shop"}"#));
+    assert!(other.to_string().contains("wants a.example/me; it is a.example/you"), "{other}");
+    assert!(judged(&both, None).to_string().contains("wants a.example/me; it is none"));
+    for (payload, sees) in [
+        (r#"{"iss": "a.example", "aud": "other"}"#, "403 `Audiences in Jwt are not allowed`"),
+        (r#"{"iss": "b.example", "aud": "shop"}"#, "401 `Jwt issuer is not configured`"),
+        (r#"{"iss": "a.example", "aud": "shop", "exp": 1}"#, "401 `Jwt is expired`"),
+    ] {
+        let refused = judged(&both, Some(payload));
+        assert_eq!(refused.outcome, Outcome::Refused, "{refused}");
+        assert_eq!(refused.client_sees.as_deref(), Some(sees));
+    }
+    let unread = judged(&rules, Some(r#"{"iss": "a.example", "sub": "me"}"#));
+    assert_eq!(unread.outcome, Outcome::Refused);
+    assert!(unread.token.as_ref().unwrap().starts_with("not looked at"), "{unread}");
+}

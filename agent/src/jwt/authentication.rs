@@ -1,5 +1,7 @@
 //! All RequestAuthentications of one workload, and what they make of a request.
 
+mod unverified;
+
 use std::{collections::HashSet, fmt, sync::Arc};
 
 use http::HeaderName;
@@ -196,16 +198,8 @@ impl Authentication {
         remote: &impl RemoteKeys,
         now: u64,
     ) -> Result<(String, Map<String, Value>), Fault> {
-        let (rule, provider) = (self.rule(place), self.provider(place));
-        let token = Token::parse(text)?;
-        if !rule.issuer.is_empty() && *rule.issuer != *token.issuer() {
-            return Err(Fault::UnknownIssuer);
-        }
-        token.check_time(now)?;
-        if !provider.is_for(token.audiences()) {
-            return Err(Fault::AudienceNotAllowed);
-        }
-        match &provider.keys {
+        let token = self.fits(place, text, now)?;
+        match &self.provider(place).keys {
             Keys::Inline(set) => set.verify(&token)?,
             Keys::None => return Err(Fault::VerificationFails),
             Keys::Remote(source) => {
@@ -222,6 +216,20 @@ impl Authentication {
             }
         }
         Ok((token.payload.to_owned(), token.claims))
+    }
+
+    /// The token, where it is one that a rule is about, whoever has signed it.
+    fn fits<'t>(&self, place: RuleOf, text: &'t str, now: u64) -> Result<Token<'t>, Fault> {
+        let (rule, provider) = (self.rule(place), self.provider(place));
+        let token = Token::parse(text)?;
+        if !rule.issuer.is_empty() && *rule.issuer != *token.issuer() {
+            return Err(Fault::UnknownIssuer);
+        }
+        token.check_time(now)?;
+        if !provider.is_for(token.audiences()) {
+            return Err(Fault::AudienceNotAllowed);
+        }
+        Ok(token)
     }
 
     /// What is wrong with the request as a whole, by which rule. A token has to be good for one of the
