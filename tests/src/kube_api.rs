@@ -48,6 +48,7 @@ pub enum KubeKind {
     NetworkPolicy,
     AuthorizationPolicy,
     RequestAuthentication,
+    ConfigMap,
 }
 
 /// An API server at the lab's router. It answers from [`Self::start`] to [`Self::stop`], and
@@ -88,7 +89,7 @@ struct State {
 }
 
 impl KubeKind {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 9] = [
         Self::Namespace,
         Self::Pod,
         Self::Service,
@@ -97,6 +98,7 @@ impl KubeKind {
         Self::NetworkPolicy,
         Self::AuthorizationPolicy,
         Self::RequestAuthentication,
+        Self::ConfigMap,
     ];
 
     fn path(self) -> &'static str {
@@ -109,6 +111,8 @@ impl KubeKind {
             Self::NetworkPolicy => "/apis/networking.k8s.io/v1/networkpolicies",
             Self::AuthorizationPolicy => "/apis/security.istio.io/v1/authorizationpolicies",
             Self::RequestAuthentication => "/apis/security.istio.io/v1/requestauthentications",
+            // Only those of the root namespace are asked for.
+            Self::ConfigMap => "/api/v1/namespaces/istio-system/configmaps",
         }
     }
 
@@ -122,6 +126,7 @@ impl KubeKind {
             Self::NetworkPolicy => "NetworkPolicy",
             Self::AuthorizationPolicy => "AuthorizationPolicy",
             Self::RequestAuthentication => "RequestAuthentication",
+            Self::ConfigMap => "ConfigMap",
         }
     }
 

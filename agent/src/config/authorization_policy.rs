@@ -77,9 +77,9 @@ pub(super) fn read(
     };
     let Some(selects) = targets.of(policy)? else { return Ok(None) };
     let action = action(policy, spec.action.as_deref())?;
-    check_provider(policy, action, spec.provider.as_ref())?;
+    let provider = provider(policy, action, spec.provider.as_ref())?;
     let rules = rules::Reading { policy, trust_domain }.rules(spec.rules.unwrap_or_default())?;
-    let spec = Spec { action, dry_run: dry_run(policy)?, rules, unreadable: None };
+    let spec = Spec { action, dry_run: dry_run(policy)?, rules, provider, unreadable: None };
     let policy = Policy::new(&named(policy.namespace(), policy.name()), spec);
     Ok(Some(AuthorizationPolicyFacts { selects, policy: Arc::new(policy) }))
 }
@@ -115,11 +115,12 @@ fn action(policy: &Object<AuthorizationPolicy>, text: Option<&str>) -> Result<Ac
     })
 }
 
-fn check_provider(
+/// Who is asked, of CUSTOM.
+fn provider(
     policy: &Object<AuthorizationPolicy>,
     action: Action,
     provider: Option<&ExtensionProvider>,
-) -> Result<(), Problem> {
+) -> Result<Option<Arc<str>>, Problem> {
     let named = provider.and_then(|provider| provider.name.as_deref()).unwrap_or_default();
     let problem = |what: &str| policy.problem(&["spec".into(), "provider".into()], what);
     match (action, provider) {
@@ -129,7 +130,8 @@ fn check_provider(
         (Action::Allow | Action::Deny | Action::Audit, Some(_)) => {
             Err(problem("has nothing to do").hint("action: CUSTOM has it asked"))
         }
-        _ => Ok(()),
+        (Action::Custom, _) => Ok(Some(named.into())),
+        _ => Ok(None),
     }
 }
 

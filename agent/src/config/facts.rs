@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     jwt::RequestAuthentication,
     mesh::{AppProtocol, MutualTlsMode, Workload},
-    policy::Policy,
+    policy::{Policy, Providers},
 };
 
 /// What `istio.io/dataplane-mode` says.
@@ -158,6 +158,12 @@ pub(super) struct AuthorizationPolicyFacts {
 pub(super) struct RequestAuthenticationFacts {
     pub(super) selects: Selects,
     pub(super) authentication: Arc<RequestAuthentication>,
+}
+
+/// What is obeyed of MeshConfig.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct MeshConfigFacts {
+    pub(super) providers: Providers,
 }
 
 /// The workloads that a policy speaks for.

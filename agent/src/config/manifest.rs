@@ -5,7 +5,7 @@ use std::{collections::HashMap, fmt};
 use k8s_openapi::{
     Metadata, Resource,
     api::{
-        core::v1::{Namespace, Pod, Service, ServiceAccount},
+        core::v1::{ConfigMap, Namespace, Pod, Service, ServiceAccount},
         discovery::v1::EndpointSlice,
         networking::v1::NetworkPolicy,
     },
@@ -20,7 +20,7 @@ use super::{
     directory::File,
     error::{Place, Problem, nearest},
     foreign::{self, Foreign},
-    network_policy,
+    mesh_config, network_policy,
     object::{Object, Text, named},
     peer_authentication::{self, PeerAuthentication},
     request_authentication::{self, RequestAuthentication},
@@ -43,6 +43,7 @@ pub(super) struct Manifests {
     pub(super) network_policies: Vec<Object<NetworkPolicy>>,
     pub(super) authorization_policies: Vec<Object<AuthorizationPolicy>>,
     pub(super) request_authentications: Vec<Object<RequestAuthentication>>,
+    pub(super) config_maps: Vec<Object<ConfigMap>>,
     /// There is a policy of a kind that the CNI alone understands.
     pub(super) cni_policies: bool,
     /// What is of kinds that the agent does not read.
@@ -82,7 +83,7 @@ const KINDS: [(&str, &[&str]); 10] = [
 impl Manifests {
     /// What the objects say; whatever cannot be obeyed is added to `problems`.
     pub(super) fn facts(&self, settings: &MeshSettings, problems: &mut Vec<Problem>) -> Facts {
-        let MeshSettings { trust_domain, node, .. } = settings;
+        let MeshSettings { trust_domain, node, root_namespace } = settings;
         let mut shared = Shared::default();
         unique(&self.service_accounts, problems, |_| Ok(Some(())));
         Facts {
@@ -110,6 +111,12 @@ impl Manifests {
             }),
             request_authentications: unique(&self.request_authentications, problems, |object| {
                 request_authentication::read(object)
+            }),
+            mesh_config: unique(&self.config_maps, problems, |map| {
+                match mesh_config::is_it(map, root_namespace) {
+                    true => mesh_config::read_strictly(map).map(Some),
+                    false => Ok(None),
+                }
             }),
             cni_policies: Some(self.cni_policies),
         }
@@ -171,6 +178,10 @@ impl Manifests {
         if source.is_cni_policy() {
             self.cni_policies = true;
             return;
+        }
+        // Others of the kind are none of the agent's business.
+        if source.is_named::<ConfigMap>(mesh_config::NAME) {
+            return source.keep(&mut self.config_maps, problems, &[]);
         }
         match source.kind() {
             Ok("Namespace") => source.keep(&mut self.namespaces, problems, &[]),
@@ -235,6 +246,14 @@ impl Manifests {
 }
 
 impl Text {
+    /// Whether it is of that kind and name.
+    fn is_named<T: Resource>(&self, name: &str) -> bool {
+        let steps = ["metadata".into(), "name".into()];
+        self.node.text("apiVersion") == Some(T::API_VERSION)
+            && self.node.text("kind") == Some(T::KIND)
+            && self.node.at(&steps).and_then(|node| node.as_text()) == Some(name)
+    }
+
     /// Whether it keeps pods apart in a way that the CNI alone understands.
     fn is_cni_policy(&self) -> bool {
         let version = self.node.text("apiVersion").unwrap_or_default();

@@ -15,6 +15,7 @@ pub mod files;
 mod foreign;
 pub mod kube;
 mod manifest;
+mod mesh_config;
 mod network_policy;
 mod object;
 pub mod offline;

@@ -15,7 +15,7 @@ use crate::{
     http::AnyRequest,
     jwt::Refused,
     mesh::{AppProtocol, Endpoint, MutualTlsMode, Principal, Snapshot, Workload},
-    policy::{Asks, Authorization, Claims, Connection, Verdict},
+    policy::{Asks, Authorization, Claims, Connection, Reason, Verdict},
 };
 
 /// What is judged.
@@ -204,7 +204,16 @@ impl Judge<'_> {
                     let path = String::from_utf8_lossy(path);
                     judgement.path = Some(path.into_owned());
                 }
-                note(judgement, authorization, connection, &Asks::Request(&request));
+                let reason = note(judgement, authorization, connection, &Asks::Request(&request));
+                if reason == Reason::Custom {
+                    let asks = judgement.why.clone();
+                    note(judgement, authorization, connection, &Asks::Permitted(&request));
+                    // Nobody is asked for the sake of an explanation.
+                    if judgement.outcome == Outcome::Allowed {
+                        judgement.outcome = Outcome::Unknown;
+                    }
+                    judgement.why = format!("{asks}; where that permits it: {}", judgement.why);
+                }
                 judgement.client_sees = refused(judgement, FORBIDDEN);
             }
             Err(why) => {
@@ -268,7 +277,7 @@ fn note<H: AnyRequest>(
     authorization: &Authorization,
     connection: &Connection<'_>,
     asks: &Asks<'_, H>,
-) {
+) -> Reason {
     let decision = authorization.decide(connection, asks);
     judgement.outcome = match decision.verdict {
         Verdict::Allow => Outcome::Allowed,
@@ -280,4 +289,5 @@ fn note<H: AnyRequest>(
     judgement.audit = decision.audit.map(|by| by.to_string());
     judgement.dry_run = decision.dry_run.map(|(by, reason)| reason.of(&by).to_string());
     judgement.policies = authorization.trace(connection, asks);
+    decision.reason
 }

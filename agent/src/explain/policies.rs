@@ -47,6 +47,8 @@ pub struct PolicyInForce {
     pub name: String,
     /// `ALLOW`, `DENY`, `AUDIT` or `CUSTOM`.
     pub action: String,
+    /// Whom it has asked, of CUSTOM.
+    pub provider: Option<String>,
     /// It is only told what it would do.
     pub dry_run: bool,
     /// Why it cannot be read, so that nothing passes.
@@ -96,6 +98,7 @@ fn in_force(view: &View<'_>, pod: &Workload) -> PodPolicies {
         PolicyInForce {
             name: policy.name().to_string(),
             action: spec.action.as_str().to_owned(),
+            provider: spec.provider.as_deref().map(str::to_owned),
             dry_run: spec.dry_run,
             unreadable: spec.unreadable.as_deref().map(str::to_owned),
             rules: spec.rules.iter().map(|rule| rule.in_words()).collect(),
@@ -144,12 +147,16 @@ impl fmt::Display for PodPolicies {
         if policies.is_empty() {
             writeln!(f, "  no AuthorizationPolicy: everybody may come in")?;
         }
-        for PolicyInForce { name, action, dry_run, unreadable, rules } in policies {
+        for PolicyInForce { name, action, provider, dry_run, unreadable, rules } in policies {
             if let Some(why) = unreadable {
                 writeln!(f, "  {name} cannot be read, so that nothing passes: {why}")?;
                 continue;
             }
-            writeln!(f, "  {action} {name}{}", if *dry_run { " (dry run)" } else { "" })?;
+            write!(f, "  {action} {name}{}", if *dry_run { " (dry run)" } else { "" })?;
+            match provider {
+                Some(provider) => writeln!(f, ", by {provider}")?,
+                None => writeln!(f)?,
+            }
             if rules.is_empty() {
                 writeln!(f, "    no rules, so that none matches")?;
             }

@@ -50,6 +50,9 @@ pub trait Fields {
     /// The same of a name that is not known before.
     fn add_field(&mut self, name: &HeaderName, value: &[u8]);
 
+    /// Shows name and value of every field, in their order.
+    fn each(&self, show: &mut dyn FnMut(&[u8], &[u8]));
+
     /// Makes `value` the only one of the fields called `name`.
     fn set(&mut self, name: &'static str, value: &[u8]) {
         self.remove(name);
@@ -97,6 +100,10 @@ impl Fields for HeaderMap {
             self.append(name, value);
         }
     }
+
+    fn each(&self, show: &mut dyn FnMut(&[u8], &[u8])) {
+        self.iter().for_each(|(name, value)| show(name.as_str().as_bytes(), value.as_bytes()));
+    }
 }
 
 /// The same of something that has a map of fields.
@@ -117,6 +124,10 @@ macro_rules! has_fields {
 
             fn add_field(&mut self, name: &HeaderName, value: &[u8]) {
                 self.headers.add_field(name, value);
+            }
+
+            fn each(&self, show: &mut dyn FnMut(&[u8], &[u8])) {
+                self.headers.each(show);
             }
         }
     };

@@ -52,7 +52,7 @@ impl Stream for TcpStream {
     }
 }
 
-#[cfg(test)]
+/// Both ends are in this process.
 impl Stream for tokio::io::DuplexStream {
     fn abort(self) {}
 }

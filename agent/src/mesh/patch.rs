@@ -10,6 +10,7 @@ use super::{
     PodUid, Service, ServiceId, Snapshot, Workload,
     claimed::{OwnerOf, Place, Served},
 };
+use crate::policy::Providers;
 
 /// Changes of a [`Snapshot`]. Costs what it speaks of, however large the mesh is.
 #[derive(Debug, Default)]
@@ -25,6 +26,8 @@ pub struct Patch {
     pub services_gone: Vec<ServiceId>,
     /// The addresses of nodes, where they are others now.
     pub nodes: Option<Arc<BTreeSet<IpAddr>>>,
+    /// The external authorizers, where they are others now.
+    pub providers: Option<Arc<Providers>>,
     /// Whether there may be policies of kinds that only the CNI understands, where that is news.
     pub cni_policies: Option<bool>,
 }
@@ -32,12 +35,14 @@ pub struct Patch {
 impl Patch {
     /// Whether it changes nothing.
     pub fn is_empty(&self) -> bool {
-        let Self { pods, pods_gone, services, services_gone, nodes, cni_policies } = self;
+        let Self { pods, pods_gone, services, services_gone, nodes, providers, cni_policies } =
+            self;
         pods.is_empty()
             && pods_gone.is_empty()
             && services.is_empty()
             && services_gone.is_empty()
             && nodes.is_none()
+            && providers.is_none()
             && cni_policies.is_none()
     }
 }
@@ -46,13 +51,17 @@ impl Snapshot {
     /// Makes the changes. What the patch does not speak of stays as it is, and shared with copies made
     /// before.
     pub fn apply(&mut self, patch: Patch) {
-        let Patch { pods, pods_gone, services, services_gone, nodes, cni_policies } = patch;
+        let Patch { pods, pods_gone, services, services_gone, nodes, providers, cni_policies } =
+            patch;
         pods_gone.iter().for_each(|uid| self.remove_pod(uid));
         pods.into_iter().for_each(|pod| self.put_pod(pod));
         services_gone.iter().for_each(|id| self.remove_service(id));
         services.into_iter().for_each(|service| self.put_service(service));
         if let Some(nodes) = nodes {
             self.nodes = nodes;
+        }
+        if let Some(providers) = providers {
+            self.providers = providers;
         }
         self.cni_policies = cni_policies.unwrap_or(self.cni_policies);
     }

@@ -12,6 +12,7 @@ use super::{
     AppProtocol, PodUid, Principal, Service, ServiceId, ServicePort, TrustDomain, Workload,
     claimed::{Claimed, OwnerOf, Place, Served},
 };
+use crate::policy::Providers;
 
 /// A map whose copies share what they have in common: a change copies what it touches. A tree, since
 /// hashed ones of this kind take three times as much memory.
@@ -46,6 +47,7 @@ pub struct Snapshot {
     pub(super) by_node_port: Claimed<u16, Place>,
     pub(super) by_endpoint: Claimed<IpAddr, Served>,
     pub(super) nodes: Arc<BTreeSet<IpAddr>>,
+    pub(super) providers: Arc<Providers>,
 }
 
 /// A Service and the port of it that an address leads to.
@@ -137,6 +139,11 @@ impl Snapshot {
     /// The addresses of nodes, where some Service has a port of every node.
     pub fn nodes(&self) -> &Arc<BTreeSet<IpAddr>> {
         &self.nodes
+    }
+
+    /// The external authorizers that policies may name.
+    pub fn providers(&self) -> &Arc<Providers> {
+        &self.providers
     }
 
     /// What `address` leads to. Allocates nothing.

@@ -194,13 +194,14 @@ impl Enrolment {
 
     /// The pods of this node that belong to the mesh, captured or not.
     pub(super) fn status(&self) -> Vec<admin::Pod> {
+        let snapshot = self.proxy.snapshots.load();
         let describe = |workload: &Workload, error: Option<&str>| admin::Pod {
             name: name_of(workload),
             uid: workload.uid.to_string(),
             ips: workload.ips.clone(),
             principal: workload.principal.to_string(),
             mutual_tls: workload.mtls.to_string(),
-            authorization: workload.authorization.in_words(),
+            authorization: workload.authorization.in_words(snapshot.providers()),
             authentication: workload.authentication.in_words(),
             error: error.map(str::to_owned),
             uncertified: self.missing(workload),

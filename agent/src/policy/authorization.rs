@@ -6,8 +6,9 @@ use super::{
     check::About,
     index::{Place, Rules},
     path::NoPath,
+    provider::Providers,
     request::{Connection, Leaning, Request},
-    spec::{Action, Policy, Test},
+    spec::{Action, Policy, Spec, Test},
 };
 use crate::http::AnyRequest;
 
@@ -28,7 +29,8 @@ pub struct Authorization {
 /// Rules by what becomes of what they match.
 #[derive(Debug, Default)]
 struct Actions {
-    custom: Rules,
+    /// By the name of who is to be asked.
+    custom: Vec<(Arc<str>, Rules)>,
     deny: Rules,
     allow: Rules,
     /// The first policy that allows something, or nothing: where there is one, what no such rule
@@ -41,6 +43,8 @@ struct Actions {
 pub enum Asks<'a, H> {
     /// A request.
     Request(&'a Request<'a, H>),
+    /// A request that everybody has permitted whom CUSTOM policies want asked about it.
+    Permitted(&'a Request<'a, H>),
     /// A connection of something else than HTTP. Rules that let in what HTTP asks for do not match it;
     /// those that keep that out match by what else they ask for, as Istio has it.
     Opaque,
@@ -92,7 +96,7 @@ pub enum Reason {
     NothingAllows,
     /// A rule keeps it out.
     Denied,
-    /// A rule has somebody else asked, whom nobody can ask yet.
+    /// A rule has somebody else asked, who was not, or cannot be.
     Custom,
     /// A policy cannot be read.
     Unreadable,
@@ -108,8 +112,28 @@ impl Authorization {
                 .filter(|(.., spec)| spec.unreadable.is_none());
             Rules::new(asked.map(|(at, policy, _)| (at, policy)))
         };
+        // One on trial has nobody asked, and nobody knows what they would say.
+        let custom = |dry_run: bool| {
+            let all = || {
+                let of_action = numbered().filter(|(.., spec)| spec.action == Action::Custom);
+                of_action.filter(|(.., spec)| !spec.dry_run && spec.unreadable.is_none())
+            };
+            let mut custom: Vec<(Arc<str>, Rules)> = Vec::new();
+            for (.., spec) in all().filter(|_| !dry_run) {
+                // Without a name it is nobody's, and nobody permits what it matches.
+                let provider = spec.provider.clone().unwrap_or_default();
+                if custom.iter().all(|(known, _)| *known != provider) {
+                    let is_same =
+                        |other: &Spec| other.provider.as_deref().unwrap_or_default() == &*provider;
+                    let same = all().filter(|(.., spec)| is_same(spec));
+                    let rules = Rules::new(same.map(|(at, policy, _)| (at, policy)));
+                    custom.push((provider, rules));
+                }
+            }
+            custom
+        };
         let actions = |dry_run: bool| Actions {
-            custom: rules(Action::Custom, dry_run),
+            custom: custom(dry_run),
             deny: rules(Action::Deny, dry_run),
             allow: rules(Action::Allow, dry_run),
             allowing: numbered()
@@ -125,8 +149,9 @@ impl Authorization {
             dry_run: actions(true),
             audit: rules(Action::Audit, false),
             unreadable: numbered().find(|(.., spec)| spec.unreadable.is_some()).map(|(at, ..)| at),
-            asks_requests: tests()
-                .any(|test| test.is_of_http() || matches!(test, Test::RemoteIp(_))),
+            // Nobody knows what an authorizer looks at.
+            asks_requests: numbered().any(|(.., spec)| spec.action == Action::Custom)
+                || tests().any(|test| test.is_of_http() || matches!(test, Test::RemoteIp(_))),
             asks_path: tests().any(|test| matches!(test, Test::Path(_))),
             policies,
         }
@@ -137,9 +162,25 @@ impl Authorization {
         &self.policies
     }
 
-    /// Each of them, in words.
-    pub fn in_words(&self) -> Vec<String> {
-        self.policies.iter().map(ToString::to_string).collect()
+    /// Each of them, in words, and whom it has asked.
+    pub fn in_words(&self, providers: &Providers) -> Vec<String> {
+        let words = |policy: &Arc<Policy>| {
+            let spec = policy.spec();
+            let asks = spec.provider.as_deref().filter(|_| spec.unreadable.is_none());
+            let Some(name) = asks else { return policy.to_string() };
+            match providers.get(name) {
+                Some(Ok(it)) => format!("{policy} (asks {name}, {}:{})", it.host, it.port),
+                Some(Err(why)) => {
+                    format!("{policy} (nothing passes: {name} cannot be obeyed: {why})")
+                }
+                None => {
+                    format!(
+                        "{policy} (nothing passes: MeshConfig has no extension provider {name})"
+                    )
+                }
+            }
+        };
+        self.policies.iter().map(words).collect()
     }
 
     /// Whether there is none, so that nobody has to ask.
@@ -169,7 +210,25 @@ impl Authorization {
         }
     }
 
-    /// What becomes of it: CUSTOM, then DENY, then ALLOW.
+    /// How many there are who may have to be asked about a request.
+    pub fn authorizers(&self) -> usize {
+        self.enforced.custom.len()
+    }
+
+    /// Whether the one of that number has to be asked about it: its name, and the rule that says so.
+    pub fn asks<H: AnyRequest>(
+        &self,
+        authorizer: usize,
+        connection: &Connection<'_>,
+        request: &Request<'_, H>,
+    ) -> Option<(&Arc<str>, By<'_>)> {
+        let (name, rules) = self.enforced.custom.get(authorizer)?;
+        let asks = Asks::Request(request);
+        Some((name, self.first(rules, Leaning::ToMatch, connection, &asks)?))
+    }
+
+    /// What becomes of it: CUSTOM, then DENY, then ALLOW. What CUSTOM matches is denied unless somebody was
+    /// asked before; whether a connection that may yet be HTTP passes is asked with its requests.
     pub fn decide<H: AnyRequest>(
         &self,
         connection: &Connection<'_>,
@@ -198,8 +257,11 @@ impl Authorization {
         asks: &Asks<'_, H>,
     ) -> (Verdict, Option<By<'_>>, Reason) {
         let first = |rules, leaning| self.first(rules, leaning, connection, asks);
-        if let Some(by) = first(&actions.custom, Leaning::ToMatch) {
-            return (Verdict::Deny, Some(by), Reason::Custom);
+        if matches!(asks, Asks::Request(_) | Asks::Opaque) {
+            let mut custom = actions.custom.iter();
+            if let Some(by) = custom.find_map(|(_, rules)| first(rules, Leaning::ToMatch)) {
+                return (Verdict::Deny, Some(by), Reason::Custom);
+            }
         }
         if let Some(by) = first(&actions.deny, Leaning::ToMatch) {
             return (Verdict::Deny, Some(by), Reason::Denied);
@@ -255,7 +317,7 @@ impl<H> Asks<'_, H> {
     pub(super) fn about(&self, leaning: Leaning) -> About<'_, H> {
         let keeps_out = leaning == Leaning::ToMatch;
         match self {
-            Asks::Request(request) => About::Request(request),
+            Asks::Request(request) | Asks::Permitted(request) => About::Request(request),
             Asks::Opaque => About::Nothing { passes: keeps_out, may_be_http: false },
             // What it may ask for may be what lets it in, and not what keeps it out.
             Asks::Connection => About::Nothing { passes: !keeps_out, may_be_http: true },
@@ -303,11 +365,13 @@ impl Reason {
                         write!(f, "no rule of ALLOW policies matches, such as {}", by.name())
                     }
                     Reason::Denied => write!(f, "denied by {by}"),
-                    Reason::Custom => write!(
-                        f,
-                        "{by} has an external authorizer asked, which this version cannot do, so \
-                         that nothing passes that it matches"
-                    ),
+                    Reason::Custom => {
+                        let name = by.policy.spec().provider.as_deref().unwrap_or_default();
+                        write!(
+                            f,
+                            "{by} has `{name}` asked, an external authorizer, about HTTP alone"
+                        )
+                    }
                     Reason::Unreadable => {
                         let why = by.policy.spec().unreadable.as_deref().unwrap_or_default();
                         let name = by.name();

@@ -47,6 +47,8 @@ pub struct Spec {
     pub dry_run: bool,
     /// One of them is enough.
     pub rules: Vec<Rule>,
+    /// Who is asked about what they match: of CUSTOM.
+    pub provider: Option<Arc<str>>,
     /// Why it cannot be obeyed. Then nothing may pass.
     pub unreadable: Option<Box<str>>,
 }

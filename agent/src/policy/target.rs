@@ -67,6 +67,8 @@ mod tests {
         fn add(&mut self, _: &'static str, _: &[u8]) {}
 
         fn add_field(&mut self, _: &http::HeaderName, _: &[u8]) {}
+
+        fn each(&self, _: &mut dyn FnMut(&[u8], &[u8])) {}
     }
 
     impl AnyRequest for Line {

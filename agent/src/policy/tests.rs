@@ -404,11 +404,65 @@ fn custom_goes_before_deny_and_deny_before_allow() {
         "denied by rule 1 of DENY AuthorizationPolicy shop/deny"
     );
     assert!(
-        said(vec![allow(), deny(), custom()])
-            .starts_with("rule 0 of CUSTOM AuthorizationPolicy shop/custom has an external")
+        said(vec![allow(), deny(), custom()]).starts_with(
+            "rule 0 of CUSTOM AuthorizationPolicy shop/custom has `` asked, an external"
+        )
     );
     let never = policy("shop/never", Action::Custom, vec![when(vec![paths(&["/y"], &[])])]);
     assert!(said(vec![never]).starts_with("no policy"));
+}
+
+#[test]
+fn each_authorizer_is_asked_about_what_its_rules_match_and_deny_and_allow_follow() {
+    let custom = |name: &str, provider: &str, dry_run, tests| {
+        let provider = Some(provider.into());
+        let spec = Spec {
+            action: Action::Custom,
+            provider,
+            dry_run,
+            rules: vec![when(tests)],
+            ..Spec::default()
+        };
+        Policy::new(name, spec)
+    };
+    let method = |method| vec![Test::Method(lists(&[method], &[]))];
+    let policies = all(vec![
+        custom("shop/a", "one", false, method("GET")),
+        custom("shop/b", "two", false, method("POST")),
+        custom("shop/c", "one", false, method("POST")),
+        custom("shop/d", "three", true, method("GET")),
+        policy("shop/e", Action::Deny, vec![when(vec![paths(&["/x"], &[])])]),
+    ]);
+    assert_eq!(policies.authorizers(), 2, "one on trial asks nobody");
+    let asked = |method: &str, path: &str| -> Vec<String> {
+        let head = request(method, path, &[]);
+        let request = Request::new(&head).unwrap();
+        let connection = frontend();
+        let connection = connection.connection();
+        let asks = |at| {
+            let (name, by) = policies.asks(at, &connection, &request)?;
+            Some(format!("{name} by {}", by.name()))
+        };
+        (0..policies.authorizers()).filter_map(asks).collect()
+    };
+    assert_eq!(asked("GET", "/"), ["one by shop/a"]);
+    assert_eq!(asked("POST", "/"), ["one by shop/c", "two by shop/b"]);
+    assert_eq!(asked("PUT", "/"), [""; 0]);
+    let permitted = |path: &str| {
+        let head = request("GET", path, &[]);
+        let request = Request::new(&head).unwrap();
+        policies.decide(&frontend().connection(), &Asks::Permitted(&request)).verdict
+    };
+    assert_eq!((permitted("/"), permitted("/x")), (Verdict::Allow, Verdict::Deny));
+    // Without having been asked, nothing that it matches passes; and nobody can be about bytes.
+    let head = request("GET", "/", &[]);
+    let unasked = Request::new(&head).unwrap();
+    let unasked = policies.decide(&frontend().connection(), &Asks::Request(&unasked));
+    assert_eq!((unasked.verdict, unasked.reason), (Verdict::Deny, Reason::Custom));
+    assert_eq!(
+        (opaque(&policies, &frontend()), unknown(&policies, &frontend())),
+        (Verdict::Deny, Verdict::Allow)
+    );
 }
 
 #[test]

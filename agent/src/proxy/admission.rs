@@ -27,6 +27,7 @@ use tokio::{sync::watch, task::spawn_blocking};
 use super::{
     LocalPod, Proxy, authentication,
     authorization::{self, Told, Unauthorized, newest, note},
+    external::{More, permitted},
     inbound::Arrival,
     refusal::Refusal,
 };
@@ -180,7 +181,7 @@ async fn excused(
 }
 
 /// Whether something that policy would not let in is the kubelet's.
-async fn is_kubelet(proxy: &Proxy, arrival: &Arrival) -> bool {
+pub(super) async fn is_kubelet(proxy: &Proxy, arrival: &Arrival) -> bool {
     let is = arrival.principal.is_none() && prove(proxy, arrival).await.is_ok();
     if is {
         proxy.admissions.probes.fetch_add(1, Relaxed);
@@ -188,35 +189,61 @@ async fn is_kubelet(proxy: &Proxy, arrival: &Arrival) -> bool {
     is
 }
 
+/// A request that may go on.
+#[derive(Default)]
+pub(super) struct Passes {
+    /// What there is to tell of it.
+    pub(super) told: Told,
+    /// What its client is told beside the answer.
+    pub(super) more: More,
+}
+
 /// Asks about a request.
 pub(super) async fn admit_request(
-    proxy: &Proxy,
-    pod: &LocalPod,
+    proxy: &Arc<Proxy>,
+    pod: &Arc<LocalPod>,
     arrival: &Arrival,
     request: &mut (impl AnyRequest + Send),
-) -> Result<Told, Refusal> {
-    let authenticated = match authentication::asked(proxy, pod, request) {
-        Some(asking) => asking.await,
-        None => Ok(None),
-    };
-    let asked = authenticated
-        .and_then(|claims| authorization::request(proxy, pod, arrival, request, claims.as_ref()));
-    match asked {
+) -> Result<Passes, Refusal> {
+    match judge_request(proxy, pod, arrival, request).await {
         Err(refusal)
             if matches!(refusal.failure, Failure::AuthzDenied | Failure::JwtDenied)
                 && is_kubelet(proxy, arrival).await =>
         {
-            Ok(None)
+            Ok(Passes::default())
         }
-        Ok(told) => {
-            note(arrival, told.as_deref());
-            Ok(told)
+        Ok(passes) => {
+            note(arrival, passes.told.as_deref());
+            Ok(passes)
         }
         Err(refusal) => {
             note(arrival, refusal.judgement.as_deref());
             Err(refusal)
         }
     }
+}
+
+/// Who sends it, then those whom CUSTOM policies want asked, then the other policies, about what it is by
+/// then.
+async fn judge_request(
+    proxy: &Arc<Proxy>,
+    pod: &Arc<LocalPod>,
+    arrival: &Arrival,
+    request: &mut (impl AnyRequest + Send),
+) -> Result<Passes, Refusal> {
+    let claims = match authentication::asked(proxy, pod, request) {
+        Some(asking) => asking.await?,
+        None => None,
+    };
+    let claims = claims.as_ref();
+    let workload = newest(proxy, pod);
+    let more = match workload.authorization.authorizers() {
+        0 => More::default(),
+        // Boxed, as what few requests come to.
+        _ => Box::pin(permitted(proxy, pod, &workload, arrival, request, claims)).await?,
+    };
+    let told = authorization::request(proxy, pod, arrival, request, claims)?;
+    Ok(Passes { told, more })
 }
 
 /// Asks about a connection that turns out not to be HTTP, which stays `standing`.

@@ -41,6 +41,13 @@ struct Visit<'a> {
     app: SocketAddr,
 }
 
+impl Visit<'_> {
+    fn connection(&self) -> Connection<'_> {
+        let Self { principal, client, app } = *self;
+        Connection { principal, source: client.ip(), destination: app }
+    }
+}
+
 impl Arrival {
     fn visit(&self) -> Visit<'_> {
         Visit { principal: self.principal.as_ref(), client: self.client, app: self.app }
@@ -77,8 +84,40 @@ pub(super) fn opaque(
     judge(&arrival.visit(), &newest(proxy, pod).authorization, &Asks::<Parts>::Opaque)
 }
 
+/// Whether the authorizer of that number has to be asked about a request: its name, and the rule that says
+/// so. The request has the path then that it is judged by.
+pub(super) fn asks<'a>(
+    authorization: &'a Authorization,
+    authorizer: usize,
+    arrival: &Arrival,
+    request: &mut impl AnyRequest,
+    claims: Option<&Claims>,
+) -> Result<Option<(&'a Arc<str>, By<'a>)>, Refusal> {
+    let visit = arrival.visit();
+    let connection = visit.connection();
+    if request.method() == b"CONNECT" && request.target().path.is_empty() {
+        // Nobody can be asked about what comes behind it: it is denied below.
+        return Ok(None);
+    }
+    if !authorization.asks_path() {
+        let asked = Request::without_path(&*request).map_err(Refusal::no_path)?;
+        let asked = asked.with_claims(claims);
+        return Ok(authorization.asks(authorizer, &connection, &asked));
+    }
+    let (asks, path) = {
+        let asked = Request::new(&*request).map_err(Refusal::no_path)?.with_claims(claims);
+        let asks = authorization.asks(authorizer, &connection, &asked);
+        (asks, asked.rewritten().map(<[u8]>::to_vec))
+    };
+    if let Some(path) = path {
+        request.set_path(&path);
+    }
+    Ok(asks)
+}
+
 /// Asks about a request, whose token says `claims`. Where paths matter, it goes on with the path that was
-/// judged: what the application makes of another way to write it could be another path.
+/// judged: what the application makes of another way to write it could be another path. Whoever
+/// CUSTOM policies want asked has been.
 pub(super) fn request(
     proxy: &Proxy,
     pod: &LocalPod,
@@ -93,7 +132,7 @@ pub(super) fn request(
     }
     if !authorization.asks_requests() {
         let asked = Request::unread(&*request);
-        return Ok(judge(&visit, authorization, &Asks::Request(&asked))?);
+        return Ok(judge(&visit, authorization, &Asks::Permitted(&asked))?);
     }
     if request.method() == b"CONNECT" && request.target().path.is_empty() {
         // What comes behind it is not looked into.
@@ -102,11 +141,11 @@ pub(super) fn request(
     if !authorization.asks_path() {
         let asked = Request::without_path(&*request).map_err(Refusal::no_path)?;
         let asked = asked.with_claims(claims);
-        return Ok(judge(&visit, authorization, &Asks::Request(&asked))?);
+        return Ok(judge(&visit, authorization, &Asks::Permitted(&asked))?);
     }
     let (told, path) = {
         let asked = Request::new(&*request).map_err(Refusal::no_path)?.with_claims(claims);
-        let told = judge(&visit, authorization, &Asks::Request(&asked))?;
+        let told = judge(&visit, authorization, &Asks::Permitted(&asked))?;
         (told, asked.rewritten().map(<[u8]>::to_vec))
     };
     if let Some(path) = path {
@@ -151,11 +190,7 @@ fn judge<H: AnyRequest>(
     if authorization.is_empty() {
         return Ok(None);
     }
-    let connection = Connection {
-        principal: visit.principal,
-        source: visit.client.ip(),
-        destination: visit.app,
-    };
+    let connection = visit.connection();
     let decision = authorization.decide(&connection, asks);
     let is_denied = decision.verdict == Verdict::Deny;
     let denied = decision.by.filter(|_| is_denied);

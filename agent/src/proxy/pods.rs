@@ -10,6 +10,7 @@ use std::{
 use arc_swap::ArcSwap;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
+use super::Channels;
 use crate::{
     capture::PodDialer,
     http::h2::Pool,
@@ -34,6 +35,8 @@ pub struct LocalPod {
     pub inbound: Pool,
     /// A lock of this pod's own: a concurrent map is 17 KB.
     outbound: Mutex<HashMap<Option<Principal>, Pool>>,
+    /// Whom it has others asked by.
+    pub authorizers: Channels,
     workload: ArcSwap<Workload>,
     released: CancellationToken,
     /// What it holds of the agent's budgets.
@@ -55,6 +58,7 @@ impl LocalPod {
             dialer,
             tunnels,
             outbound: Mutex::default(),
+            authorizers: Channels::default(),
             inbound: Pool::new(limits.buffered_in()),
             limits: Arc::new(limits),
             workload: ArcSwap::new(workload),

@@ -97,6 +97,10 @@ pub enum Failure {
     AuthzDenied,
     /// Its token is not good.
     JwtDenied,
+    /// An external authorizer said no.
+    ExtAuthzDenied,
+    /// One was to be asked, and could not be.
+    ExtAuthzError,
     /// It came in plaintext, which the workload does not accept.
     MutualTlsRequired,
     /// A pod of the mesh that has no valid certificate is neither let in nor out.
@@ -140,6 +144,9 @@ impl Failure {
             Failure::ResetLocal => "reset_local",
             Failure::AuthzDenied => "authz_denied",
             Failure::JwtDenied => "jwt_denied",
+            // As Envoy has it in `response_code_details`.
+            Failure::ExtAuthzDenied => "ext_authz_denied",
+            Failure::ExtAuthzError => "ext_authz_error",
             Failure::MutualTlsRequired => "mutual_tls_required",
             Failure::CertificateMissing => "certificate_missing",
             Failure::NoHealthyUpstream => "no_healthy_upstream",
@@ -165,6 +172,8 @@ impl Failure {
             | Failure::JwtDenied
             | Failure::MutualTlsRequired
             | Failure::CertificateMissing => "DENY",
+            // Envoy's for both.
+            Failure::ExtAuthzDenied | Failure::ExtAuthzError => "UAEX",
             Failure::NoHealthyUpstream => "UH",
             Failure::DrainTimeout => "DT",
             Failure::PodLeft => "LR",

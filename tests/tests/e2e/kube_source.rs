@@ -108,7 +108,7 @@ async fn watches_become(
     eventually(what, || async {
         let status = Agent::status(node)?;
         let watches = status["watches"].as_array().map(Vec::as_slice).unwrap_or_default();
-        assert_eq!(watches.len(), 8, "{status}");
+        assert_eq!(watches.len(), 9, "{status}");
         Ok(watches.iter().all(&is).then_some(()))
     })
     .await
@@ -363,7 +363,7 @@ async fn connections_that_break_are_made_anew_without_listing() -> anyhow::Resul
         cluster.api.pod_with(&cluster.mesh.near, &labels);
         wait_until_captured(&cluster.mesh.a, &cluster.mesh.near, mode == "ambient").await?;
     }
-    assert_eq!(cluster.api.asked("sendInitialEvents=true"), 8, "each kind was listed once");
+    assert_eq!(cluster.api.asked("sendInitialEvents=true"), 9, "each kind was listed once");
     assert_eq!(cluster.api.asked("limit="), 0, "nothing was listed in pages");
     Ok(())
 }

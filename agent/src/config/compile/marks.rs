@@ -10,8 +10,8 @@ use std::{
 use super::{Compiler, Facts, Key, Table};
 use crate::{
     config::facts::{
-        AuthorizationPolicyFacts, NamespaceFacts, NetworkPolicyFacts, PeerAuthenticationFacts,
-        PodFacts, RequestAuthenticationFacts, ServiceFacts, SliceFacts,
+        AuthorizationPolicyFacts, MeshConfigFacts, NamespaceFacts, NetworkPolicyFacts,
+        PeerAuthenticationFacts, PodFacts, RequestAuthenticationFacts, ServiceFacts, SliceFacts,
     },
     mesh::{PodUid, Workload},
 };
@@ -31,6 +31,7 @@ pub(super) struct Marks {
     pub(super) network_policies: bool,
     pub(super) authorization_policies: bool,
     pub(super) request_authentications: bool,
+    pub(super) mesh_config: bool,
     pub(super) nodes: bool,
 }
 
@@ -204,6 +205,20 @@ impl Fact for RequestAuthenticationFacts {
     fn changed(compiler: &mut Compiler, key: &Key, _: Option<Self>) {
         compiler.marks.request_authentications = true;
         compiler.mark_pods_of_policies_in(&key.0);
+    }
+}
+
+impl Fact for MeshConfigFacts {
+    fn table(facts: &Facts) -> &Table<Self> {
+        &facts.mesh_config
+    }
+
+    fn table_mut(facts: &mut Facts) -> &mut Table<Self> {
+        &mut facts.mesh_config
+    }
+
+    fn changed(compiler: &mut Compiler, _: &Key, _: Option<Self>) {
+        compiler.marks.mesh_config = true;
     }
 }
 

@@ -28,14 +28,17 @@ use super::{
     MeshSettings,
     authorization_policy::AuthorizationPolicies,
     facts::{
-        AuthorizationPolicyFacts, NamespaceFacts, NetworkPolicyFacts, PeerAuthenticationFacts,
-        PodFacts, RequestAuthenticationFacts, ServiceFacts, SliceFacts,
+        AuthorizationPolicyFacts, MeshConfigFacts, NamespaceFacts, NetworkPolicyFacts,
+        PeerAuthenticationFacts, PodFacts, RequestAuthenticationFacts, ServiceFacts, SliceFacts,
     },
     network_policy::NetworkPolicies,
     peer_authentication::Policies,
     request_authentication::RequestAuthentications,
 };
-use crate::mesh::{PodUid, RootNamespace, Snapshot};
+use crate::{
+    mesh::{PodUid, RootNamespace, Snapshot},
+    policy::Providers,
+};
 use claims::Disputes;
 pub(super) use claims::{Claim, Conflict};
 use counts::Counts;
@@ -60,6 +63,8 @@ pub(super) struct Facts {
     pub(super) network_policies: Table<NetworkPolicyFacts>,
     pub(super) authorization_policies: Table<AuthorizationPolicyFacts>,
     pub(super) request_authentications: Table<RequestAuthenticationFacts>,
+    /// There is one at most.
+    pub(super) mesh_config: Table<MeshConfigFacts>,
     /// Whether there may be policies of kinds that the CNI alone understands; `None` where that
     /// is not known, which counts as if there were some.
     pub(super) cni_policies: Option<bool>,
@@ -171,6 +176,7 @@ impl Compiler {
             network_policies,
             authorization_policies,
             request_authentications,
+            mesh_config,
             cni_policies,
         } = facts;
         self.replace_all(namespaces);
@@ -181,6 +187,7 @@ impl Compiler {
         self.replace_all(network_policies);
         self.replace_all(authorization_policies);
         self.replace_all(request_authentications);
+        self.replace_all(mesh_config);
         self.set_cni_policies(cni_policies);
     }
 
@@ -228,6 +235,7 @@ impl Compiler {
         let mut patch = self.patch_of_services(&mut services);
         patch.nodes = marks.nodes.then(|| self.other_nodes()).flatten();
         let cni_policies = self.facts.cni_policies.unwrap_or(true);
+        patch.providers = marks.mesh_config.then(|| self.other_providers()).flatten();
         patch.cni_policies = Some(cni_policies).filter(|is| *is != self.snapshot.cni_policies);
         changed |= !patch.is_empty();
         self.snapshot.apply(patch);
@@ -239,6 +247,13 @@ impl Compiler {
         let pods = self.pods_in_dispute.conflicts(|claim, key| self.precedence(claim, key));
         let services = self.services_in_dispute.conflicts(|claim, key| self.precedence(claim, key));
         pods.into_iter().chain(services).collect()
+    }
+
+    /// The external authorizers, where they are others than in the snapshot.
+    fn other_providers(&self) -> Option<Arc<Providers>> {
+        let config = self.facts.mesh_config.values().next();
+        let providers = config.map(|config| config.providers.clone()).unwrap_or_default();
+        (providers != **self.snapshot.providers()).then(|| Arc::new(providers))
     }
 
     /// The addresses of nodes, where they are others than in the snapshot; none where no Service has a

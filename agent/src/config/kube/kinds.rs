@@ -8,7 +8,7 @@ use std::{
 use k8s_openapi::{
     Metadata, Resource,
     api::{
-        core::v1::{Namespace, Pod, Service},
+        core::v1::{ConfigMap, Namespace, Pod, Service},
         discovery::v1::EndpointSlice,
         networking::v1::NetworkPolicy,
     },
@@ -27,10 +27,10 @@ use crate::config::{
     compile::{Fact, Key},
     error::{Place, Problem},
     facts::{
-        AuthorizationPolicyFacts, NamespaceFacts, NetworkPolicyFacts, PeerAuthenticationFacts,
-        PodFacts, RequestAuthenticationFacts, ServiceFacts, SliceFacts,
+        AuthorizationPolicyFacts, MeshConfigFacts, NamespaceFacts, NetworkPolicyFacts,
+        PeerAuthenticationFacts, PodFacts, RequestAuthenticationFacts, ServiceFacts, SliceFacts,
     },
-    network_policy,
+    mesh_config, network_policy,
     object::{Object, named},
     peer_authentication::{self, PeerAuthentication},
     request_authentication::{self, RequestAuthentication},
@@ -54,6 +54,8 @@ pub(super) trait Kind: Fact + Send + 'static {
     /// For a kind that need not be installed: the versions it is read in, the one to ask for first.
     /// Empty for those that every server has.
     const OPTIONAL_VERSIONS: &'static [&'static str] = &[];
+    /// The one name whose objects are asked for, in the root namespace; otherwise all, in every one.
+    const ONLY: Option<&'static str> = None;
 
     /// What is to be kept of an object, if anything.
     fn read(object: &Object<Self::Object>, reader: &Reader) -> Result<Option<Self>, Problem>;
@@ -116,6 +118,11 @@ impl Reader {
             }
         };
         (key, verdict)
+    }
+
+    /// The namespace whose policies hold for all.
+    pub(super) fn root_namespace(&self) -> &str {
+        self.settings.root_namespace.as_str()
     }
 
     /// Lets go of what no object has in common any more.
@@ -282,5 +289,23 @@ impl Kind for RequestAuthenticationFacts {
 
     fn change(delta: Delta<Self>) -> Change {
         Change::RequestAuthentications(delta)
+    }
+}
+
+impl Kind for MeshConfigFacts {
+    type Object = ConfigMap;
+
+    const PLURAL: &'static str = "configmaps";
+    const ONLY: Option<&'static str> = Some(mesh_config::NAME);
+
+    fn read(map: &Object<ConfigMap>, reader: &Reader) -> Result<Option<Self>, Problem> {
+        match mesh_config::is_it(map, &reader.settings.root_namespace) {
+            true => mesh_config::read(map).map(Some),
+            false => Ok(None),
+        }
+    }
+
+    fn change(delta: Delta<Self>) -> Change {
+        Change::MeshConfig(delta)
     }
 }

@@ -32,8 +32,8 @@ use tokio::{
 use super::{
     ConfigError, MeshSettings, SourceState,
     facts::{
-        AuthorizationPolicyFacts, NamespaceFacts, NetworkPolicyFacts, PeerAuthenticationFacts,
-        PodFacts, RequestAuthenticationFacts, ServiceFacts, SliceFacts,
+        AuthorizationPolicyFacts, MeshConfigFacts, NamespaceFacts, NetworkPolicyFacts,
+        PeerAuthenticationFacts, PodFacts, RequestAuthenticationFacts, ServiceFacts, SliceFacts,
     },
 };
 use crate::{causes::causes, essential::Essential, mesh::SnapshotStore};
@@ -101,6 +101,7 @@ impl KubeSource {
         watch(watching.of::<NetworkPolicyFacts>(5).boxed());
         watch(watching.of::<AuthorizationPolicyFacts>(6).boxed());
         watch(watching.of::<RequestAuthenticationFacts>(7).boxed());
+        watch(watching.of::<MeshConfigFacts>(8).boxed());
         Self { state, told, _following: following }
     }
 

@@ -17,15 +17,16 @@ use crate::{
         MeshSettings,
         compile::{Facts, Key, Table},
         facts::{
-            AuthorizationPolicyFacts, NamespaceFacts, NetworkPolicyFacts, PeerAuthenticationFacts,
-            PodFacts, RequestAuthenticationFacts, ServiceFacts, SliceFacts,
+            AuthorizationPolicyFacts, MeshConfigFacts, NamespaceFacts, NetworkPolicyFacts,
+            PeerAuthenticationFacts, PodFacts, RequestAuthenticationFacts, ServiceFacts,
+            SliceFacts,
         },
     },
     mesh::TrustDomain,
 };
 
 /// Counts up when the form changes: what another version wrote is not guessed at.
-const FORMAT: u32 = 6;
+const FORMAT: u32 = 7;
 
 /// Where the facts are saved, and for which mesh.
 #[derive(Clone, Debug)]
@@ -37,7 +38,7 @@ pub(super) struct SavedFacts {
 
 /// The file, with lists of each kind that are read or written.
 #[derive(Deserialize, Serialize)]
-struct Saved<N, P, S, E, A, W, Z, R> {
+struct Saved<N, P, S, E, A, W, Z, R, M> {
     format: u32,
     /// Identities hold it, so that the facts are of use in this one only.
     trust_domain: String,
@@ -53,6 +54,7 @@ struct Saved<N, P, S, E, A, W, Z, R> {
     network_policies: W,
     authorization_policies: Z,
     request_authentications: R,
+    mesh_config: M,
     cni_policies: Option<bool>,
 }
 
@@ -65,6 +67,7 @@ type Read = Saved<
     Vec<(Key, NetworkPolicyFacts)>,
     Vec<(Key, AuthorizationPolicyFacts)>,
     Vec<(Key, RequestAuthenticationFacts)>,
+    Vec<(Key, MeshConfigFacts)>,
 >;
 
 /// A table, written entry by entry.
@@ -129,6 +132,7 @@ impl SavedFacts {
             network_policies: saved.network_policies.into_iter().collect(),
             authorization_policies: saved.authorization_policies.into_iter().collect(),
             request_authentications: saved.request_authentications.into_iter().collect(),
+            mesh_config: saved.mesh_config.into_iter().collect(),
             cni_policies: saved.cni_policies,
         };
         Ok(Some((facts, SystemTime::UNIX_EPOCH + Duration::from_secs(saved.saved_at))))
@@ -150,6 +154,7 @@ impl SavedFacts {
             network_policies: Written(&facts.network_policies),
             authorization_policies: Written(&facts.authorization_policies),
             request_authentications: Written(&facts.request_authentications),
+            mesh_config: Written(&facts.mesh_config),
             cni_policies: facts.cni_policies,
         };
         let folder = self.path.parent().unwrap_or(Path::new("/"));

@@ -12,15 +12,16 @@ use crate::{
         compile::{Compiler, Facts, Key},
         error::Problem,
         facts::{
-            AuthorizationPolicyFacts, NamespaceFacts, NetworkPolicyFacts, PeerAuthenticationFacts,
-            PodFacts, RequestAuthenticationFacts, ServiceFacts, SliceFacts,
+            AuthorizationPolicyFacts, MeshConfigFacts, NamespaceFacts, NetworkPolicyFacts,
+            PeerAuthenticationFacts, PodFacts, RequestAuthenticationFacts, ServiceFacts,
+            SliceFacts,
         },
     },
     mesh::PodUid,
 };
 
 /// The kinds that are watched.
-pub(super) const KINDS: [&str; 8] = [
+pub(super) const KINDS: [&str; 9] = [
     NamespaceFacts::PLURAL,
     PodFacts::PLURAL,
     ServiceFacts::PLURAL,
@@ -29,6 +30,7 @@ pub(super) const KINDS: [&str; 8] = [
     NetworkPolicyFacts::PLURAL,
     AuthorizationPolicyFacts::PLURAL,
     RequestAuthenticationFacts::PLURAL,
+    MeshConfigFacts::PLURAL,
 ];
 
 /// What an object comes to: facts, nothing the mesh needs to know of, or a problem.
@@ -87,6 +89,7 @@ pub(super) enum Change {
     NetworkPolicies(Delta<NetworkPolicyFacts>),
     AuthorizationPolicies(Delta<AuthorizationPolicyFacts>),
     RequestAuthentications(Delta<RequestAuthenticationFacts>),
+    MeshConfig(Delta<MeshConfigFacts>),
     /// Whether the server has kinds of policies that the CNI alone understands.
     CniPolicies(bool),
     /// The addresses of a pod, from elsewhere; none when it ends.
@@ -131,6 +134,7 @@ impl Tables {
             Change::NetworkPolicies(delta) => self.apply_to(delta),
             Change::AuthorizationPolicies(delta) => self.apply_to(delta),
             Change::RequestAuthentications(delta) => self.apply_to(delta),
+            Change::MeshConfig(delta) => self.apply_to(delta),
             Change::CniPolicies(there_are) => self.compiler.set_cni_policies(Some(there_are)),
             Change::Addresses(uid, ips) => self.given.note(uid, ips, &mut self.compiler),
         }

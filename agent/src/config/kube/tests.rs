@@ -2,7 +2,10 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use k8s_openapi::api::{core::v1::Pod, networking::v1::NetworkPolicy};
+use k8s_openapi::api::{
+    core::v1::{ConfigMap, Pod},
+    networking::v1::NetworkPolicy,
+};
 use serde_json::json;
 
 use super::{
@@ -77,6 +80,7 @@ fn tables(pods: Vec<(Key, Verdict<PodFacts>)>) -> Tables {
     tables.apply(Change::NetworkPolicies(Delta::All(Vec::new())));
     tables.apply(Change::AuthorizationPolicies(Delta::All(Vec::new())));
     tables.apply(Change::RequestAuthentications(Delta::All(Vec::new())));
+    tables.apply(Change::MeshConfig(Delta::All(Vec::new())));
     assert!(!tables.are_complete());
     tables.apply(Change::Pods(Delta::All(pods)));
     assert!(tables.are_complete());
@@ -189,6 +193,7 @@ async fn a_snapshot_says_itself_whether_a_pod_that_it_does_not_name_exists() {
         Change::NetworkPolicies(Delta::All(Vec::new())),
         Change::AuthorizationPolicies(Delta::All(Vec::new())),
         Change::RequestAuthentications(Delta::All(Vec::new())),
+        Change::MeshConfig(Delta::All(Vec::new())),
         Change::Pods(Delta::All(vec![read(&reader, web)])),
     ] {
         changes.send(change).await.unwrap();
@@ -398,13 +403,15 @@ fn what_the_cni_alone_understands_is_there_until_the_server_says_otherwise() {
 
 #[test]
 fn every_kind_is_watched_under_its_own_name() {
-    let [namespaces, pods, services, slices, policies, network, authorization, tokens] = KINDS;
+    let [namespaces, pods, services, slices, policies, network, authorization, tokens, mesh] =
+        KINDS;
     assert_eq!([namespaces, pods, services], ["namespaces", "pods", "services"]);
     assert_eq!(
         [slices, policies, network],
         ["endpointslices", "peerauthentications", "networkpolicies"]
     );
     assert_eq!([authorization, tokens], ["authorizationpolicies", "requestauthentications"]);
+    assert_eq!(mesh, "configmaps");
 }
 
 #[test]
@@ -473,4 +480,36 @@ fn a_request_authentication_that_cannot_be_read_is_in_force_as_such_unless_it_on
     assert_eq!(set("a", rule("jwksUri")), (said(true), 2));
     assert_eq!(set("a", json!({"jwtRules": [{"issuer": "i"}]})), (said(false), 1));
     assert_eq!(set("a", rule("later")), (said(false), 2));
+}
+
+#[test]
+fn mesh_config_of_the_root_namespace_names_authorizers_and_a_broken_one_stays_what_it_was() {
+    let reader = reader();
+    let mut tables = tables(Vec::new());
+    let mut set = |namespace: &str, mesh: &str| {
+        let metadata = json!({"name": "istio", "namespace": namespace});
+        let object = json!({"metadata": metadata, "data": {"mesh": mesh}});
+        let arrival = Arrival::of(serde_json::from_value::<ConfigMap>(object).unwrap()).unwrap();
+        let (key, verdict) = reader.read(arrival);
+        tables.apply(Change::MeshConfig(Delta::Set(key, verdict)));
+        let snapshot = compile(&mut tables);
+        let state = |read: &Result<_, _>| if read.is_ok() { "read" } else { "refused" };
+        let providers = snapshot.providers().iter();
+        let said: Vec<_> =
+            providers.map(|(name, read)| format!("{name} {}", state(read))).collect();
+        (said.join(", "), tables.problems().len())
+    };
+    let one = |name: &str, port: u32| {
+        format!(
+            "{{name: {name}, envoyExtAuthzGrpc: {{service: a.b.svc.cluster.local, port: {port}}}}}"
+        )
+    };
+    let mesh = |providers: &[String]| format!("extensionProviders: [{}]", providers.join(", "));
+    assert_eq!(set("shop", &mesh(&[one("a", 1)])), (String::new(), 0));
+    assert_eq!(set("istio-system", &mesh(&[one("a", 1)])), ("a read".into(), 0));
+    // One that cannot be obeyed leaves the others alone.
+    let both = mesh(&[one("a", 1), one("b", 0)]);
+    assert_eq!(set("istio-system", &both), ("a read, b refused".into(), 0));
+    assert_eq!(set("istio-system", "extensionProviders: {"), ("a read, b refused".into(), 1));
+    assert_eq!(set("istio-system", ""), (String::new(), 0));
 }

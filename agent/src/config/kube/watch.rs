@@ -210,7 +210,7 @@ impl<F: Kind> Watch<F> {
 
     /// Lists by a watch that begins with every object, and goes on watching.
     async fn list_streamed(&mut self) -> Result<bool, Broken> {
-        let parameters = WatchParams { send_initial_events: true, ..parameters() };
+        let parameters = WatchParams { send_initial_events: true, ..parameters::<F>() };
         let mut events = match self.open(&parameters, "").await {
             // Servers before 1.32, or with the gate WatchList off, refuse what they do not know.
             Err(Broken::Failed(Error::Api(status))) if matches!(status.code, 400 | 422) => {
@@ -239,7 +239,8 @@ impl<F: Kind> Watch<F> {
     /// Lists page by page.
     async fn list_in_pages(&mut self) -> Result<(), Broken> {
         let mut all = Vec::new();
-        let mut page = ListParams::default().limit(PAGE);
+        let mut page = ListParams { field_selector: named::<F>(), ..ListParams::default() };
+        page = page.limit(PAGE);
         loop {
             let request = self.request().list(&page).map_err(Error::BuildRequest)?;
             let answer = Page::<F::Object>::ask(&self.client, request);
@@ -264,7 +265,7 @@ impl<F: Kind> Watch<F> {
 
     /// Goes on from `version`.
     async fn resume(&mut self, version: &str) -> Result<bool, Broken> {
-        let events = self.open(&parameters(), version).await?;
+        let events = self.open(&parameters::<F>(), version).await?;
         self.stream(events).await
     }
 
@@ -335,7 +336,10 @@ impl<F: Kind> Watch<F> {
     fn request(&self) -> Request {
         match F::OPTIONAL_VERSIONS.get(self.asked_version) {
             Some(version) => Request::new(format!("/apis/{version}/{}", F::PLURAL)),
-            None => Request::new(<F::Object as kube::Resource>::url_path(&(), None)),
+            None => {
+                let namespace = F::ONLY.map(|_| self.reader.root_namespace());
+                Request::new(<F::Object as kube::Resource>::url_path(&(), namespace))
+            }
         }
     }
 
@@ -352,9 +356,15 @@ impl<F: Kind> Watch<F> {
     }
 }
 
-fn parameters() -> WatchParams {
+fn parameters<F: Kind>() -> WatchParams {
     let seconds = rand::random_range(WATCH_SECONDS);
-    WatchParams { timeout: Some(seconds), ..WatchParams::default() }
+    let field_selector = named::<F>();
+    WatchParams { timeout: Some(seconds), field_selector, ..WatchParams::default() }
+}
+
+/// Selects the objects that are asked for, where that is not all.
+fn named<F: Kind>() -> Option<String> {
+    F::ONLY.map(|name| format!("metadata.name={name}"))
 }
 
 fn error_of(status: Box<Status>) -> Broken {

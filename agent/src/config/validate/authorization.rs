@@ -167,7 +167,7 @@ fn as_a_whole(
                         whom no other keeps out";
             Some(policy.problem(&spec, what).hint(hint))
         }
-        Action::Deny | Action::Custom => match rules.iter().position(everything) {
+        Action::Deny => match rules.iter().position(everything) {
             Some(at) => {
                 let steps = [Step::Field("spec"), Step::Field("rules"), at.into()];
                 let what = format!(
@@ -186,9 +186,9 @@ fn as_a_whole(
             }
             None => None,
         },
-        Action::Audit if rules.is_empty() => {
+        Action::Audit | Action::Custom if rules.is_empty() => {
             Some(policy.problem(&spec, "does nothing: it has no rules").hint("`rules: [{}]`"))
         }
-        Action::Allow | Action::Audit => None,
+        Action::Allow | Action::Audit | Action::Custom => None,
     }
 }

@@ -230,6 +230,13 @@ macro_rules! fields {
                 debug_assert!(value.iter().all(is_value));
                 self.marked.add(name.as_str(), value);
             }
+
+            fn each(&self, show: &mut dyn FnMut(&[u8], &[u8])) {
+                let marked = &self.marked;
+                for line in marked.lines.iter().filter(|line| !line.gone) {
+                    show(marked.of(line, line.name), marked.of(line, line.value));
+                }
+            }
         }
 
         impl Lines for $head {

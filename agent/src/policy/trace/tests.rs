@@ -77,6 +77,7 @@ fn spec() -> impl Strategy<Value = Spec> {
             dry_run,
             rules,
             unreadable: unreadable.then(|| "why".into()),
+            ..Spec::default()
         },
     )
 }
@@ -100,14 +101,16 @@ fn head() -> impl Strategy<Value = Parts> {
 }
 
 /// Who decides, as it follows from what came of each rule.
-fn decided(traced: &[TracedPolicy]) -> (Verdict, Option<(&str, Option<usize>)>) {
+fn decided(traced: &[TracedPolicy], may_be_http: bool) -> (Verdict, Option<(&str, Option<usize>)>) {
     let of = |action: &'static str| {
         traced.iter().filter(move |policy| policy.action == action && !policy.dry_run)
     };
     if let Some(policy) = traced.iter().find(|policy| policy.unreadable.is_some()) {
         return (Verdict::Deny, Some((&policy.name, None)));
     }
-    for action in ["CUSTOM", "DENY"] {
+    // What may be HTTP is asked about with its requests.
+    let keeping_out = if may_be_http { &["DENY"][..] } else { &["CUSTOM", "DENY"] };
+    for action in keeping_out {
         if let Some(by) = of(action).find_map(matching) {
             return (Verdict::Deny, Some(by));
         }
@@ -155,7 +158,7 @@ proptest! {
         };
         let decision = authorization.decide(&connection, &asks);
         let traced = authorization.trace(&connection, &asks);
-        let (verdict, who) = decided(&traced);
+        let (verdict, who) = decided(&traced, matches!(asks, Asks::Connection));
         prop_assert_eq!(decision.verdict, verdict);
         prop_assert_eq!(by(&decision), who.map(|(name, rule)| (name.to_owned(), rule)));
         if !matches!(asks, Asks::Connection) {

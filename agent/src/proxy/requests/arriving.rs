@@ -91,7 +91,7 @@ impl web::Handler for Arriving {
             return Err(report.refuse(refusal));
         }
         match admit_request(proxy, pod, arrival, request).await {
-            Ok(told) => report.judged(told),
+            Ok(passes) => report.passes(passes),
             Err(refusal) => return Err(report.refuse(refusal)),
         }
         let _under_way = arrival.cut.request();

@@ -3,6 +3,7 @@
 use std::{
     fmt,
     net::SocketAddr,
+    pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -25,6 +26,8 @@ use crate::{
     telemetry::{Failure, Flow},
 };
 use bytes::{Bytes, BytesMut};
+use tokio::io::DuplexStream;
+use tokio_util::sync::CancellationToken;
 
 /// Endpoints of one connection of which it is kept what spans say about them.
 const MOST_FLOWS: usize = 16;
@@ -82,6 +85,30 @@ pub(in crate::proxy) fn departing(
             web::Served::Tunnel(led) => Box::pin(upgraded(led, &buffered)).await,
         }
     }
+}
+
+/// Answers what the agent itself asks on behalf of a pod, at the other end of `client`.
+pub(in crate::proxy) fn asked_here(
+    outbound: Outbound,
+    client: DuplexStream,
+) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+    let buffered = outbound.pod.limits.buffered_out().clone();
+    let handler =
+        Departing { outbound: Arc::new(outbound), next: Arc::default(), flows: Mutex::default() };
+    // Whoever asks says when it is over.
+    let endless = CancellationToken::new();
+    Box::pin(async move {
+        match web::http1(client, BytesMut::new(), None, &handler, &buffered, &endless).await {
+            // What an authorizer switches to is nothing that was asked for.
+            web::Served::Done | web::Served::Tunnel(_) => {}
+            web::Served::Http2(client, read) => {
+                let client = Prefixed::new(read.freeze(), client);
+                if let Err(error) = web::h2::serve(client, &handler, &buffered, &endless).await {
+                    tracing::debug!(%error, "a connection to an authorizer ended");
+                }
+            }
+        }
+    })
 }
 
 /// Carries what a request has led to that is no HTTP.
@@ -232,7 +259,7 @@ impl web::Handler for Departing {
                 return Err(report.refuse(refusal));
             }
             match admit_request(proxy, pod, &arrival, request).await {
-                Ok(told) => report.judged(told),
+                Ok(passes) => report.passes(passes),
                 Err(refusal) => return Err(report.refuse(refusal)),
             }
             server = Some((pod.clone(), arrival));

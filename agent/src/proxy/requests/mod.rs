@@ -11,7 +11,7 @@ mod report;
 mod upstream;
 
 pub(super) use arriving::arriving;
-pub(super) use departing::{First, departing};
+pub(super) use departing::{First, asked_here, departing};
 pub(super) use upstream::Upstream;
 
 use std::{future::Future, sync::Arc};
@@ -52,6 +52,8 @@ fn answer(status: u16, failure: Failure) -> Answer {
     let text = match failure {
         // As Envoy words it, and without a line's end.
         Failure::AuthzDenied => "RBAC: access denied".to_owned(),
+        // As Envoy has it, which says nothing.
+        Failure::ExtAuthzDenied | Failure::ExtAuthzError => String::new(),
         failure => format!("sluice: {}\n", failure.as_str()),
     };
     Answer::new(status, text)
@@ -124,4 +126,6 @@ impl Fields for Unreadable {
     fn add(&mut self, _name: &'static str, _value: &[u8]) {}
 
     fn add_field(&mut self, _name: &HeaderName, _value: &[u8]) {}
+
+    fn each(&self, _show: &mut dyn FnMut(&[u8], &[u8])) {}
 }

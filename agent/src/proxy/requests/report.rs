@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::{answer, failure_of};
 use crate::{
     http::{Answer, AnyRequest, AnyResponse, Ended, Fields},
-    proxy::{Proxy, cut::Cut, refusal::Refusal},
+    proxy::{Proxy, admission::Passes, cut::Cut, external::More, refusal::Refusal},
     telemetry::{Cause, Failure, Flow, HttpSpan, Judgement, TcpSpan},
 };
 
@@ -17,6 +17,8 @@ pub(super) struct Report {
     /// The client's side first. On one node the server's is here too.
     near: Option<Side>,
     far: Option<Side>,
+    /// What authorizers want the client to be told.
+    more: More,
     sent: u64,
     received: u64,
 }
@@ -37,7 +39,8 @@ impl Report {
     ) -> Self {
         let span = proxy.telemetry.http_request(&flow, request);
         let near = Some(Side { span, flow });
-        Self { proxy: proxy.clone(), cut, near, far: None, sent: 0, received: 0 }
+        let more = More::default();
+        Self { proxy: proxy.clone(), cut, near, far: None, more, sent: 0, received: 0 }
     }
 
     /// Begins the server's side too.
@@ -58,7 +61,8 @@ impl Report {
         self.received += bytes as u64;
     }
 
-    pub(super) fn response(&mut self, head: &impl AnyResponse) {
+    pub(super) fn response(&mut self, head: &mut impl AnyResponse) {
+        self.more.add_to(head);
         self.sides().for_each(|side| side.span.response(head));
     }
 
@@ -81,6 +85,12 @@ impl Report {
         {
             side.span.judged(judgement);
         }
+    }
+
+    /// It goes on, to an application whose answer gets `more`.
+    pub(super) fn passes(&mut self, Passes { told, more }: Passes) {
+        self.judged(told);
+        self.more = more;
     }
 
     /// The same where no answer came, for the reason that `ended` has.

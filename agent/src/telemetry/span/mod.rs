@@ -128,6 +128,7 @@ fn network_type(address: SocketAddr) -> &'static str {
 
 /// A server that refuses by policy has done its job: its span is no error.
 fn is_error(failure: Failure, reporter: Reporter) -> bool {
-    let is_verdict = matches!(failure, Failure::AuthzDenied | Failure::JwtDenied);
+    let is_verdict =
+        matches!(failure, Failure::AuthzDenied | Failure::JwtDenied | Failure::ExtAuthzDenied);
     !(is_verdict && reporter == Reporter::Destination)
 }

@@ -1,7 +1,9 @@
 //! Who may ask what of whom, by AuthorizationPolicy, on every way in.
 
 mod attributes;
+mod conformance;
 mod explained;
+mod external;
 mod paths;
 mod raw_http2;
 mod tokens;
