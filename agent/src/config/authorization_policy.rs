@@ -155,7 +155,6 @@ pub(super) struct AuthorizationPolicies {
     policies: Selection<Policy>,
     /// What was put together already, by the addresses of the policies, which are held above.
     known: HashMap<Vec<usize>, Arc<Authorization>>,
-    nothing: Arc<Authorization>,
 }
 
 impl AuthorizationPolicies {
@@ -183,7 +182,7 @@ impl AuthorizationPolicies {
     ) -> Arc<Authorization> {
         let policies = self.policies.of(namespace, labels, services);
         if policies.is_empty() {
-            return if former.is_empty() { former.clone() } else { self.nothing.clone() };
+            return Authorization::none();
         }
         let key = policies.iter().map(|policy| Arc::as_ptr(policy).addr()).collect();
         let known =

@@ -124,7 +124,6 @@ pub(super) struct Policies {
     workloads: HashMap<Arc<str>, Vec<Policy>>,
     /// What was put together already, by a workload's namespace and what selects it there.
     known: HashMap<(Arc<str>, Option<Key>), Arc<MutualTls>>,
-    nothing: Arc<MutualTls>,
 }
 
 #[derive(Clone, Debug)]
@@ -167,7 +166,7 @@ impl Policies {
         }
         let in_scope = [self.mesh.as_ref(), self.namespaces.get(namespace), selecting];
         let mtls = if in_scope.iter().all(Option::is_none) {
-            self.nothing.clone()
+            MutualTls::none()
         } else {
             let mut mtls = MutualTls::default();
             for policy in in_scope.into_iter().flatten() {

@@ -97,7 +97,6 @@ pub(super) struct RequestAuthentications {
     all: Selection<jwt::RequestAuthentication>,
     /// What was put together already, by the addresses of the objects, which are held above.
     known: HashMap<Vec<usize>, Arc<Authentication>>,
-    nothing: Arc<Authentication>,
 }
 
 impl RequestAuthentications {
@@ -125,7 +124,7 @@ impl RequestAuthentications {
     ) -> Arc<Authentication> {
         let selecting = self.all.of(namespace, labels, services);
         if selecting.is_empty() {
-            return if former.is_empty() { former.clone() } else { self.nothing.clone() };
+            return Authentication::none();
         }
         let key = selecting.iter().map(|one| Arc::as_ptr(one).addr()).collect();
         let known =

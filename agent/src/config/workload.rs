@@ -16,9 +16,13 @@ use super::{
     shared::Shared,
     yaml::Step,
 };
-use crate::mesh::{
-    DATAPLANE_MODE, Owner, PodUid, Principal, REDIRECTION, REDIRECTION_ENABLED, TrustDomain,
-    Workload,
+use crate::{
+    jwt::Authentication,
+    mesh::{
+        DATAPLANE_MODE, MutualTls, Owner, PodUid, Principal, REDIRECTION, REDIRECTION_ENABLED,
+        TrustDomain, Workload,
+    },
+    policy::Authorization,
 };
 
 /// Annotation of a pod in a file: where its network namespace is.
@@ -71,9 +75,9 @@ pub(super) fn read(
         meshed: false,
         captured: captured(pod),
         policed: None,
-        mtls: Arc::default(),
-        authorization: Arc::default(),
-        authentication: Arc::default(),
+        mtls: MutualTls::none(),
+        authorization: Authorization::none(),
+        authentication: Authentication::none(),
         starts: if is_here { starts(pod) } else { 0 },
         netns: netns.filter(|_| is_here),
         resource_attributes: annotations

@@ -2,7 +2,11 @@
 
 mod unverified;
 
-use std::{collections::HashSet, fmt, sync::Arc};
+use std::{
+    collections::HashSet,
+    fmt,
+    sync::{Arc, LazyLock},
+};
 
 use http::HeaderName;
 use serde_json::{Map, Value};
@@ -84,6 +88,12 @@ enum Outcome {
 }
 
 impl Authentication {
+    /// Of none: one for all workloads, which most of a large mesh have.
+    pub fn none() -> Arc<Self> {
+        static NONE: LazyLock<Arc<Authentication>> = LazyLock::new(Arc::default);
+        NONE.clone()
+    }
+
     /// Of those that select a workload.
     pub fn new(all: Vec<Arc<RequestAuthentication>>) -> Self {
         let mut order = Vec::new();

@@ -1,6 +1,10 @@
 //! Whether a workload insists on mutual TLS, by Istio's PeerAuthentication.
 
-use std::{collections::BTreeMap, fmt, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    sync::{Arc, LazyLock},
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -35,6 +39,12 @@ pub struct MutualTls {
 }
 
 impl MutualTls {
+    /// Where no policy says anything: one for all workloads, which most of a large mesh have.
+    pub fn none() -> Arc<Self> {
+        static NONE: LazyLock<Arc<MutualTls>> = LazyLock::new(Arc::default);
+        NONE.clone()
+    }
+
     /// What holds for one port of the workload.
     pub fn on(&self, port: u16) -> &PortMutualTls {
         self.ports.get(&port).unwrap_or(&self.usual)

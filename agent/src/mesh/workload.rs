@@ -109,13 +109,13 @@ pub struct Workload {
     pub policed: Option<Arc<Policed>>,
     /// What it accepts on its ports. Settled by policies together with the rest of the mesh, and
     /// never saved without those.
-    #[serde(skip)]
+    #[serde(skip, default = "MutualTls::none")]
     pub mtls: Arc<MutualTls>,
     /// Who may ask what of it. Settled and saved as the former.
-    #[serde(skip)]
+    #[serde(skip, default = "Authorization::none")]
     pub authorization: Arc<Authorization>,
     /// Which tokens requests to it may have. Settled and saved as the former.
-    #[serde(skip)]
+    #[serde(skip, default = "Authentication::none")]
     pub authentication: Arc<Authentication>,
     /// How often its containers have started so far. A change tells that the pod's network
     /// namespace may be there now, or be another one.

@@ -1,6 +1,9 @@
 //! All policies of one workload, and the one function that decides.
 
-use std::{fmt, sync::Arc};
+use std::{
+    fmt,
+    sync::{Arc, LazyLock},
+};
 
 use super::{
     check::About,
@@ -103,6 +106,12 @@ pub enum Reason {
 }
 
 impl Authorization {
+    /// Of no policy: one for all workloads, which most of a large mesh have.
+    pub fn none() -> Arc<Self> {
+        static NONE: LazyLock<Arc<Authorization>> = LazyLock::new(Arc::default);
+        NONE.clone()
+    }
+
     /// Of the policies that select a workload, in the order in which they are asked.
     pub fn new(policies: Vec<Arc<Policy>>) -> Self {
         let numbered = || (0..).zip(&policies).map(|(at, policy)| (at, policy, policy.spec()));

@@ -9,7 +9,9 @@ use std::{
 use super::{Claim, Compiler, Key};
 use crate::{
     config::facts::PodFacts,
-    mesh::{Patch, PodUid, Workload},
+    jwt::Authentication,
+    mesh::{MutualTls, Patch, PodUid, Workload},
+    policy::Authorization,
 };
 
 impl Compiler {
@@ -92,7 +94,7 @@ impl Compiler {
             let mtls = self.policies.of(&key.0, &known.labels);
             (mtls, self.network_policies.of(&key.0, &known.labels))
         } else {
-            Default::default()
+            (MutualTls::none(), None)
         };
         // Whom others let in is for their nodes' agents to say.
         let (authorization, authentication) = if meshed && self.snapshot.is_local(known) {
@@ -105,7 +107,7 @@ impl Compiler {
                 authentications.of(&key.0, labels, services, &former.authentication),
             )
         } else {
-            Default::default()
+            (Authorization::none(), Authentication::none())
         };
         let mut workload = known.clone();
         let before = (

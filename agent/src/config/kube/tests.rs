@@ -222,11 +222,18 @@ async fn while_the_api_server_is_away_nobody_waits_for_its_word() {
 #[test]
 fn pods_of_one_deployment_share_what_they_have_in_common() {
     let reader = reader();
-    let read = |name, ip| read(&reader, pod(name, ip, json!({}))).1.unwrap().unwrap();
-    let (one, two) = (read("web-1", "10.0.0.1").workload, read("web-2", "10.0.0.2").workload);
-    assert!(std::sync::Arc::ptr_eq(&one.labels, &two.labels));
-    assert!(std::sync::Arc::ptr_eq(&one.owner, &two.owner));
-    assert!(std::sync::Arc::ptr_eq(&one.namespace, &two.namespace));
+    let both = [("web-1", "10.0.0.1"), ("web-2", "10.0.0.2")];
+    let mut tables = tables(both.map(|(name, ip)| read(&reader, pod(name, ip, json!({})))).into());
+    let snapshot = compile(&mut tables);
+    let both = both.map(|(_, ip)| snapshot.workload(ip.parse().unwrap()).unwrap().clone());
+    let [one, two] = both;
+    assert!(Arc::ptr_eq(&one.labels, &two.labels));
+    assert!(Arc::ptr_eq(&one.owner, &two.owner));
+    assert!(Arc::ptr_eq(&one.namespace, &two.namespace));
+    // What policies say is the same for all of whom they say nothing.
+    assert!(Arc::ptr_eq(&one.mtls, &two.mtls));
+    assert!(Arc::ptr_eq(&one.authorization, &two.authorization));
+    assert!(Arc::ptr_eq(&one.authentication, &two.authentication));
 }
 
 #[test]
