@@ -231,18 +231,21 @@ async fn judge_request(
     arrival: &Arrival,
     request: &mut (impl AnyRequest + Send),
 ) -> Result<Passes, Refusal> {
-    let claims = match authentication::asked(proxy, pod, request) {
-        Some(asking) => asking.await?,
-        None => None,
-    };
+    let mut workload = newest(proxy, pod);
+    let mut claims = None;
+    if let Some(asking) = authentication::asked(proxy, &workload, request) {
+        claims = asking.await?;
+        // Meanwhile policies may have changed.
+        workload = newest(proxy, pod);
+    }
     let claims = claims.as_ref();
-    let workload = newest(proxy, pod);
-    let more = match workload.authorization.authorizers() {
-        0 => More::default(),
+    let mut more = More::default();
+    if workload.authorization.authorizers() > 0 {
         // Boxed, as what few requests come to.
-        _ => Box::pin(permitted(proxy, pod, &workload, arrival, request, claims)).await?,
-    };
-    let told = authorization::request(proxy, pod, arrival, request, claims)?;
+        more = Box::pin(permitted(proxy, pod, &workload, arrival, request, claims)).await?;
+        workload = newest(proxy, pod);
+    }
+    let told = authorization::request(&workload.authorization, arrival, request, claims)?;
     Ok(Passes { told, more })
 }
 

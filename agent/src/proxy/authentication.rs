@@ -7,10 +7,11 @@ use std::{
 
 use http::{HeaderMap, HeaderValue, header};
 
-use super::{LocalPod, Proxy, authorization::newest, refusal::Refusal};
+use super::{Proxy, refusal::Refusal};
 use crate::{
     http::{Answer, AnyRequest},
     jwt::{Authentication, Fault, Refused},
+    mesh::Workload,
     policy::Claims,
     telemetry::{Failure, Judgement, Ruling},
 };
@@ -21,17 +22,17 @@ const MOST_OF_PATH: usize = 256;
 /// What becomes of a request: what its token claims, where it has one.
 type Asking<'a> = Pin<Box<dyn Future<Output = Result<Option<Claims>, Refusal>> + Send + 'a>>;
 
-/// Asks about the token of a request; `None` where nothing of the pod speaks of tokens. The request is then
+/// Asks about the token of a request; `None` where nothing of `workload` speaks of tokens. The request is then
 /// as the application is to see it.
 pub(super) fn asked<'a>(
     proxy: &'a Proxy,
-    pod: &LocalPod,
+    workload: &Workload,
     request: &'a mut (impl AnyRequest + Send),
 ) -> Option<Asking<'a>> {
-    let authentication = newest(proxy, pod).authentication.clone();
-    if authentication.is_empty() {
+    if workload.authentication.is_empty() {
         return None;
     }
+    let authentication = workload.authentication.clone();
     // Boxed, as what few pods come to: others would carry its size along.
     Some(Box::pin(async move { ask(proxy, &authentication, request).await }))
 }

@@ -119,14 +119,12 @@ pub(super) fn asks<'a>(
 /// judged: what the application makes of another way to write it could be another path. Whoever
 /// CUSTOM policies want asked has been.
 pub(super) fn request(
-    proxy: &Proxy,
-    pod: &LocalPod,
+    authorization: &Authorization,
     arrival: &Arrival,
     request: &mut impl AnyRequest,
     claims: Option<&Claims>,
 ) -> Result<Told, Refusal> {
-    let (workload, visit) = (newest(proxy, pod), arrival.visit());
-    let authorization = &*workload.authorization;
+    let visit = arrival.visit();
     if authorization.is_empty() {
         return Ok(None);
     }
