@@ -63,8 +63,13 @@ impl Compiler {
             }
             addresses.extend(pod.addresses());
         }
-        let was_its = |(key, uid): &&(Key, PodUid)| self.at(key, uid).is_some();
-        patch.pods_gone.extend(retired.iter().filter(was_its).map(|(_, uid)| uid.clone()));
+        // One that is back already was looked at above.
+        let is_back = |key: &Key, uid: &PodUid| {
+            self.facts.pods.get(key).is_some_and(|pod| pod.workload.uid == *uid)
+        };
+        let has_gone =
+            |(key, uid): &&(Key, PodUid)| self.at(key, uid).is_some() && !is_back(key, uid);
+        patch.pods_gone.extend(retired.iter().filter(has_gone).map(|(_, uid)| uid.clone()));
         if !patch.pods_gone.is_empty() {
             // One pod may have the UID that another has just lost.
             let taken: HashSet<_> = patch.pods.iter().map(|pod| &pod.uid).collect();

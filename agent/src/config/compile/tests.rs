@@ -360,10 +360,8 @@ proptest! {
     }
 }
 
-#[test]
-fn who_is_left_out_is_told_until_what_it_claims_is_free() {
-    let mut compiler = Compiler::new(settings());
-    let pod = |name: &str, ip: &str| PodFacts {
+fn ready(name: &str, ip: &str) -> PodFacts {
+    PodFacts {
         workload: Arc::new(testing::workload(name, ip)),
         host_addresses: Box::default(),
         node_addresses: Arc::from([]),
@@ -372,16 +370,36 @@ fn who_is_left_out_is_told_until_what_it_claims_is_free() {
         condition: Condition::Ready,
         ports: Arc::from([]),
         created: 0,
-    };
-    let key = |name: &str| -> Key { ("shop".into(), name.into()) };
+    }
+}
+
+fn key_of(name: &str) -> Key {
+    ("shop".into(), name.into())
+}
+
+#[test]
+fn a_pod_that_goes_and_is_back_before_anybody_looked_stays() {
+    let mut compiler = Compiler::new(settings());
+    compiler.set(key_of("a"), Some(ready("a", "10.0.0.1")));
+    assert!(compiler.compile());
+    compiler.set::<PodFacts>(key_of("a"), None);
+    compiler.set(key_of("a"), Some(ready("a", "10.0.0.1")));
+    compiler.compile();
+    let names: Vec<_> = compiler.snapshot().workloads().map(|pod| pod.name.to_string()).collect();
+    assert_eq!(names, ["a"]);
+}
+
+#[test]
+fn who_is_left_out_is_told_until_what_it_claims_is_free() {
+    let mut compiler = Compiler::new(settings());
     for name in ["a", "b"] {
-        compiler.set(key(name), Some(pod(name, "10.0.0.1")));
+        compiler.set(key_of(name), Some(ready(name, "10.0.0.1")));
         compiler.compile();
     }
     let [conflict] = compiler.conflicts().try_into().unwrap();
     assert_eq!(conflict.claim, Claim::PodAddress("10.0.0.1".parse().unwrap()));
-    assert_eq!((conflict.owner, conflict.claimant), (key("a"), key("b")));
-    compiler.set::<PodFacts>(key("a"), None);
+    assert_eq!((conflict.owner, conflict.claimant), (key_of("a"), key_of("b")));
+    compiler.set::<PodFacts>(key_of("a"), None);
     assert!(compiler.compile());
     assert!(compiler.conflicts().is_empty());
     let names: Vec<_> = compiler.snapshot().workloads().map(|pod| pod.name.to_string()).collect();
