@@ -4,10 +4,7 @@
 mod rules;
 mod values;
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    sync::Arc,
-};
+use std::sync::Arc;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::{Deserialize, de::IgnoredAny};
@@ -15,10 +12,11 @@ use serde::{Deserialize, de::IgnoredAny};
 use super::{
     compile::{Key, Table},
     error::{Problem, meant_or_all},
-    facts::{AuthorizationPolicyFacts, Selects, ServiceFacts},
+    facts::{AuthorizationPolicyFacts, Selects},
+    in_force::{InForce, Together},
     object::Object,
     security_kind::security_kind,
-    selection::{self, PolicyTargetReference, Selection, Targets, WorkloadSelector, are_same},
+    selection::{self, PolicyTargetReference, Targets, WorkloadSelector},
 };
 use crate::{
     mesh::{RootNamespace, TrustDomain},
@@ -150,47 +148,29 @@ fn dry_run(policy: &Object<AuthorizationPolicy>) -> Result<bool, Problem> {
 }
 
 /// All policies, by their namespaces.
-#[derive(Clone, Debug, Default)]
-pub(super) struct AuthorizationPolicies {
-    policies: Selection<Policy>,
-    /// What was put together already, by the addresses of the policies, which are held above.
-    known: HashMap<Vec<usize>, Arc<Authorization>>,
+pub(super) type AuthorizationPolicies = InForce<Authorization>;
+
+impl InForce<Authorization> {
+    pub(super) fn new(all: &Table<AuthorizationPolicyFacts>, root: &RootNamespace) -> Self {
+        let all =
+            all.iter().map(|((namespace, _), facts)| (namespace, &facts.selects, &facts.policy));
+        Self::of_all(all, root)
+    }
 }
 
-impl AuthorizationPolicies {
-    pub(super) fn new(all: &Table<AuthorizationPolicyFacts>, root: &RootNamespace) -> Self {
-        let mut policies = Selection::new(root);
-        for ((namespace, _), facts) in all {
-            policies.add(namespace, &facts.selects, &facts.policy);
-        }
-        Self { policies, ..Self::default() }
+impl Together for Authorization {
+    type Policy = Policy;
+
+    fn none() -> Arc<Self> {
+        Self::none()
     }
 
-    /// Whether a policy of `namespace` is about the pods of Services.
-    pub(super) fn speak_of_services(&self, namespace: &str) -> bool {
-        self.policies.speaks_of_services(namespace)
+    fn of(policies: Vec<Arc<Self::Policy>>) -> Self {
+        Self::new(policies)
     }
 
-    /// What is in force for a workload of `namespace` with `labels`, for which `former` was. Most have it
-    /// in common with others, and with what they had before.
-    pub(super) fn of(
-        &mut self,
-        namespace: &Arc<str>,
-        labels: &BTreeMap<String, String>,
-        services: &Table<ServiceFacts>,
-        former: &Arc<Authorization>,
-    ) -> Arc<Authorization> {
-        let policies = self.policies.of(namespace, labels, services);
-        if policies.is_empty() {
-            return Authorization::none();
-        }
-        let key = policies.iter().map(|policy| Arc::as_ptr(policy).addr()).collect();
-        let known =
-            self.known.entry(key).or_insert_with(|| match are_same(former.policies(), &policies) {
-                true => former.clone(),
-                false => Arc::new(Authorization::new(policies)),
-            });
-        known.clone()
+    fn policies(&self) -> &[Arc<Self::Policy>] {
+        self.policies()
     }
 }
 

@@ -13,6 +13,7 @@ mod error;
 mod facts;
 pub mod files;
 mod foreign;
+mod in_force;
 pub mod kube;
 mod manifest;
 mod mesh_config;

@@ -3,10 +3,7 @@
 
 mod rules;
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    sync::Arc,
-};
+use std::sync::Arc;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::{Deserialize, de::IgnoredAny};
@@ -14,10 +11,11 @@ use serde::{Deserialize, de::IgnoredAny};
 use super::{
     compile::{Key, Table},
     error::Problem,
-    facts::{RequestAuthenticationFacts, Selects, ServiceFacts},
+    facts::{RequestAuthenticationFacts, Selects},
+    in_force::{InForce, Together},
     object::Object,
     security_kind::security_kind,
-    selection::{self, PolicyTargetReference, Selection, Targets, WorkloadSelector, are_same},
+    selection::{self, PolicyTargetReference, Targets, WorkloadSelector},
 };
 use crate::{
     jwt::{self, Authentication, Spec},
@@ -92,47 +90,30 @@ fn named(namespace: &str, name: &str) -> String {
 }
 
 /// All RequestAuthentications, by their namespaces.
-#[derive(Clone, Debug, Default)]
-pub(super) struct RequestAuthentications {
-    all: Selection<jwt::RequestAuthentication>,
-    /// What was put together already, by the addresses of the objects, which are held above.
-    known: HashMap<Vec<usize>, Arc<Authentication>>,
+pub(super) type RequestAuthentications = InForce<Authentication>;
+
+impl InForce<Authentication> {
+    pub(super) fn new(all: &Table<RequestAuthenticationFacts>, root: &RootNamespace) -> Self {
+        let all = all
+            .iter()
+            .map(|((namespace, _), facts)| (namespace, &facts.selects, &facts.authentication));
+        Self::of_all(all, root)
+    }
 }
 
-impl RequestAuthentications {
-    pub(super) fn new(all: &Table<RequestAuthenticationFacts>, root: &RootNamespace) -> Self {
-        let mut selection = Selection::new(root);
-        for ((namespace, _), facts) in all {
-            selection.add(namespace, &facts.selects, &facts.authentication);
-        }
-        Self { all: selection, ..Self::default() }
+impl Together for Authentication {
+    type Policy = jwt::RequestAuthentication;
+
+    fn none() -> Arc<Self> {
+        Self::none()
     }
 
-    /// Whether one of `namespace` is about the pods of Services.
-    pub(super) fn speak_of_services(&self, namespace: &str) -> bool {
-        self.all.speaks_of_services(namespace)
+    fn of(policies: Vec<Arc<Self::Policy>>) -> Self {
+        Self::new(policies)
     }
 
-    /// What is in force for a workload of `namespace` with `labels`, for which `former` was. Most have it
-    /// in common with others, and with what they had before.
-    pub(super) fn of(
-        &mut self,
-        namespace: &Arc<str>,
-        labels: &BTreeMap<String, String>,
-        services: &Table<ServiceFacts>,
-        former: &Arc<Authentication>,
-    ) -> Arc<Authentication> {
-        let selecting = self.all.of(namespace, labels, services);
-        if selecting.is_empty() {
-            return Authentication::none();
-        }
-        let key = selecting.iter().map(|one| Arc::as_ptr(one).addr()).collect();
-        let known =
-            self.known.entry(key).or_insert_with(|| match are_same(former.all(), &selecting) {
-                true => former.clone(),
-                false => Arc::new(Authentication::new(selecting)),
-            });
-        known.clone()
+    fn policies(&self) -> &[Arc<Self::Policy>] {
+        self.all()
     }
 }
 

@@ -150,7 +150,7 @@ fn service<T: Metadata<Ty = ObjectMeta>>(
 }
 
 /// All policies of a kind, by their namespaces.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(super) struct Selection<P> {
     root: Arc<str>,
     namespaces: HashMap<Arc<str>, Vec<(Selects, Arc<P>)>>,
@@ -159,6 +159,12 @@ pub(super) struct Selection<P> {
 impl<P> Default for Selection<P> {
     fn default() -> Self {
         Self { root: Arc::default(), namespaces: HashMap::new() }
+    }
+}
+
+impl<P> Clone for Selection<P> {
+    fn clone(&self) -> Self {
+        Self { root: self.root.clone(), namespaces: self.namespaces.clone() }
     }
 }
 
@@ -203,9 +209,4 @@ impl<P> Selection<P> {
         }
         selecting
     }
-}
-
-/// Whether these are the very same policies.
-pub(super) fn are_same<P>(before: &[Arc<P>], now: &[Arc<P>]) -> bool {
-    before.len() == now.len() && before.iter().zip(now).all(|(one, other)| Arc::ptr_eq(one, other))
 }
