@@ -26,6 +26,7 @@ pub struct Authorization {
     /// The first that nobody can obey.
     unreadable: Option<u32>,
     asks_requests: bool,
+    /// Whether some rule is about paths: what is sent on has to be what was judged.
     asks_path: bool,
 }
 
@@ -200,11 +201,6 @@ impl Authorization {
     /// Whether two requests on one connection may be answered differently.
     pub fn asks_requests(&self) -> bool {
         self.asks_requests
-    }
-
-    /// Whether some rule is about paths: what is sent on has to be what was judged.
-    pub fn asks_path(&self) -> bool {
-        self.asks_path
     }
 
     /// A request as its rules look at it.

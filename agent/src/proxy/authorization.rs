@@ -99,20 +99,9 @@ pub(super) fn asks<'a>(
         // Nobody can be asked about what comes behind it: it is denied below.
         return Ok(None);
     }
-    if !authorization.asks_path() {
-        let asked = Request::without_path(&*request).map_err(Refusal::no_path)?;
-        let asked = asked.with_claims(claims);
-        return Ok(authorization.asks(authorizer, &connection, &asked));
-    }
-    let (asks, path) = {
-        let asked = Request::new(&*request).map_err(Refusal::no_path)?.with_claims(claims);
-        let asks = authorization.asks(authorizer, &connection, &asked);
-        (asks, asked.rewritten().map(<[u8]>::to_vec))
-    };
-    if let Some(path) = path {
-        request.set_path(&path);
-    }
-    Ok(asks)
+    read(authorization, request, claims, |asked| {
+        Ok(authorization.asks(authorizer, &connection, asked))
+    })
 }
 
 /// Asks about a request, whose token says `claims`. Where paths matter, it goes on with the path that was
@@ -128,28 +117,35 @@ pub(super) fn request(
     if authorization.is_empty() {
         return Ok(None);
     }
-    if !authorization.asks_requests() {
-        let asked = Request::unread(&*request);
-        return Ok(judge(&visit, authorization, &Asks::Permitted(&asked))?);
-    }
-    if request.method() == b"CONNECT" && request.target().path.is_empty() {
+    if authorization.asks_requests()
+        && request.method() == b"CONNECT"
+        && request.target().path.is_empty()
+    {
         // What comes behind it is not looked into.
         judge(&visit, authorization, &Asks::<Parts>::Opaque)?;
     }
-    if !authorization.asks_path() {
-        let asked = Request::without_path(&*request).map_err(Refusal::no_path)?;
+    read(authorization, request, claims, |asked| {
+        Ok(judge(&visit, authorization, &Asks::Permitted(asked))?)
+    })
+}
+
+/// Has a request judged in the form in which policies read it, and gives it the path that was judged.
+fn read<H: AnyRequest, T>(
+    authorization: &Authorization,
+    request: &mut H,
+    claims: Option<&Claims>,
+    judge: impl FnOnce(&Request<'_, H>) -> Result<T, Refusal>,
+) -> Result<T, Refusal> {
+    let (said, path) = {
+        let asked = authorization.reading(&*request).map_err(Refusal::no_path)?;
         let asked = asked.with_claims(claims);
-        return Ok(judge(&visit, authorization, &Asks::Permitted(&asked))?);
-    }
-    let (told, path) = {
-        let asked = Request::new(&*request).map_err(Refusal::no_path)?.with_claims(claims);
-        let told = judge(&visit, authorization, &Asks::Permitted(&asked))?;
-        (told, asked.rewritten().map(<[u8]>::to_vec))
+        let said = judge(&asked)?;
+        (said, asked.rewritten().map(<[u8]>::to_vec))
     };
     if let Some(path) = path {
         request.set_path(&path);
     }
-    Ok(told)
+    Ok(said)
 }
 
 /// Waits until nothing may pass any more that `arrival` would carry to `pod`. Holds neither of them, nor
