@@ -20,6 +20,7 @@ use crate::{
     http1,
     latency::{Latencies, micros, millis},
     server::{self, Spoken},
+    table::median,
     version::{time_of, version},
 };
 
@@ -101,8 +102,8 @@ impl Policies {
             }
         }
         let differences = costs[0].iter().zip(&costs[1]).map(|(free, judged)| judged - free);
-        let more = median(differences.collect());
-        let [free, with] = costs.map(median);
+        let more = median(differences.collect()).unwrap_or_default();
+        let [free, with] = costs.map(|costs| median(costs).unwrap_or_default());
         println!("| CPU a request, no policy | {free:.2} µs |");
         println!("| CPU a request, all of them | {with:.2} µs |");
         println!("| the policies' part, median of {} pairs | {more:.2} µs |", self.rounds);
@@ -206,9 +207,4 @@ async fn wait_for(node: &Node, pod: &Pod, policies: usize) -> anyhow::Result<()>
         Ok((listed.map(Vec::len) == Some(policies)).then_some(()))
     })
     .await
-}
-
-fn median(mut figures: Vec<f64>) -> f64 {
-    figures.sort_by(f64::total_cmp);
-    figures.get(figures.len() / 2).copied().unwrap_or_default()
 }

@@ -56,10 +56,7 @@ impl Table {
     }
 
     fn median(&self, line: Line, column: Column) -> Option<f64> {
-        let mut values = self.values.get(&(line, column))?.clone();
-        values.sort_by(f64::total_cmp);
-        let (below, above) = (values.get((values.len() - 1) / 2)?, values.get(values.len() / 2)?);
-        Some((below + above) / 2.0)
+        median(self.values.get(&(line, column))?.clone())
     }
 
     /// A column's value as a multiple of the one it is compared with.
@@ -129,4 +126,11 @@ fn number(value: f64) -> String {
             text
         }
     }
+}
+
+/// The one in the middle, or between the two that are; none of none.
+pub(crate) fn median(mut values: Vec<f64>) -> Option<f64> {
+    values.sort_by(f64::total_cmp);
+    let (below, above) = (values.len().checked_sub(1)? / 2, values.len() / 2);
+    Some((values[below] + values[above]) / 2.0)
 }
